@@ -1,0 +1,31 @@
+"""flaxcls: AlexNet, ResNet and DenseNet in JAX, trained, proven and shipped.
+
+The names below are the public API. They load on first use, so that `import flaxcls` costs little.
+"""
+
+import importlib
+
+__version__ = '0.1.0'
+
+_HOME = {
+    'default_config': 'flaxcls.config',
+    'load_config': 'flaxcls.config',
+    'MODELS': 'flaxcls.models',
+    'create_model': 'flaxcls.models',
+    'train_and_evaluate': 'flaxcls.train',
+    'evaluate_workdir': 'flaxcls.evaluate',
+    'UserError': 'flaxcls.errors',
+    'RunError': 'flaxcls.errors',
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])

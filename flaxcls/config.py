@@ -1,0 +1,347 @@
+"""Every option of a run: the locked defaults, loading with overrides, and validation."""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from flaxcls.errors import UserError
+
+
+def default_config() -> ConfigDict:
+    """Returns the locked config that holds every option; experiments change values, not keys.
+
+    An option whose value is None is filled in, or left to the model's paper, as its comment says.
+    """
+    config = ConfigDict()
+    config.seed = 0  # Initial weights, order of examples and every random draw follow from it.
+    config.batch_size = 64  # Examples per step over all devices and processes.
+    config.num_epochs = 20  # Passes over the training set.
+    config.label_smoothing = 0.0  # Share of each label spread evenly over all classes, in training.
+    config.top_k = 5  # Also report how often the label is among the k best; capped by the classes.
+    config.log_every_steps = 50  # Steps between two records of the training metrics.
+    config.eval_every_epochs = 1  # Epochs between two evaluations; the last epoch always has one.
+    config.checkpoint_every_steps = 1000  # Beside those after each evaluation.
+    config.tensorboard = False  # Also write TensorBoard events (extra [tensorboard]).
+
+    config.model = ConfigDict()
+    config.model.name = 'resnet20'  # A row of flaxcls.models.MODELS.
+    config.model.num_classes = placeholder(int)  # None: as many as the data has.
+    config.model.dtype = 'float32'  # Of the computation; weights, statistics, loss stay float32.
+    config.model.dropout_rate = placeholder(float)  # None: as in the paper.
+    config.model.width_multiplier = placeholder(float)  # AlexNet, ResNet: scales the channels.
+    config.model.stage_sizes = placeholder(tuple)  # ResNet: residual blocks per stage.
+    config.model.block_sizes = placeholder(tuple)  # DenseNet: layers per dense block.
+    config.model.growth_rate = placeholder(int)  # DenseNet: channels that each layer adds (k).
+
+    config.batch_norm = ConfigDict()
+    config.batch_norm.group_size = placeholder(int)  # Examples sharing statistics; None: the batch.
+    config.batch_norm.momentum = 0.9  # Share of the old running statistics kept at each step.
+    config.batch_norm.eps = 1e-5  # Added to the variance.
+
+    config.data = ConfigDict()
+    config.data.source = 'digits'  # digits, fashion_mnist, tfds:NAME or folder:PATH.
+    config.data.data_dir = placeholder(str)  # Of TFDS; None: $TFDS_DATA_DIR, ~/tensorflow_datasets.
+    config.data.train_split = placeholder(str)  # None: train.
+    config.data.val_split = placeholder(str)  # None: the first of validation, val, test there is.
+    config.data.val_fraction = 0.2  # Held out of a folder that has class folders and no splits.
+    config.data.image_size = placeholder(int)  # Side in pixels; None: the model's usual size.
+    config.data.eval_crop_fraction = 1.0  # Side of the central crop / shorter side, in evaluation.
+    config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
+    config.data.std = (0.229, 0.224, 0.225)  # Then divided by.
+    config.data.num_threads = placeholder(int)  # Threads that decode images; None: one per core.
+
+    config.augment = ConfigDict()
+    config.augment.crop = 'none'  # none, pad (zero-pad and crop) or random_resized (Inception's).
+    config.augment.pad = 4  # Pixels on each side for crop=pad.
+    config.augment.min_area = 0.08  # Smallest share of the image that crop=random_resized takes.
+    config.augment.flip = False  # Mirror left-right with probability 1/2.
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = 'sgd'
+    config.optimizer.learning_rate = 0.1  # Peak, for a batch of base_batch_size examples.
+    config.optimizer.base_batch_size = 0  # Peak scales with batch_size / this; 0: it does not.
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4  # Added to the gradient as weight_decay * weight.
+    config.optimizer.decay_all = False  # Decay BatchNorm's parameters and the biases as well.
+
+    config.schedule = ConfigDict()
+    config.schedule.name = 'cosine'  # cosine, step or constant.
+    config.schedule.warmup_epochs = 0.0  # Linear rise to the peak; the first step is above zero.
+    config.schedule.milestones = ()  # step: epochs at which the rate is multiplied by decay_factor.
+    config.schedule.decay_factor = 0.1
+    return config.lock()
+
+
+# Options that a resumed run may change, since they leave the experiment's result alone.
+OBSERVING_OPTIONS = frozenset(
+    {'log_every_steps', 'eval_every_epochs', 'checkpoint_every_steps', 'tensorboard', 'top_k'}
+    | {'data.num_threads', 'data.data_dir'}
+)
+
+
+def load_config(path: str | None, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Returns the config of the experiment file `path` (None: the defaults) with overrides.
+
+    Args:
+      path: a Python file that defines `get_config()`.
+      overrides: dotted key -> value, or the value's text as on the command line.
+
+    Raises:
+      UserError: no such file, an unknown key, or a value of another type.
+    """
+    config = default_config() if path is None else _experiment(path)
+    for key, value in (overrides or {}).items():
+        set_option(config, key, value)
+    return config
+
+
+def _experiment(path: str) -> ConfigDict:
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
+        raise UserError(f'there is no config file {path!r}{nearest(path, names)}.')
+    spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
+    if spec is None:
+        raise UserError(f'{path!r} is no Python file with a get_config() function.')
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'the config file {path!r} does not run ({what}).') from error
+    unknown = [key for key, _ in options(config) if key not in dict(options(default_config()))]
+    if unknown:
+        raise UserError(f'{path!r} adds the key {unknown[0]!r}, which flaxcls does not know.')
+    return config
+
+
+def options(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) of every option, in the order of `default_config`."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from options(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def describe_options() -> str:
+    """Returns a line for each option: its key, its default, and what `default_config` says of it."""
+    source = inspect.getsource(default_config)
+    comments = dict(re.findall(r'^    config\.([\w.]+) = [^#\n]*# (.*)$', source, re.MULTILINE))
+    lines = []
+    for key, value in options(default_config()):
+        lines.append(f'  --config.{key}={value}'.ljust(44) + f'  {comments.get(key, "")}'.rstrip())
+    return '\n'.join(lines)
+
+
+def set_option(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets the option with dotted name `key`, converting `value` to the option's type.
+
+    Raises:
+      UserError: there is no such option, or the value is of another type.
+    """
+    keys = [known for known, _ in options(config)]
+    if key not in keys:
+        raise UserError(f'there is no option config.{key}{nearest(key, keys)}.')
+    *parents, name = key.split('.')
+    for parent in parents:
+        config = config[parent]
+    if (value is None or value == 'None') and _is_optional(key):
+        config[name] = None
+        return
+    kind = config.get_type(name)
+    try:
+        config[name] = _convert(value, kind)
+    except (ValueError, SyntaxError, TypeError, KeyError, OverflowError):
+        default = dict(options(default_config()))[key]
+        raise UserError(
+            f'config.{key}={value!r} is not {_KINDS[kind]}; the default is {default!r}.'
+        ) from None
+
+
+_KINDS = {
+    bool: 'true or false',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a text',
+    tuple: 'a list of numbers such as 3,4,6',
+}
+
+
+def _is_optional(key: str) -> bool:
+    return dict(options(default_config()))[key] is None
+
+
+def _convert(value: Any, kind: type) -> Any:
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
+    if kind is tuple:
+        value = ast.literal_eval(value) if isinstance(value, str) else value
+        value = tuple(value) if isinstance(value, Sequence) else (value,)
+        if not all(isinstance(item, int | float) for item in value):
+            raise TypeError
+        return value
+    if kind is bool:
+        return {'true': True, '1': True, 'false': False, '0': False}[str(value).lower()]
+    if isinstance(value, bool):
+        raise TypeError
+    number = float(value)
+    if kind is float:
+        return number
+    if number != int(number):
+        raise ValueError
+    # Whole numbers beyond 2**53 would lose digits on the way through float.
+    return int(value) if str(value).lstrip('+-').isdigit() else int(number)
+
+
+def nearest(word: str, candidates: Sequence[str]) -> str:
+    """Returns '; did you mean ...?' with the candidate most like `word`, or ''."""
+    near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
+    if not near:  # `dropout_rate` is best answered with `model.dropout_rate`.
+        near = [known for known in candidates if known.split('.')[-1] == word]
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError unless `value` is one of `choices`, naming the nearest."""
+    if value not in choices:
+        raise UserError(
+            f'config.{key}={value!r} is unknown{nearest(value, list(choices))}'
+            f'{"" if nearest(value, list(choices)) else "; choose from " + ", ".join(choices)}.'
+        )
+
+
+# Option -> (test, what it must be). None is allowed where the default is None.
+_RANGES = {
+    'seed': (lambda x: 0 <= x < 2**32, 'from 0 to 2**32 - 1'),
+    'batch_size': (lambda x: x > 0, 'positive'),
+    'num_epochs': (lambda x: x > 0, 'positive'),
+    'label_smoothing': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'top_k': (lambda x: x > 0, 'positive'),
+    'log_every_steps': (lambda x: x > 0, 'positive'),
+    'eval_every_epochs': (lambda x: x > 0, 'positive'),
+    'checkpoint_every_steps': (lambda x: x > 0, 'positive'),
+    'model.num_classes': (lambda x: x > 1, 'at least 2'),
+    'model.dropout_rate': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'model.width_multiplier': (lambda x: 0 < x < 100, 'above 0 and below 100'),
+    'model.stage_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
+    'model.block_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
+    'model.growth_rate': (lambda x: x > 0, 'positive'),
+    'batch_norm.group_size': (lambda x: x > 0, 'positive'),
+    'batch_norm.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'batch_norm.eps': (lambda x: x > 0, 'positive'),
+    'data.val_fraction': (lambda x: 0 < x < 1, 'between 0 and 1'),
+    'data.image_size': (lambda x: x > 0, 'positive'),
+    'data.eval_crop_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    'data.mean': (lambda x: len(x) == 3, 'three numbers, for red, green and blue'),
+    'data.std': (lambda x: len(x) == 3 and min(x) > 0, 'three positive numbers'),
+    'data.num_threads': (lambda x: x > 0, 'positive'),
+    'augment.pad': (lambda x: x > 0, 'positive'),
+    'augment.min_area': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    'optimizer.learning_rate': (lambda x: 0 < x < math.inf, 'positive'),
+    'optimizer.base_batch_size': (lambda x: x >= 0, 'zero or positive'),
+    'optimizer.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'optimizer.weight_decay': (lambda x: 0 <= x < math.inf, 'zero or positive'),
+    'schedule.warmup_epochs': (lambda x: x >= 0, 'zero or positive'),
+    'schedule.milestones': (lambda x: list(x) == sorted(set(x)), 'in rising order'),
+    'schedule.decay_factor': (lambda x: 0 < x < 1, 'between 0 and 1'),
+}
+
+_CHOICES = {
+    'model.dtype': ('float32', 'bfloat16'),
+    'augment.crop': ('none', 'pad', 'random_resized'),
+    'optimizer.name': ('sgd',),
+    'schedule.name': ('cosine', 'step', 'constant'),
+}
+
+
+def _positive_ints(values: Sequence[float]) -> bool:
+    return len(values) > 0 and all(isinstance(v, int) and v > 0 for v in values)
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError at the first value out of range and the first pair that contradicts."""
+    values = dict(options(config))
+    for key, (is_right, requirement) in _RANGES.items():
+        if values[key] is not None and not is_right(values[key]):
+            raise UserError(f'config.{key}={values[key]!r} must be {requirement}.')
+    for key, choices in _CHOICES.items():
+        require_choice(key, values[key], choices)
+    _refuse_contradictions(config)
+
+
+def _refuse_contradictions(config: ConfigDict) -> None:
+    schedule, epochs = config.schedule, config.num_epochs
+    if schedule.warmup_epochs >= epochs:
+        raise UserError(
+            f'config.schedule.warmup_epochs={schedule.warmup_epochs:g} leaves nothing of '
+            f'config.num_epochs={epochs}; warm up for less, or train for longer.'
+        )
+    if schedule.name == 'step' and not schedule.milestones:
+        raise UserError('config.schedule.name=step needs config.schedule.milestones, in epochs.')
+    if schedule.name != 'step' and schedule.milestones:
+        raise UserError(
+            f'config.schedule.milestones={schedule.milestones} belongs to schedule.name=step, '
+            f'and it is {schedule.name!r}; set one of the two.'
+        )
+    outside = [m for m in schedule.milestones if not schedule.warmup_epochs <= m < epochs]
+    if outside:
+        raise UserError(
+            f'config.schedule.milestones={schedule.milestones}: epoch {outside[0]:g} does not lie '
+            f'between the end of warm-up ({schedule.warmup_epochs:g}) and config.num_epochs={epochs}.'
+        )
+    if config.optimizer.nesterov and not config.optimizer.momentum:
+        raise UserError(
+            'config.optimizer.nesterov=True needs momentum above 0; '
+            'set config.optimizer.nesterov=false with config.optimizer.momentum=0.'
+        )
+    group, batch = config.batch_norm.group_size, config.batch_size
+    if group and batch % group:
+        raise UserError(
+            f'config.batch_norm.group_size={group} does not divide config.batch_size={batch}.'
+        )
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON text that `from_json` reads back."""
+    return config.to_json(indent=2) + '\n'
+
+
+def from_json(text: str) -> ConfigDict:
+    """Returns the config written by `to_json`.
+
+    Raises:
+      UserError: the text is no JSON, or has a key that this version does not know.
+    """
+    config = default_config()
+    try:
+        stored = ConfigDict(json.loads(text))
+    except ValueError as error:
+        raise UserError(f'the stored config is no JSON ({error}).') from None
+    for key, value in options(stored):
+        set_option(config, key, value)
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Returns the options that differ: dotted key -> (old value, new value)."""
+    new_values = dict(options(new))
+    return {
+        key: (value, new_values[key]) for key, value in options(old) if value != new_values[key]
+    }

@@ -1,0 +1,1 @@
+"""From a name such as `digits` or `folder:PATH` to batches of uint8 images."""

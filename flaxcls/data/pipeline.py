@@ -1,0 +1,146 @@
+"""(config, split) -> iterators of host batches.
+
+A training batch is a function of (seed, step): order and crops are drawn anew from these, and
+resuming at step k starts at k. Nothing else has to be remembered.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from flaxcls.data import images
+from flaxcls.data.sources import num_threads
+from flaxcls.data.splits import ArraySplit, Split
+from flaxcls.errors import RunError, UserError
+
+Batch = dict[str, np.ndarray]
+_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.
+_MAX_BYTES_RESIZED_IN_MEMORY = 2**31
+
+
+def steps_per_epoch(config: ConfigDict, split: Split) -> int:
+    """Returns the number of whole batches in the training set.
+
+    Raises:
+      UserError: there is none.
+    """
+    if config.batch_size > len(split):
+        raise UserError(
+            f'config.batch_size={config.batch_size} is larger than the training set of '
+            f'{len(split)} examples; choose a smaller one.'
+        )
+    return len(split) // config.batch_size
+
+
+def make_train_batches(
+    config: ConfigDict, split: Split, *, process_index: int = 0, process_count: int = 1
+) -> Callable[[int], Iterator[Batch]]:
+    """Returns start_step -> this process's share of the global batches from that step on.
+
+    Every epoch is a new permutation, drawn from (seed, epoch), cut to whole batches. A batch is
+    {'image': uint8 [B, S, S, 3], 'label': int32 [B]} with B = batch_size / process_count.
+
+    Args:
+      config: a full config.
+      split: the training examples.
+      process_index, process_count: each process reads consecutive rows of the global batch.
+    """
+    share = config.batch_size // process_count
+    first_row = process_index * share
+    load = _make_loader(config, split, random_crop=config.augment.crop == 'random_resized')
+
+    def load_step(step: int, indices: np.ndarray) -> Batch:
+        def make_rng(row: int) -> np.random.Generator:  # Of the example, not of a thread.
+            return np.random.default_rng((config.seed, step, first_row + row))
+
+        return load(indices[first_row : first_row + share], make_rng)
+
+    kept = steps_per_epoch(config, split) * config.batch_size
+    order = grain.MapDataset.range(len(split)).shuffle(seed=config.seed)[:kept]
+    batches = order.batch(config.batch_size).repeat(config.num_epochs).map_with_index(load_step)
+    return lambda start_step: iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
+
+
+def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator[Batch]]:
+    """Returns () -> batches with every example once, in order.
+
+    A batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]} with
+    B = batch_size; the last one is filled up with zeros that the mask leaves out.
+    """
+    load = _make_loader(config, split, random_crop=False)
+
+    def load_batch(first: int) -> Batch:
+        indices = np.arange(first, min(first + config.batch_size, len(split)))
+        batch = load(indices, make_rng=None) | {'mask': np.ones(len(indices), bool)}
+        missing = config.batch_size - len(indices)
+        return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
+
+    batches = grain.MapDataset.range(0, len(split), config.batch_size).map(load_batch)
+    return lambda: iter(batches.to_iter_dataset(_READ_AHEAD))
+
+
+def _make_loader(config: ConfigDict, split: Split, *, random_crop: bool) -> Callable[..., Batch]:
+    """Returns (indices [B], make_rng) -> {'image', 'label'}, the images cut to their size.
+
+    make_rng(row) gives the generator of an example, where crops are random.
+    """
+    size = config.data.image_size
+    fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
+    if random_crop:
+        cut = functools.partial(
+            images.random_resized_crop, size=size, min_area=config.augment.min_area
+        )
+        return _make_threaded_loader(config, split, lambda image, rng: cut(image, rng=rng))
+    cut = functools.partial(
+        images.resize_and_center_crop, size=size, crop_fraction=config.data.eval_crop_fraction
+    )
+    if isinstance(split, ArraySplit) and fits_in_memory:
+        return _make_memory_loader(split, cut)
+    return _make_threaded_loader(config, split, lambda image, rng: cut(image))
+
+
+def _make_memory_loader(split: ArraySplit, cut: Callable[..., np.ndarray]) -> Callable[..., Batch]:
+    """All images are cut now, so that a batch is one gather."""
+    resized = np.stack([cut(image) for image in split.images])
+
+    def load(indices: np.ndarray, make_rng: None) -> Batch:
+        del make_rng
+        return {'image': resized[indices], 'label': split.labels[indices]}
+
+    return load
+
+
+def _make_threaded_loader(
+    config: ConfigDict, split: Split, cut: Callable[..., np.ndarray]
+) -> Callable[..., Batch]:
+    """Images are read, decoded and cut by threads, each straight into its row of the batch."""
+    pool = futures.ThreadPoolExecutor(num_threads(config))
+    size = config.data.image_size
+
+    def load(indices: np.ndarray, make_rng: Callable[[int], np.random.Generator] | None) -> Batch:
+        batch = {
+            'image': np.empty((len(indices), size, size, 3), np.uint8),
+            'label': np.empty(len(indices), np.int32),
+        }
+
+        def load_row(row: int) -> None:
+            image, batch['label'][row] = _read(split, int(indices[row]))
+            batch['image'][row] = cut(image, make_rng(row) if make_rng else None)
+
+        for _ in pool.map(load_row, range(len(indices))):  # Raises here what a thread raised.
+            pass
+        return batch
+
+    return load
+
+
+def _read(split: Split, index: int) -> tuple[np.ndarray, int]:
+    try:
+        image, label = split[index]
+        return (images.decode(image) if isinstance(image, bytes) else image), label
+    except (ValueError, OSError) as error:
+        raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None

@@ -1,0 +1,114 @@
+"""TensorFlow Datasets without TensorFlow: sets prepared as array_record, read in place."""
+
+import functools
+import os
+import pathlib
+import re
+from concurrent import futures
+
+import numpy as np
+
+from flaxcls.data import images
+from flaxcls.data.splits import ArraySplit, RecordSplit, Source, Split
+from flaxcls.errors import RunError, UserError
+
+_MAX_BYTES_IN_MEMORY = 2**30
+
+
+def default_data_dir() -> pathlib.Path:
+    """Returns where TFDS itself looks for data sets."""
+    return pathlib.Path(os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+
+
+def prepare_command(name: str, data_dir: pathlib.Path) -> str:
+    """Returns the command line that prepares the data set `name`."""
+    command = f'python -m flaxcls.prepare_data --name={name}'
+    return command if data_dir == default_data_dir() else f'{command} --data_dir={data_dir}'
+
+
+def open_tfds(
+    name: str, data_dir: pathlib.Path, train_split: str, val_splits: list[str], num_threads: int
+) -> Source:
+    """Returns the prepared data set `name`, such as cifar10, imagenet2012 or NAME:VERSION.
+
+    Images of one fixed size are decoded into memory, where they take up to 1 GiB.
+
+    Args:
+      name: as TFDS writes it, NAME[/CONFIG][:VERSION].
+      data_dir: the folder with all data sets.
+      train_split: a split, or a slice such as train[:90%].
+      val_splits: splits to look for, the first that exists counts.
+      num_threads: for decoding.
+
+    Raises:
+      UserError: it is not prepared, not in the array_record format, or has no such split.
+    """
+    folder = find_prepared(name, data_dir)
+    if folder is None:
+        raise UserError(
+            f'{name} is not prepared in {data_dir}; run  pip install "flaxcls[prepare]" && '
+            f'{prepare_command(name, data_dir)}'
+        )
+    import tensorflow_datasets as tfds  # noqa: PLC0415 - a second that other sources need not wait
+
+    builder = tfds.builder_from_directory(folder)
+    features = builder.info.features
+    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f'{folder} is in the {builder.info.file_format.value} format, which has no random '
+            f'access; move it away and run {prepare_command(name, data_dir)}'
+        )
+    if 'image' not in features or not hasattr(features.get('label'), 'names'):
+        raise UserError(f'{name} is no set of images with one label each; it has {list(features)}.')
+    present = list(builder.info.splits)
+    val_split = next((split for split in val_splits if _split_name(split) in present), None)
+    for split in (train_split, val_split):
+        if split is None or _split_name(split) not in present:
+            wanted = train_split if split == train_split else ' or '.join(val_splits)
+            raise UserError(f'{name} has no split {wanted}; it has {", ".join(present)}.')
+    load = functools.partial(_load_split, builder, num_threads=num_threads)
+    return Source(load(train_split), load(val_split), tuple(features['label'].names))
+
+
+def find_prepared(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
+    """Returns the folder with the newest version of a prepared data set, or None."""
+    name, _, version = name.partition(':')
+    versions = (data_dir / name).glob('*.*.*' if not version else version)
+    prepared = [path for path in versions if (path / 'dataset_info.json').is_file()]
+    return max(prepared, key=lambda path: [int(n) for n in re.findall(r'\d+', path.name)], default=None)
+
+
+def _split_name(split: str) -> str:
+    return split.partition('[')[0]
+
+
+def _load_split(builder, split: str, *, num_threads: int) -> Split:
+    import tensorflow_datasets as tfds  # noqa: PLC0415
+
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    try:
+        records = builder.as_data_source(split=split, decoders=decoders)
+    except (ValueError, AssertionError) as error:
+        raise UserError(f'the split {split!r} does not exist ({error}).') from None
+    lazy = RecordSplit(records, lambda index: f'record {index} of {builder.info.name}:{split}')
+    shape = builder.info.features['image'].shape
+    if None in shape or len(lazy) * np.prod(shape) > _MAX_BYTES_IN_MEMORY:
+        return lazy
+    return _decode_into_memory(lazy, shape, num_threads)
+
+
+def _decode_into_memory(split: RecordSplit, shape: tuple[int, ...], num_threads: int) -> ArraySplit:
+    images_out = np.empty((len(split), *shape), np.uint8)
+    labels = np.empty(len(split), np.int32)
+
+    def load(index: int) -> None:
+        data, labels[index] = split[index]
+        try:
+            images_out[index] = images.decode(data)[..., : shape[-1]]
+        except ValueError as error:
+            raise RunError(f'{split.name(index)}: {error}.') from None
+
+    with futures.ThreadPoolExecutor(num_threads) as pool:
+        for _ in pool.map(load, range(len(split))):
+            pass
+    return ArraySplit(images_out, labels)

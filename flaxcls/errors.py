@@ -1,0 +1,53 @@
+"""The two ways a command ends badly, and how each is shown."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """A mistake in what was asked for: one sentence with the value and the remedy. Exit code 2."""
+
+    exit_code = 2
+
+
+class RunError(Exception):
+    """A run that could not go on: one sentence; what was saved stays usable. Exit code 1."""
+
+    exit_code = 1
+
+
+class Stopped(Exception):
+    """A run that was asked to stop by a signal and has saved its state. Exit code 128 + signal."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except (UserError, RunError) as error:
+        _exit(f'error: {error}', error.exit_code)
+    except Stopped as stop:
+        _exit(str(stop), stop.exit_code)
+    except KeyboardInterrupt:
+        _exit('Interrupted before anything was left to save.', 128 + signal.SIGINT)
+    except BrokenPipeError:  # The reader of a pipe, such as `head`, has gone; nothing to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _exit(f'error: {error.strerror}: {error.filename or "while writing the run"}', 1)
+
+
+def _exit(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

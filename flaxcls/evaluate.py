@@ -1,0 +1,68 @@
+"""Evaluates a checkpoint of a run."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flaxcls.checkpoint import Checkpoints
+from flaxcls.config import set_option
+from flaxcls.errors import UserError
+from flaxcls.train import Setup, load_stored_config, make_evaluate, prepare
+from flaxcls.train_state import TrainState
+
+
+def load_run(
+    workdir: str | os.PathLike,
+    *,
+    checkpoint: str = 'newest',
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[Setup, TrainState]:
+    """Returns what a run was made of, and its state.
+
+    Args:
+      workdir: of the run.
+      checkpoint: newest, best (by validation accuracy), or a step.
+      overrides: of the stored config, such as another `data.source`.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or an override does not fit.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    config = load_stored_config(workdir)
+    for key, value in (overrides or {}).items():
+        set_option(config, key, value)
+    setup = prepare(config)
+    if not (workdir / 'checkpoints').is_dir():
+        raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return setup, checkpoints.restore(_find(checkpoints, checkpoint, workdir), setup.init_state())
+    finally:
+        checkpoints.close()
+
+
+def _find(checkpoints: Checkpoints, checkpoint: str, workdir: pathlib.Path) -> int:
+    named = {'newest': checkpoints.newest_step, 'best': checkpoints.best_step}
+    steps = {str(step): step for step in named.values() if step is not None}
+    step = named[checkpoint] if checkpoint in named else steps.get(checkpoint)
+    if step is None:
+        there = f'it has {", ".join(steps)}' if steps else 'it has none yet'
+        raise UserError(f'--checkpoint={checkpoint} is not in {str(workdir)!r}; {there}.')
+    return step
+
+
+def evaluate_workdir(
+    workdir: str | os.PathLike,
+    *,
+    checkpoint: str = 'newest',
+    overrides: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Returns step, val/loss, val/accuracy, val/top{k}_accuracy and val/count of a checkpoint.
+
+    The newest checkpoint of a finished run repeats training's own last value exactly.
+
+    Args, Raises: as `load_run`.
+    """
+    setup, state = load_run(workdir, checkpoint=checkpoint, overrides=overrides)
+    return {'step': int(state.step)} | make_evaluate(setup)(state)

@@ -1,0 +1,99 @@
+"""Trains or evaluates an image classifier.
+
+  python -m flaxcls.main --config=experiments/digits_resnet20.py
+  python -m flaxcls.main --config=experiments/densenet121.py --config.batch_size=512
+  python -m flaxcls.main --workdir=runs/digits_resnet20                  (goes on with that run)
+  python -m flaxcls.main --workdir=runs/digits_resnet20 --mode=evaluate
+
+Without --config, the defaults below are run. --config.KEY=VALUE changes an option.
+"""
+
+import argparse
+import hashlib
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+from flaxcls.config import describe_options, load_config, nearest, set_option
+from flaxcls.errors import UserError, run_command
+
+_FLAGS = ('--config', '--workdir', '--mode', '--checkpoint')
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        'python -m flaxcls.main',
+        description=__doc__,
+        epilog='options:\n' + describe_options(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--config', help='Python file with get_config(); see experiments/')
+    parser.add_argument('--workdir', help='where the run lives; default: runs/, named by the config')
+    parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
+    parser.add_argument('--checkpoint', default='newest', help='to evaluate: newest, best or a step')
+    flags, rest = parser.parse_known_args(argv)
+    overrides = parse_overrides(rest)
+    workdir = flags.workdir or default_workdir(flags.config, overrides)
+    if flags.mode == 'evaluate':
+        _evaluate(workdir, flags.checkpoint, overrides)
+    else:
+        _train(flags.config, workdir, overrides, resume=bool(flags.workdir))
+
+
+def _train(path: str | None, workdir: str, overrides: Mapping[str, str], *, resume: bool) -> None:
+    # Checked before the imports below, which take seconds.
+    config = load_config(path, overrides)
+    from flaxcls.train import load_stored_config, train_and_evaluate  # noqa: PLC0415
+
+    if path is None and resume:
+        config = load_stored_config(workdir)
+        for key, value in overrides.items():
+            set_option(config, key, value)
+    train_and_evaluate(config, workdir)
+
+
+def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> None:
+    from flaxcls.evaluate import evaluate_workdir  # noqa: PLC0415
+    from flaxcls.train import describe  # noqa: PLC0415
+
+    values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
+    print(f'step {values["step"]}: {describe(values)}')
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Returns {KEY: VALUE} of arguments --config.KEY=VALUE and --config.KEY VALUE.
+
+    Raises:
+      UserError: an argument is of neither form.
+    """
+    overrides, arguments = {}, list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
+        if not match:
+            raise UserError(f'the argument {argument!r} is unknown{nearest(argument, _FLAGS)}.')
+        key, value = match.groups()
+        if value is None:
+            if not arguments:
+                raise UserError(f'--config.{key} needs a value, as in --config.{key}=VALUE.')
+            value = arguments.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
+    """Returns a folder below runs/ that differs wherever the experiment does.
+
+    So another override is another run, and the same command goes on with the same one.
+    """
+    parts = [pathlib.Path(path).stem if path else 'default']
+    parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
+    name = re.sub(r'[^\w.=,-]+', '_', '-'.join(parts))
+    if len(name) > 100:
+        name = f'{name[:90]}-{hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]}'
+    return f'runs/{name}'
+
+
+if __name__ == '__main__':
+    run_command(main)

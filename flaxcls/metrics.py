@@ -1,0 +1,58 @@
+"""Metrics as masked sums, added up over batches and divided once."""
+
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Sums = dict[str, jax.Array]
+
+
+def batch_sums(
+    logits: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    *,
+    top_k: int,
+    label_smoothing: float = 0.0,
+) -> Sums:
+    """Returns the sums over the examples whose mask is True.
+
+    Args:
+      logits: [B, C], of any float type; the sums are float32 and int32 all the same.
+      labels: int [B].
+      mask: bool [B].
+      top_k: k of correct_top_k; at least C counts every example as correct.
+      label_smoothing: share of each label that is spread over all classes.
+
+    Returns:
+      loss_sum (cross-entropy), correct, correct_top_k and count.
+    """
+    logits = logits.astype(jnp.float32)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, targets)
+    _, best = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
+    hits = best == labels[:, None]
+    return {
+        'loss_sum': jnp.sum(jnp.where(mask, losses, 0)),
+        'correct': jnp.sum(mask & hits[:, 0], dtype=jnp.int32),
+        'correct_top_k': jnp.sum(mask & hits.any(-1), dtype=jnp.int32),
+        'count': jnp.sum(mask, dtype=jnp.int32),
+    }
+
+
+def summarize(batches: Iterable[Sums], prefix: str, top_k: int) -> Mapping[str, float]:
+    """Returns `prefix`/loss, accuracy, top{k}_accuracy and count of all batches together.
+
+    The sums of the batches are added on the host, in float64 and unbounded integers.
+    """
+    batches = jax.device_get(list(batches))
+    totals = {name: sum(sums[name].item() for sums in batches) for name in batches[0]}
+    count = totals['count']
+    return {
+        f'{prefix}/loss': totals['loss_sum'] / count,
+        f'{prefix}/accuracy': totals['correct'] / count,
+        f'{prefix}/top{top_k}_accuracy': totals['correct_top_k'] / count,
+        f'{prefix}/count': count,
+    }

@@ -1,0 +1,156 @@
+"""DenseNet for ImageNet and for CIFAR.
+
+Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, arXiv:1608.06993.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxcls.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    Head,
+    avg_pool,
+    global_avg_pool,
+    max_pool,
+)
+
+
+class DenseLayer(nn.Module):
+    """BatchNorm, ReLU, 3x3 convolution to k new channels; with a bottleneck, a 1x1 to 4k before.
+
+    Section 3, "Composite function" and "Bottleneck layers". Returns the new channels alone.
+    """
+
+    growth_rate: int
+    bottleneck: bool
+    dropout_rate: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        if self.bottleneck:
+            x = nn.relu(self.norm(name='bn1')(x, train=train))
+            x = self.conv(4 * self.growth_rate, 1, name='conv1')(x)
+            x = self._dropout('dropout1', x, train, example_keys)
+            x = nn.relu(self.norm(name='bn2')(x, train=train))
+            x = self.conv(self.growth_rate, 3, padding=1, name='conv2')(x)
+            return self._dropout('dropout2', x, train, example_keys)
+        x = nn.relu(self.norm(name='bn1')(x, train=train))
+        x = self.conv(self.growth_rate, 3, padding=1, name='conv1')(x)
+        return self._dropout('dropout1', x, train, example_keys)
+
+    def _dropout(self, name, x, train, example_keys):
+        return Dropout(self.dropout_rate, name=name)(x, train=train, example_keys=example_keys)
+
+
+class Transition(nn.Module):
+    """BatchNorm, ReLU, 1x1 convolution to `features` channels, 2x2 mean (section 3, "Pooling")."""
+
+    features: int
+    dropout_rate: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        x = nn.relu(self.norm(name='bn')(x, train=train))
+        x = self.conv(self.features, 1, name='conv')(x)
+        dropout = Dropout(self.dropout_rate, name='dropout')
+        x = dropout(x, train=train, example_keys=example_keys)
+        return avg_pool(x, 2, 2)
+
+
+class DenseNet(nn.Module):
+    """Dense blocks, in which each layer sees all earlier ones, joined by transitions.
+
+    Attributes:
+      num_classes: length of the logits.
+      growth_rate: new channels per layer, k.
+      block_sizes: layers per dense block (table 1; section 4.1 for CIFAR).
+      stem_features: channels before the first block; None: 2k.
+      bottleneck: 1x1 convolutions to 4k channels before the 3x3 ones (the B of BC).
+      compression: share of the channels that a transition keeps (the C of BC).
+      small_images: CIFAR's stem, one 3x3 convolution, in place of a 7x7 and a max pooling of
+        stride 2 each.
+      dropout_rate: after each convolution but the stem (section 4.2).
+      norm: BatchNorm with the run's settings.
+      dtype: of the computation; logits are float32.
+    """
+
+    num_classes: int = 1000
+    growth_rate: int = 32
+    block_sizes: tuple[int, ...] = (6, 12, 24, 16)
+    stem_features: int | None = None
+    bottleneck: bool = True
+    compression: float = 0.5
+    small_images: bool = False
+    dropout_rate: float = 0.0
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, example_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns float32 logits [B, num_classes] of normalised images [B, H, W, 3]."""
+        conv = functools.partial(Conv, dtype=self.dtype)
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        stem_features = self.stem_features or 2 * self.growth_rate
+        if self.small_images:
+            x = conv(stem_features, 3, padding=1, name='stem')(images)
+        else:
+            x = conv(stem_features, 7, strides=2, padding=3, name='stem')(images)
+            x = nn.relu(norm(name='bn_stem')(x, train=train))
+            x = max_pool(x, 3, 2, padding=1)
+        common = {'dropout_rate': self.dropout_rate, 'conv': conv, 'norm': norm}
+        for block, size in enumerate(self.block_sizes, start=1):
+            for index in range(1, size + 1):
+                layer = DenseLayer(
+                    self.growth_rate, self.bottleneck, name=f'block{block}_layer{index}', **common
+                )
+                new = layer(x, train=train, example_keys=example_keys)
+                x = jnp.concatenate([x, new], axis=-1)
+            if block < len(self.block_sizes):
+                kept = int(x.shape[-1] * self.compression)
+                transition = Transition(kept, name=f'transition{block}', **common)
+                x = transition(x, train=train, example_keys=example_keys)
+        x = nn.relu(norm(name='bn_final')(x, train=train))
+        return Head(self.num_classes, name='head')(global_avg_pool(x))
+
+
+densenet121 = functools.partial(DenseNet, block_sizes=(6, 12, 24, 16))
+densenet169 = functools.partial(DenseNet, block_sizes=(6, 12, 32, 32))
+densenet201 = functools.partial(DenseNet, block_sizes=(6, 12, 48, 32))
+densenet161 = functools.partial(DenseNet, block_sizes=(6, 12, 36, 24), growth_rate=48)
+densenet264 = functools.partial(DenseNet, block_sizes=(6, 12, 64, 48))
+
+
+def cifar_densenet(depth: int, growth_rate: int) -> functools.partial:
+    """Returns the constructor of the CIFAR network with `depth` layers, without B and C."""
+    return functools.partial(
+        DenseNet,
+        block_sizes=((depth - 4) // 3,) * 3,
+        growth_rate=growth_rate,
+        stem_features=16,
+        bottleneck=False,
+        compression=1.0,
+        small_images=True,
+    )
+
+
+def cifar_densenet_bc(depth: int, growth_rate: int) -> functools.partial:
+    """Returns the constructor of the CIFAR DenseNet-BC with `depth` layers."""
+    return functools.partial(
+        DenseNet,
+        block_sizes=((depth - 4) // 6,) * 3,
+        growth_rate=growth_rate,
+        small_images=True,
+    )

@@ -1,0 +1,262 @@
+"""The layers that all families share: convolution, BatchNorm, dropout, LRN and pooling.
+
+Images are [B, H, W, C]. Padding is written as a number of pixels on every side, as in torch, since
+'SAME' pads a strided convolution unevenly and gives other logits.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flaxcls.errors import UserError
+
+# Kaiming He's initialisation for ReLU networks, arXiv:1502.01852, equations 10 and 14.
+he_normal_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+# Uniform in +-1/sqrt(fan_in): what the reference implementations use for the classifier.
+uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+
+
+class ImageTooSmall(UserError):
+    """The image leaves nothing for a convolution or pooling window to reduce."""
+
+
+def _require_room(shape: tuple[int, ...], window: int, strides: int, padding: int) -> None:
+    """Refuses a window larger than the padded image, and a stride over a single pixel."""
+    for size in shape[1:3]:
+        if size + 2 * padding < window or (strides > 1 and size == 1):
+            raise ImageTooSmall(
+                f'a window of {window} with stride {strides} finds a map of {shape[1]}x{shape[2]}.'
+            )
+
+
+class Conv(nn.Module):
+    """2-D convolution with `padding` pixels of zeros on every side.
+
+    Attributes:
+      features: output channels.
+      kernel_size: side of the square window, pixels.
+      strides: step of the window, pixels.
+      padding: zeros on every side, pixels.
+      groups: blocks of channels that are convolved apart.
+      use_bias: adds a bias per output channel; BatchNorm makes it useless.
+      dtype: of the computation; the parameters are float32.
+    """
+
+    features: int
+    kernel_size: int
+    strides: int = 1
+    padding: int = 0
+    groups: int = 1
+    use_bias: bool = False
+    kernel_init: Callable[..., jax.Array] = he_normal_fan_in
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size = self.kernel_size
+        _require_room(x.shape, size, self.strides, self.padding)
+        shape = (size, size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if size == 1 and self.strides == 1 and self.groups == 1 and self.padding == 0:
+            # The same sum as a matrix product, which XLA runs several times faster on CPU.
+            x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+        else:
+            x = lax.conv_general_dilated(
+                x,
+                kernel,
+                window_strides=(self.strides, self.strides),
+                padding=[(self.padding, self.padding)] * 2,
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                feature_group_count=self.groups,
+            )
+        if self.use_bias:
+            bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
+            x = x + bias.astype(self.dtype)
+        return x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (arXiv:1502.03167, algorithm 1) whose group is part of the experiment.
+
+    In training, every `group_size` consecutive examples of the global batch share a mean and a
+    biased variance. The running variance takes the unbiased estimate, as torch's does; running
+    statistics are the average over all groups, so they are equal on every device. All statistics
+    are float32 whatever `dtype` is, and the variance is taken around the mean, since the mean of
+    squares minus the squared mean cancels when the mean is large.
+
+    Attributes:
+      momentum: share of the old running statistics kept (torch writes 1 - momentum).
+      eps: added to the variance.
+      group_size: examples per group; None: the global batch.
+      axis_name: the mapped axis over which the global batch is split; None: it is not split.
+      dtype: of the result.
+    """
+
+    momentum: float = 0.9
+    eps: float = 1e-5
+    group_size: int | None = None
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        zeros, ones = jnp.zeros, jnp.ones
+        running_mean = self.variable('batch_stats', 'mean', zeros, (channels,), jnp.float32)
+        running_var = self.variable('batch_stats', 'var', ones, (channels,), jnp.float32)
+        if not train:
+            return self._normalize(x, running_mean.value, running_var.value, scale, bias)
+
+        axis_name = None if self.is_initializing() else self.axis_name
+        size, average = _group(x.shape[0], self.group_size, axis_name)
+        grouped = x.reshape(-1, min(size, x.shape[0]), *x.shape[1:])
+        values = grouped.astype(jnp.float32)
+        mean = average(jnp.mean(values, axis=(1, 2, 3), keepdims=True))
+        var = average(jnp.mean(jnp.square(values - mean), axis=(1, 2, 3), keepdims=True))
+        if not self.is_initializing():
+            count = size * x.shape[1] * x.shape[2]
+            self._update(running_mean, mean)
+            self._update(running_var, var * (count / max(count - 1, 1)))
+        return self._normalize(grouped, mean, var, scale, bias).reshape(x.shape)
+
+    def _update(self, running: nn.Variable, new: jax.Array) -> None:
+        # Only the groups on this device; the training step averages over the devices, for all
+        # layers at once.
+        new = jnp.mean(new, axis=(0, 1, 2, 3))
+        running.value = self.momentum * running.value + (1 - self.momentum) * new
+
+    def _normalize(self, x, mean, var, scale, bias):
+        factor = scale * lax.rsqrt(var + self.eps)
+        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+def _group(local: int, group_size: int | None, axis_name: str | None):
+    """Returns the group's size and a function that averages over the devices of a group.
+
+    Args:
+      local: examples on this device.
+      group_size: examples per group; None: all examples of all devices.
+      axis_name: the axis of the devices, None where there is one.
+
+    Raises:
+      UserError: the groups are neither parts of a device nor made of whole devices.
+    """
+    devices = lax.axis_size(axis_name) if axis_name else 1
+    size = group_size or local * devices
+    if size <= local and local % size == 0:
+        return size, lambda value: value
+    span = size // local
+    if size % local or devices % span:
+        raise UserError(
+            f'config.batch_norm.group_size={size} fits neither into the {local} examples of each '
+            f'of {devices} devices nor a whole number of devices; choose a divisor or a multiple '
+            f'of {local}, another batch size, or fewer devices.'
+        )
+    groups = [list(range(first, first + span)) for first in range(0, devices, span)]
+    indices = None if span == devices else groups
+    return size, lambda value: lax.pmean(value, axis_name, axis_index_groups=indices)
+
+
+class Dropout(nn.Module):
+    """Dropout (JMLR 15, 2014) whose every draw belongs to an example, not to a device.
+
+    Kept units are divided by the probability of being kept, so that evaluation changes nothing.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, example_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Drops units of x [B, ...].
+
+        Args:
+          x: activations.
+          train: False returns x.
+          example_keys: one key per example [B]; None: drawn from Linen's rng 'dropout'.
+        """
+        if not train or self.rate == 0:
+            return x
+        if example_keys is None:
+            example_keys = jax.random.split(self.make_rng('dropout'), x.shape[0])
+        layer = zlib.crc32('/'.join(self.path).encode())  # Layers draw apart from one another.
+        keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, layer)
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+
+
+def local_response_norm(
+    x: jax.Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """Divides x [B, H, W, C] by (k + alpha * sum of squares of `size` neighbour channels)**beta.
+
+    As printed in the AlexNet paper, section 3.3: alpha is not divided by `size`, which Caffe and
+    torch do. Computed in float32; returns x's dtype.
+    """
+    squares = jnp.square(x.astype(jnp.float32))
+    padded = jnp.pad(squares, [(0, 0)] * 3 + [(size // 2, (size - 1) // 2)])
+    total = sum(padded[..., i : i + x.shape[-1]] for i in range(size))
+    return (x * (k + alpha * total) ** -beta).astype(x.dtype)
+
+
+def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
+    """Maximum over square windows of x [B, H, W, C]; the padding never wins."""
+    _require_room(x.shape, window, strides, padding)
+    pads = [(padding, padding)] * 2
+    return nn.max_pool(x, (window, window), strides=(strides, strides), padding=pads)
+
+
+def avg_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
+    """Mean over square windows of x [B, H, W, C], without padding."""
+    _require_room(x.shape, window, strides, 0)
+    return nn.avg_pool(x, (window, window), strides=(strides, strides), padding='VALID')
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Mean over the pixels: [B, H, W, C] -> float32 [B, C]."""
+    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Means over a `size` x `size` grid of cells that cover x: [B, H, W, C] -> [B, size, size, C].
+
+    Cell i of H pixels spans floor(i * H / size) up to ceil((i + 1) * H / size), so cells overlap
+    where H is no multiple of `size`, as in torch. Where H equals `size`, it is the identity.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    rows, columns = (_cell_weights(length, size) for length in x.shape[1:3])
+    pooled = jnp.einsum('bhwc,ph,qw->bpqc', x.astype(jnp.float32), rows, columns)
+    return pooled.astype(x.dtype)
+
+
+def _cell_weights(length: int, cells: int) -> jax.Array:
+    weights = [[0.0] * length for _ in range(cells)]
+    for cell in range(cells):
+        first, last = cell * length // cells, -(-(cell + 1) * length // cells)
+        for pixel in range(first, last):
+            weights[cell][pixel] = 1 / (last - first)
+    return jnp.array(weights, jnp.float32)
+
+
+class Head(nn.Module):
+    """The classifier: features [B, C] -> float32 logits [B, num_classes]."""
+
+    num_classes: int
+    kernel_init: Callable[..., jax.Array] = uniform_fan_in
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = nn.Dense(self.num_classes, kernel_init=self.kernel_init, name='dense')
+        return dense(x.astype(jnp.float32))

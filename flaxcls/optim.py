@@ -1,0 +1,55 @@
+"""Learning-rate schedules and optimizers, put together from optax."""
+
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+
+def peak_learning_rate(config: ConfigDict) -> float:
+    """Returns the largest learning rate, after linear scaling (arXiv:1706.02677, section 2.1)."""
+    base = config.optimizer.base_batch_size
+    return config.optimizer.learning_rate * (config.batch_size / base if base else 1)
+
+
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """Returns step (from 0) -> learning rate.
+
+    With W warm-up steps of T in all, and the peak p:
+      step < W: p * (step + 1) / W, so that the first step moves and step W - 1 is at the peak;
+      constant: p;
+      step: p * decay_factor ** (milestones passed), a milestone counting from its first step;
+      cosine: p * (1 + cos(pi * (step - W) / (T - W))) / 2, whose last step is just above zero.
+    """
+    peak = peak_learning_rate(config)
+    schedule = config.schedule
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    total = config.num_epochs * steps_per_epoch
+    if schedule.name == 'constant':
+        main = optax.constant_schedule(peak)
+    elif schedule.name == 'step':
+        boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in schedule.milestones]
+        factors = dict.fromkeys(boundaries, schedule.decay_factor)
+        main = optax.piecewise_constant_schedule(peak, factors)
+    else:
+        main = optax.cosine_decay_schedule(peak, total - warmup)
+    if not warmup:
+        return main
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def kernels_only(params: Any) -> Any:
+    """Returns a tree of bools: True for the kernels, False for BatchNorm's parameters and biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Returns SGD with momentum, weight decay being added to the gradient before the momentum."""
+    options = config.optimizer
+    mask = None if options.decay_all else kernels_only
+    return optax.chain(
+        optax.add_decayed_weights(options.weight_decay, mask),
+        optax.sgd(schedule, options.momentum or None, options.nesterov),
+    )

@@ -1,0 +1,99 @@
+"""The training step and the evaluation step: pure functions of (state, batch) on one device.
+
+They are written for a device's share of the batch, with the named axis AXIS over the devices;
+`flaxcls.parallel` runs them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from ml_collections import ConfigDict
+
+from flaxcls.data.augment import make_augment, make_normalize
+from flaxcls.metrics import Sums, batch_sums
+from flaxcls.train_state import TrainState
+
+AXIS = 'devices'
+Batch = dict[str, jax.Array]
+
+
+def make_train_step(
+    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Returns train_step(state, batch) -> (state after one update, sums over the global batch).
+
+    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B]}, a device's share. Every random
+    draw belongs to an example: its key is folded from the seed, the step and the example's
+    position in the global batch, so that it does not depend on the layout of devices.
+    """
+    augment, normalize = make_augment(config), make_normalize(config)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
+        augment_keys, model_keys = _example_keys(config.seed, state.step, len(batch['label']))
+        images = normalize(augment(augment_keys, batch['image'].astype(jnp.float32)))
+
+        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            logits, updates = model.apply(
+                {'params': params, 'batch_stats': state.batch_stats},
+                images,
+                train=True,
+                example_keys=model_keys,
+                mutable=['batch_stats'],
+            )
+            sums = batch_sums(
+                logits,
+                batch['label'],
+                jnp.ones_like(batch['label'], bool),
+                top_k=config.top_k,
+                label_smoothing=config.label_smoothing,
+            )
+            # Devices have equal shares, so the mean of their means is the batch's.
+            loss = sums['loss_sum'] / len(batch['label'])
+            return loss, (updates.get('batch_stats', {}), sums)
+
+        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+        # The one reduction over devices (BatchNorm's groups apart, where they span devices).
+        gradients, batch_stats = lax.pmean((gradients, batch_stats), AXIS)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new_state, lax.psum(sums, AXIS)
+
+    return train_step
+
+
+def make_eval_step(
+    config: ConfigDict, model: nn.Module
+) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+    """Returns eval_step(state, batch) -> sums over the unmasked examples of the global batch.
+
+    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's
+    share. Running statistics are used and left alone; the loss has no label smoothing.
+    """
+    normalize = make_normalize(config)
+
+    def eval_step(state: TrainState, batch: Batch) -> Sums:
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        logits = model.apply(variables, normalize(batch['image']), train=False)
+        sums = batch_sums(logits, batch['label'], batch['mask'], top_k=config.top_k)
+        return lax.psum(sums, AXIS)
+
+    return eval_step
+
+
+def _example_keys(seed: int, step: jax.Array, local: int) -> tuple[jax.Array, jax.Array]:
+    """Returns two keys per example of this device, [local] each: for augmentation, the model."""
+    positions = lax.axis_index(AXIS) * local + jnp.arange(local)
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]

@@ -1,0 +1,131 @@
+"""What a run tells: metrics.jsonl (the truth), TensorBoard, and a person at the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import tqdm
+
+from flaxcls.errors import UserError
+
+Record = Mapping[str, float]
+_METRICS_FILE = 'metrics.jsonl'
+
+
+def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -> list[Record]:
+    """Returns the records of a workdir's metrics.jsonl in order; a line cut short is left out."""
+    path = pathlib.Path(workdir) / _METRICS_FILE
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # The process died while it wrote its last line.
+            continue
+        if up_to_step is None or record['step'] <= up_to_step:
+            records.append(record)
+    return records
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that is, at any moment, either the old one or the new one."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with temporary.open('w') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class MetricsWriter:
+    """Appends records to metrics.jsonl, one JSON object a line, and to TensorBoard if asked.
+
+    What is there from steps after `start_step` is removed: a resumed run writes it again.
+    """
+
+    def __init__(self, workdir: pathlib.Path, start_step: int, *, tensorboard: bool):
+        path = workdir / _METRICS_FILE
+        kept = read_metrics(workdir, up_to_step=start_step) if start_step else []
+        write_atomically(path, ''.join(json.dumps(record) + '\n' for record in kept))
+        self._file = path.open('a')
+        self._tensorboard = _tensorboard_writer(workdir, start_step) if tensorboard else None
+
+    def write(self, record: Record) -> None:
+        """Writes one record; it has `step` and slash-separated names."""
+        self._file.write(json.dumps(record) + '\n')
+        self._file.flush()
+        if self._tensorboard:
+            for name, value in record.items():
+                if '/' in name:
+                    self._tensorboard.add_scalar(name, value, record['step'])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+
+def require_tensorboard() -> None:
+    """Raises UserError if the extra that writes TensorBoard events is not installed."""
+    try:
+        import tensorboardX  # noqa: F401, PLC0415
+    except ImportError:
+        raise UserError(
+            'config.tensorboard=True needs tensorboardX; run  pip install "flaxcls[tensorboard]"'
+        ) from None
+
+
+def _tensorboard_writer(workdir: pathlib.Path, start_step: int) -> Any:
+    import tensorboardX  # noqa: PLC0415
+
+    return tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: speed, time left, loss, share of waiting."""
+
+    def __init__(self, start_step: int, total_steps: int):
+        self._total = total_steps
+        self._first = start_step
+        self._began = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            form = '{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {remaining} left{postfix}'
+            self._bar = tqdm.tqdm(
+                initial=start_step, total=total_steps, bar_format=form, dynamic_ncols=True
+            )
+
+    def step(self) -> None:
+        """Counts one step."""
+        if self._bar:
+            self._bar.update()
+
+    def show(self, record: Record) -> None:
+        """Shows a record of training metrics."""
+        text = (
+            f'loss {record["train/loss"]:.4f}, lr {record["train/learning_rate"]:.4g}, '
+            f'{record["train/images_per_second"]:,.0f} images/s, '
+            f'{record["train/data_wait_fraction"]:.0%} waiting for data'
+        )
+        if self._bar:
+            self._bar.set_postfix_str(text)
+        else:
+            done = record['step'] - self._first
+            seconds = (time.monotonic() - self._began) / done * (self._total - record['step'])
+            left = tqdm.tqdm.format_interval(seconds)
+            print(f'step {record["step"]}/{self._total}: {text}, {left} left', flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        if self._bar:
+            self._bar.clear()
+        print(text, flush=True)
+        if self._bar:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()
