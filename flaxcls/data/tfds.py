@@ -58,7 +58,7 @@ def open_tfds(
             f'{folder} is in the {builder.info.file_format.value} format, which has no random '
             f'access; move it away and run {prepare_command(name, data_dir)}'
         )
-    if 'image' not in features or not hasattr(features.get('label'), 'names'):
+    if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
         raise UserError(f'{name} is no set of images with one label each; it has {list(features)}.')
     present = list(builder.info.splits)
     val_split = next((split for split in val_splits if _split_name(split) in present), None)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxcls.errors import UserError
+from flaxcls.models.convolution import convolve
 
 # Kaiming He's initialisation for ReLU networks, arXiv:1502.01852, equations 10 and 14.
 he_normal_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
@@ -69,13 +70,8 @@ class Conv(nn.Module):
             # The same sum as a matrix product, which XLA runs several times faster on CPU.
             x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
         else:
-            x = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.strides, self.strides),
-                padding=[(self.padding, self.padding)] * 2,
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                feature_group_count=self.groups,
+            x = convolve(
+                x, kernel, strides=self.strides, padding=self.padding, groups=self.groups
             )
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
