@@ -117,7 +117,10 @@ def model_from_config(config: ConfigDict, *, axis_name: str | None = None) -> nn
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Returns {'params': ..., 'batch_stats': ...}; the latter is empty without BatchNorm."""
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
+    # Under jit the forward pass, which no weight depends on, is never computed; on the CPU, since
+    # the initializers draw there.
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+        variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 

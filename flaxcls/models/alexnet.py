@@ -13,19 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.initializers import he_normal_fan_in, normal, ones, zeros
 from flaxcls.models.layers import (
     BatchNorm,
     Conv,
     Dropout,
     adaptive_avg_pool,
-    he_normal_fan_in,
     local_response_norm,
     max_pool,
 )
 
-_normal_001 = nn.initializers.normal(0.01)
-_ones = nn.initializers.ones
-_zeros = nn.initializers.zeros
+_normal_001 = normal(0.01)
 
 
 class AlexNet(nn.Module):
@@ -70,26 +68,26 @@ class AlexNet(nn.Module):
         x = conv(images, 1, widths[0], 11, strides=4, padding=self.stem_padding)
         x = self._lrn(x)
         x = max_pool(x, 3, 2)
-        x = conv(x, 2, widths[1], 5, padding=2, in_two_groups=True, bias_init=_ones)
+        x = conv(x, 2, widths[1], 5, padding=2, in_two_groups=True, bias_init=ones)
         x = self._lrn(x)
         x = max_pool(x, 3, 2)
         x = conv(x, 3, widths[2], 3, padding=1)
-        x = conv(x, 4, widths[3], 3, padding=1, in_two_groups=True, bias_init=_ones)
-        x = conv(x, 5, widths[4], 3, padding=1, in_two_groups=True, bias_init=_ones)
+        x = conv(x, 4, widths[3], 3, padding=1, in_two_groups=True, bias_init=ones)
+        x = conv(x, 5, widths[4], 3, padding=1, in_two_groups=True, bias_init=ones)
         x = max_pool(x, 3, 2)
         x = adaptive_avg_pool(x, 6)  # The identity at the papers' 224 and 227 pixels.
         x = x.reshape(x.shape[0], -1)
         hidden = max(1, round(self.hidden * self.width_multiplier))
         for index in (6, 7):
-            x = nn.relu(self._dense(hidden, f'fc{index}', bias_init=_ones, dtype=self.dtype)(x))
+            x = nn.relu(self._dense(hidden, f'fc{index}', bias_init=ones, dtype=self.dtype)(x))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        head = self._dense(self.num_classes, 'head', bias_init=_zeros, dtype=jnp.float32)
+        head = self._dense(self.num_classes, 'head', bias_init=zeros, dtype=jnp.float32)
         return head(x.astype(jnp.float32))
 
     def _conv(
         self, x, index, features, kernel_size, *, train, strides=1, padding, in_two_groups=False,
-        bias_init=_zeros,
+        bias_init=zeros,
     ):  # fmt: skip
         """Convolution `index`, BatchNorm where the variant has it, ReLU."""
         x = Conv(
@@ -100,7 +98,7 @@ class AlexNet(nn.Module):
             groups=2 if in_two_groups and self.two_groups else 1,
             use_bias=not self.use_batch_norm,
             kernel_init=_normal_001 if self.paper_init else he_normal_fan_in,
-            bias_init=bias_init if self.paper_init else _zeros,
+            bias_init=bias_init if self.paper_init else zeros,
             dtype=self.dtype,
             name=f'conv{index}',
         )(x)
@@ -115,7 +113,7 @@ class AlexNet(nn.Module):
         return nn.Dense(
             features,
             kernel_init=_normal_001 if self.paper_init else he_normal_fan_in,
-            bias_init=bias_init if self.paper_init else _zeros,
+            bias_init=bias_init if self.paper_init else zeros,
             dtype=dtype,
             name=name,
         )

@@ -14,14 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxcls.errors import UserError
+from flaxcls.models import initializers
 from flaxcls.models.convolution import convolve
-
-# Kaiming He's initialisation for ReLU networks, arXiv:1502.01852, equations 10 and 14.
-he_normal_fan_in = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# Uniform in +-1/sqrt(fan_in): what the reference implementations use for the classifier.
-uniform_fan_in = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-
 
 class ImageTooSmall(UserError):
     """The image leaves nothing for a convolution or pooling window to reduce."""
@@ -55,8 +49,8 @@ class Conv(nn.Module):
     padding: int = 0
     groups: int = 1
     use_bias: bool = False
-    kernel_init: Callable[..., jax.Array] = he_normal_fan_in
-    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
+    kernel_init: initializers.Initializer = initializers.he_normal_fan_in
+    bias_init: initializers.Initializer = initializers.zeros
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -105,8 +99,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param('scale', nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        scale = self.param('scale', initializers.ones, (channels,), jnp.float32)
+        bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
         zeros, ones = jnp.zeros, jnp.ones
         running_mean = self.variable('batch_stats', 'mean', zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', ones, (channels,), jnp.float32)
@@ -250,7 +244,7 @@ class Head(nn.Module):
     """The classifier: features [B, C] -> float32 logits [B, num_classes]."""
 
     num_classes: int
-    kernel_init: Callable[..., jax.Array] = uniform_fan_in
+    kernel_init: initializers.Initializer = initializers.uniform_fan_in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -12,12 +12,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.initializers import he_normal_fan_out
 from flaxcls.models.layers import (
     BatchNorm,
     Conv,
     Head,
     global_avg_pool,
-    he_normal_fan_out,
     max_pool,
 )
 
