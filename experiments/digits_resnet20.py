@@ -1,9 +1,21 @@
+"""ResNet-20 (arXiv:1512.03385, section 4.2) on the handwritten digits inside scikit-learn.
+
+  python -m flaxcls.main --config=experiments/digits_resnet20.py
+
+Hardware: two CPU cores; about a minute. Expected: over 98.5 % of the 360 held-out digits. Run; see
+README for what was measured, where and when.
+"""
+
 import flaxcls
+
+
 def get_config():
     config = flaxcls.default_config()
-    config.batch_size = 64
-    config.num_epochs = 20
     config.model.name = 'resnet20'
     config.data.source = 'digits'
-    config.data.image_size = 16
+    config.data.image_size = 16  # The digits are 8x8; two strided stages need a little more.
+    config.batch_size = 64
+    config.num_epochs = 20
+    config.optimizer.learning_rate = 0.1
+    config.schedule.name = 'cosine'
     return config

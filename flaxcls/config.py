@@ -1,11 +1,10 @@
-"""Every option of a run: the locked defaults, loading with overrides, and validation."""
+"""Every option of a run: the locked defaults, and loading with overrides."""
 
 import ast
 import difflib
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +138,7 @@ def options(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def describe_options() -> str:
-    """Returns a line for each option: its key, its default, and what `default_config` says of it."""
+    """Returns a line for each option: key, default, and what `default_config` says of it."""
     source = inspect.getsource(default_config)
     comments = dict(re.findall(r'^    config\.([\w.]+) = [^#\n]*# (.*)$', source, re.MULTILINE))
     lines = []
@@ -221,101 +220,8 @@ def nearest(word: str, candidates: Sequence[str]) -> str:
 def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Raises UserError unless `value` is one of `choices`, naming the nearest."""
     if value not in choices:
-        raise UserError(
-            f'config.{key}={value!r} is unknown{nearest(value, list(choices))}'
-            f'{"" if nearest(value, list(choices)) else "; choose from " + ", ".join(choices)}.'
-        )
-
-
-# Option -> (test, what it must be). None is allowed where the default is None.
-_RANGES = {
-    'seed': (lambda x: 0 <= x < 2**32, 'from 0 to 2**32 - 1'),
-    'batch_size': (lambda x: x > 0, 'positive'),
-    'num_epochs': (lambda x: x > 0, 'positive'),
-    'label_smoothing': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    'top_k': (lambda x: x > 0, 'positive'),
-    'log_every_steps': (lambda x: x > 0, 'positive'),
-    'eval_every_epochs': (lambda x: x > 0, 'positive'),
-    'checkpoint_every_steps': (lambda x: x > 0, 'positive'),
-    'model.num_classes': (lambda x: x > 1, 'at least 2'),
-    'model.dropout_rate': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    'model.width_multiplier': (lambda x: 0 < x < 100, 'above 0 and below 100'),
-    'model.stage_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
-    'model.block_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
-    'model.growth_rate': (lambda x: x > 0, 'positive'),
-    'batch_norm.group_size': (lambda x: x > 0, 'positive'),
-    'batch_norm.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    'batch_norm.eps': (lambda x: x > 0, 'positive'),
-    'data.val_fraction': (lambda x: 0 < x < 1, 'between 0 and 1'),
-    'data.image_size': (lambda x: x > 0, 'positive'),
-    'data.eval_crop_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
-    'data.mean': (lambda x: len(x) == 3, 'three numbers, for red, green and blue'),
-    'data.std': (lambda x: len(x) == 3 and min(x) > 0, 'three positive numbers'),
-    'data.num_threads': (lambda x: x > 0, 'positive'),
-    'augment.pad': (lambda x: x > 0, 'positive'),
-    'augment.min_area': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
-    'optimizer.learning_rate': (lambda x: 0 < x < math.inf, 'positive'),
-    'optimizer.base_batch_size': (lambda x: x >= 0, 'zero or positive'),
-    'optimizer.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
-    'optimizer.weight_decay': (lambda x: 0 <= x < math.inf, 'zero or positive'),
-    'schedule.warmup_epochs': (lambda x: x >= 0, 'zero or positive'),
-    'schedule.milestones': (lambda x: list(x) == sorted(set(x)), 'in rising order'),
-    'schedule.decay_factor': (lambda x: 0 < x < 1, 'between 0 and 1'),
-}
-
-_CHOICES = {
-    'model.dtype': ('float32', 'bfloat16'),
-    'augment.crop': ('none', 'pad', 'random_resized'),
-    'optimizer.name': ('sgd',),
-    'schedule.name': ('cosine', 'step', 'constant'),
-}
-
-
-def _positive_ints(values: Sequence[float]) -> bool:
-    return len(values) > 0 and all(isinstance(v, int) and v > 0 for v in values)
-
-
-def validate(config: ConfigDict) -> None:
-    """Raises UserError at the first value out of range and the first pair that contradicts."""
-    values = dict(options(config))
-    for key, (is_right, requirement) in _RANGES.items():
-        if values[key] is not None and not is_right(values[key]):
-            raise UserError(f'config.{key}={values[key]!r} must be {requirement}.')
-    for key, choices in _CHOICES.items():
-        require_choice(key, values[key], choices)
-    _refuse_contradictions(config)
-
-
-def _refuse_contradictions(config: ConfigDict) -> None:
-    schedule, epochs = config.schedule, config.num_epochs
-    if schedule.warmup_epochs >= epochs:
-        raise UserError(
-            f'config.schedule.warmup_epochs={schedule.warmup_epochs:g} leaves nothing of '
-            f'config.num_epochs={epochs}; warm up for less, or train for longer.'
-        )
-    if schedule.name == 'step' and not schedule.milestones:
-        raise UserError('config.schedule.name=step needs config.schedule.milestones, in epochs.')
-    if schedule.name != 'step' and schedule.milestones:
-        raise UserError(
-            f'config.schedule.milestones={schedule.milestones} belongs to schedule.name=step, '
-            f'and it is {schedule.name!r}; set one of the two.'
-        )
-    outside = [m for m in schedule.milestones if not schedule.warmup_epochs <= m < epochs]
-    if outside:
-        raise UserError(
-            f'config.schedule.milestones={schedule.milestones}: epoch {outside[0]:g} does not lie '
-            f'between the end of warm-up ({schedule.warmup_epochs:g}) and config.num_epochs={epochs}.'
-        )
-    if config.optimizer.nesterov and not config.optimizer.momentum:
-        raise UserError(
-            'config.optimizer.nesterov=True needs momentum above 0; '
-            'set config.optimizer.nesterov=false with config.optimizer.momentum=0.'
-        )
-    group, batch = config.batch_norm.group_size, config.batch_size
-    if group and batch % group:
-        raise UserError(
-            f'config.batch_norm.group_size={group} does not divide config.batch_size={batch}.'
-        )
+        remedy = nearest(value, choices) or f'; choose from {", ".join(choices)}'
+        raise UserError(f'config.{key}={value!r} is unknown{remedy}.')
 
 
 def to_json(config: ConfigDict) -> str:

@@ -1,15 +1,42 @@
-"""Evaluates a checkpoint of a run."""
+"""Evaluation: of a state, exactly once per example, and of a checkpoint of a run."""
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from flaxcls import metrics, parallel, steps
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.config import set_option
+from flaxcls.data import pipeline
 from flaxcls.errors import UserError
-from flaxcls.train import Setup, load_stored_config, make_evaluate, prepare
+from flaxcls.run_setup import Setup, load_stored_config, prepare
 from flaxcls.train_state import TrainState
+
+
+def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
+    """Returns state -> {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}."""
+    config, mesh = setup.config, setup.mesh
+    eval_step = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), mesh)
+    make_batches = pipeline.make_eval_batches(config, setup.source.val)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        all_sums = []
+        for batch in parallel.to_devices(make_batches(), mesh):
+            all_sums.append(eval_step(state, batch))
+            parallel.limit_run_ahead(all_sums)
+        return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))
+
+    return evaluate
+
+
+def describe(val: dict[str, float]) -> str:
+    """Returns one line about an evaluation."""
+    top_k = next(name for name in val if name.startswith('val/top'))
+    return (
+        f'val/accuracy {val["val/accuracy"]:.2%} of {val["val/count"]}, '
+        f'{top_k} {val[top_k]:.2%}, val/loss {val["val/loss"]:.4f}'
+    )
 
 
 def load_run(
@@ -37,7 +64,9 @@ def load_run(
         raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        return setup, checkpoints.restore(_find(checkpoints, checkpoint, workdir), setup.init_state())
+        return setup, checkpoints.restore(
+            _find(checkpoints, checkpoint, workdir), setup.init_state()
+        )
     finally:
         checkpoints.close()
 

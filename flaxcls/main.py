@@ -29,9 +29,13 @@ def main(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument('--config', help='Python file with get_config(); see experiments/')
-    parser.add_argument('--workdir', help='where the run lives; default: runs/, named by the config')
+    parser.add_argument(
+        '--workdir', help='where the run lives; default: runs/, named by the config'
+    )
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
-    parser.add_argument('--checkpoint', default='newest', help='to evaluate: newest, best or a step')
+    parser.add_argument(
+        '--checkpoint', default='newest', help='to evaluate: newest, best or a step'
+    )
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest)
     workdir = flags.workdir or default_workdir(flags.config, overrides)
@@ -44,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
 def _train(path: str | None, workdir: str, overrides: Mapping[str, str], *, resume: bool) -> None:
     # Checked before the imports below, which take seconds.
     config = load_config(path, overrides)
-    from flaxcls.train import load_stored_config, train_and_evaluate  # noqa: PLC0415
+    from flaxcls.run_setup import load_stored_config  # noqa: PLC0415
+    from flaxcls.train import train_and_evaluate  # noqa: PLC0415
 
     if path is None and resume:
         config = load_stored_config(workdir)
@@ -54,8 +59,7 @@ def _train(path: str | None, workdir: str, overrides: Mapping[str, str], *, resu
 
 
 def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> None:
-    from flaxcls.evaluate import evaluate_workdir  # noqa: PLC0415
-    from flaxcls.train import describe  # noqa: PLC0415
+    from flaxcls.evaluate import describe, evaluate_workdir  # noqa: PLC0415
 
     values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
     print(f'step {values["step"]}: {describe(values)}')

@@ -41,7 +41,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 
 
 def kernels_only(params: Any) -> Any:
-    """Returns a tree of bools: True for the kernels, False for BatchNorm's parameters and biases."""
+    """Returns a tree of bools: True for kernels, False for BatchNorm's parameters and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
 
 

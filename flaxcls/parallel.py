@@ -68,3 +68,9 @@ def to_devices(batches: Iterable[Any], mesh: Mesh, ahead: int = 2) -> Iterator[A
         yield queue.popleft()
         for batch in itertools.islice(batches, 1):
             queue.append(jax.tree.map(place, batch))
+
+
+def limit_run_ahead(results: list[Any]) -> None:
+    """Waits for the step before the last, so that the host cannot pile up batches on a device."""
+    if len(results) > 2:
+        jax.block_until_ready(results[-3])

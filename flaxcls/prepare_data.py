@@ -15,6 +15,7 @@ from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mni
 from flaxcls.data.tfds import default_data_dir
 from flaxcls.errors import RunError, UserError, run_command
 
+
 def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: str | None) -> None:
     """Downloads and prepares a data set of TFDS's catalogue as array_record.
 
@@ -51,7 +52,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument('--name', required=True, help='as TFDS writes it, such as cifar10')
     parser.add_argument('--data_dir', type=pathlib.Path, help='default: as TFDS')
     parser.add_argument('--manual_dir', help='files that have to be downloaded by hand')
-    parser.add_argument('--from', dest='idx_dir', type=pathlib.Path, help='Fashion-MNIST: idx files')
+    parser.add_argument(
+        '--from', dest='idx_dir', type=pathlib.Path, help='Fashion-MNIST: idx files'
+    )
     flags = parser.parse_args(argv)
     data_dir = flags.data_dir or default_data_dir()
     if flags.name == 'fashion_mnist' and (flags.idx_dir or DEBIAN_FASHION_MNIST.is_dir()):

@@ -6,80 +6,22 @@ import os
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxcls import config as config_lib
-from flaxcls import metrics, models, optim, parallel, steps, train_state, writers
+from flaxcls import metrics, optim, parallel, steps, writers
 from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.data import pipeline
-from flaxcls.data.sources import open_source
-from flaxcls.data.splits import Source
 from flaxcls.errors import RunError, Stopped, UserError
+from flaxcls.evaluate import describe, make_evaluate
+from flaxcls.interrupts import SignalFlag
+from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, Setup, load_stored_config, prepare
 from flaxcls.train_state import TrainState
-
-_CONFIG_FILE, _CLASSES_FILE = 'config.json', 'class_names.json'
-
-
-class Setup(NamedTuple):
-    """Everything that follows from a config before a weight is drawn."""
-
-    config: ConfigDict  # Resolved: what the data and the model decide is filled in.
-    source: Source
-    model: nn.Module
-    mesh: Mesh
-    steps_per_epoch: int
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.num_epochs * self.steps_per_epoch
-
-    def init_state(self) -> TrainState:
-        """Returns the state before the first step, on all devices."""
-        config = self.config
-        state = train_state.create_train_state(
-            self.model, self.optimizer, config.seed, config.data.image_size
-        )
-        return parallel.replicate(state, self.mesh)
-
-
-def prepare(config: ConfigDict) -> Setup:
-    """Checks the config against itself, the model, the devices and the data.
-
-    Raises:
-      UserError: the first thing that does not fit, and what to do.
-    """
-    config_lib.validate(config)
-    if config.tensorboard:
-        writers.require_tensorboard()
-    mesh = parallel.create_mesh()
-    parallel.require_divisible(config.batch_size, mesh)
-    config = config.copy_and_resolve_references().unlock()
-    models.model_from_config(config)  # Names and options of the model, before any data is read.
-    config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
-    source = open_source(config)
-    classes = len(source.class_names)
-    if config.model.num_classes not in (None, classes):
-        raise UserError(
-            f'config.model.num_classes={config.model.num_classes} does not match the {classes} '
-            f'classes of {config.data.source}; leave it out.'
-        )
-    config.model.num_classes = classes
-    model = models.model_from_config(config, axis_name=steps.AXIS)
-    models.require_image_size(model, config.model.name, config.data.image_size)
-    per_epoch = pipeline.steps_per_epoch(config, source.train)
-    schedule = optim.make_schedule(config, per_epoch)
-    optimizer = optim.make_optimizer(config, schedule)
-    return Setup(config.lock(), source, model, mesh, per_epoch, schedule, optimizer)
 
 
 def train_and_evaluate(
@@ -124,28 +66,14 @@ def _create(workdir: pathlib.Path) -> pathlib.Path:
     return workdir
 
 
-def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Returns the resolved config of a run.
-
-    Raises:
-      UserError: no run has been started in `workdir`.
-    """
-    path = pathlib.Path(workdir).expanduser() / _CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f'there is no run in {str(workdir)!r} (no {_CONFIG_FILE}); give --config to start one.')
-    return config_lib.from_json(path.read_text())
-
-
-def _start_or_resume(
-    setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints
-) -> TrainState:
+def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
     """Prints and stores what is to be run, and returns the state it starts from."""
     newest = checkpoints.newest_step
     if newest is not None:
         _require_same_run(setup, workdir)
-    writers.write_atomically(workdir / _CONFIG_FILE, config_lib.to_json(setup.config))
+    writers.write_atomically(workdir / CONFIG_FILE, config_lib.to_json(setup.config))
     names = json.dumps(setup.source.class_names, indent=1, ensure_ascii=False)
-    writers.write_atomically(workdir / _CLASSES_FILE, names + '\n')
+    writers.write_atomically(workdir / CLASSES_FILE, names + '\n')
     state = setup.init_state()
     _print_plan(setup, state, workdir)
     if newest is None:
@@ -159,13 +87,16 @@ def _require_same_run(setup: Setup, workdir: pathlib.Path) -> None:
     changed = config_lib.differences(load_stored_config(workdir), setup.config)
     for key, (old, new) in changed.items():
         if key == 'num_epochs':
-            print(f'Warning: num_epochs was {old} and is {new}; the learning rate follows the new schedule.')
+            print(
+                f'Warning: num_epochs was {old} and is {new}; the learning rate follows the '
+                'new schedule.'
+            )
         elif key not in config_lib.OBSERVING_OPTIONS:
             raise UserError(
                 f'config.{key} is {new!r}, but the run in {str(workdir)!r} has {old!r}; choose '
                 'another --workdir, or leave --config out to go on with that run.'
             )
-    names = json.loads((workdir / _CLASSES_FILE).read_text())
+    names = json.loads((workdir / CLASSES_FILE).read_text())
     if names != list(setup.source.class_names):
         raise UserError(
             f'the classes of {setup.config.data.source} are no longer those that the run in '
@@ -179,7 +110,9 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     peak = optim.peak_learning_rate(config)
     base = config.optimizer.base_batch_size
-    scaling = f' = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}' if base else ''
+    scaling = (
+        f' = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}' if base else ''
+    )
     print(config_lib.to_json(config), end='')
     for note in source.notes:
         print(f'Note: {note}')
@@ -189,7 +122,7 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
         f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
         f'images, {len(source.class_names)} classes\n'
         f'{setup.steps_per_epoch} steps per epoch, {setup.total_steps} in all; the last '
-        f'{left_over} images of each epoch\'s new order wait for the next epoch\n'
+        f"{left_over} images of each epoch's new order wait for the next epoch\n"
         f'peak learning rate {peak:g}{scaling}',
         flush=True,
     )
@@ -212,7 +145,7 @@ def _train(
     progress = writers.Progress(start_step, setup.total_steps)
     window = _Window(config)
     try:
-        with _SignalFlag() as stop:
+        with SignalFlag() as stop:
             for step in range(start_step + 1, setup.total_steps + 1):
                 batch = window.wait_for(batches)
                 state, sums = train_step(state, batch)
@@ -253,39 +186,8 @@ def _train(
     return state
 
 
-def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
-    """Returns state -> {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}."""
-    config, mesh = setup.config, setup.mesh
-    eval_step = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), mesh)
-    make_batches = pipeline.make_eval_batches(config, setup.source.val)
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        all_sums = []
-        for batch in parallel.to_devices(make_batches(), mesh):
-            all_sums.append(eval_step(state, batch))
-            _keep_host_near(all_sums)
-        return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))
-
-    return evaluate
-
-
-def describe(val: dict[str, float]) -> str:
-    """Returns one line about an evaluation."""
-    top_k = next(name for name in val if name.startswith('val/top'))
-    return (
-        f'val/accuracy {val["val/accuracy"]:.2%} of {val["val/count"]}, '
-        f'{top_k} {val[top_k]:.2%}, val/loss {val["val/loss"]:.4f}'
-    )
-
-
 def _where(setup: Setup, step: int) -> dict[str, float]:
     return {'step': step, 'epoch': step / setup.steps_per_epoch}
-
-
-def _keep_host_near(sums: list[metrics.Sums]) -> None:
-    """Waits for the step before the last, so that the host cannot pile up batches on a device."""
-    if len(sums) > 2:
-        jax.block_until_ready(sums[-3])
 
 
 class _Window:
@@ -317,7 +219,7 @@ class _Window:
             self._compiled, self._waited, self._began = True, 0.0, time.monotonic()
             return
         self._timed_steps += 1
-        _keep_host_near(self._sums)
+        parallel.limit_run_ahead(self._sums)
 
     def close(self) -> dict[str, float]:
         """Returns the metrics of the window, and begins the next."""
@@ -331,36 +233,11 @@ class _Window:
         return record
 
 
-class _SignalFlag:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
-
-    def __enter__(self):
-        self.signal = None
-        self._old = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        except ValueError:  # Not the main thread, as in some notebooks: the owner takes signals.
-            pass
-        return self
-
-    def _note(self, number, frame):
-        del frame
-        self.signal = number
-        self._restore()
-
-    def _restore(self):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def __exit__(self, *exception):
-        self._restore()
-
-
 def _require_finite(record, name: str, config: ConfigDict, checkpoints: Checkpoints) -> None:
     if not math.isfinite(record[name]):
         raise RunError(
-            f'{name} is {record[name]} at step {record["step"]}; {_after_divergence(config, checkpoints)}'
+            f'{name} is {record[name]} at step {record["step"]}; '
+            f'{_after_divergence(config, checkpoints)}'
         )
 
 

@@ -65,12 +65,13 @@ def _split_at_random(root, val_fraction, seed, ignored) -> Source:
     _require_images(every, root)
     held_out = np.zeros(len(every), bool)
     for label in range(len(names)):
-        indices = np.random.default_rng((seed, label)).permutation(np.nonzero(every.labels == label)[0])
-        held_out[indices[: round(len(indices) * val_fraction)]] = True
+        rng = np.random.default_rng((seed, label))
+        members = rng.permutation(np.nonzero(every.labels == label)[0])
+        held_out[members[: round(len(members) * val_fraction)]] = True
     if held_out.all() or not held_out.any():
         raise UserError(
-            f'config.data.val_fraction={val_fraction:g} of the {len(every)} images in {str(root)!r} '
-            'leaves one side without any; choose another fraction.'
+            f'config.data.val_fraction={val_fraction:g} of the {len(every)} images in '
+            f'{str(root)!r} leaves one side without any; choose another fraction.'
         )
     paths = np.array(every.paths, dtype=object)
     parts = [FileSplit(list(paths[rows]), every.labels[rows]) for rows in (~held_out, held_out)]

@@ -67,7 +67,7 @@ def _prepare_fashion_mnist_from_debian(data_dir: pathlib.Path) -> None:
     if not DEBIAN_FASHION_MNIST.is_dir():
         raise UserError(
             f'fashion_mnist is not prepared in {data_dir}; run  apt-get install '
-            'dataset-fashion-mnist  on Debian or Ubuntu, or put the four idx files of Fashion-MNIST '
+            'dataset-fashion-mnist  on Debian or Ubuntu, or put its four idx files '
             'into a folder DIR and run  python -m flaxcls.prepare_data --name=fashion_mnist '
             f'--from=DIR --data_dir={data_dir}'
         )

@@ -5,7 +5,6 @@ Images are [B, H, W, C]. Padding is written as a number of pixels on every side,
 """
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +15,7 @@ from jax import lax
 from flaxcls.errors import UserError
 from flaxcls.models import initializers
 from flaxcls.models.convolution import convolve
+
 
 class ImageTooSmall(UserError):
     """The image leaves nothing for a convolution or pooling window to reduce."""
@@ -64,9 +64,7 @@ class Conv(nn.Module):
             # The same sum as a matrix product, which XLA runs several times faster on CPU.
             x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
         else:
-            x = convolve(
-                x, kernel, strides=self.strides, padding=self.padding, groups=self.groups
-            )
+            x = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)

@@ -1,0 +1,40 @@
+# make demo, make test and make lint each set up .venv first, with the versions in constraints.txt.
+
+PYTHON ?= python3
+# The newest interpreter there is, for the newest versions of all dependencies.
+NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
+BIN := .venv/bin
+
+.PHONY: demo test lint format test-newest clean
+
+demo: .venv/.ready
+	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
+	$(BIN)/python -m flaxcls.report --workdir=runs/demo
+
+test: .venv/.ready
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pytest -n 2
+
+clean:
+	rm -rf .venv .venv-newest build *.egg-info
+
+.venv/.ready: setup.cfg setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv-newest/.ready: setup.cfg setup.py
+	@test -n "$(NEWEST_PYTHON)" || { echo 'test-newest needs Python 3.12 or newer; name one with NEWEST_PYTHON=...' >&2; exit 2; }
+	$(NEWEST_PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q -e '.[test]'
+	touch $@

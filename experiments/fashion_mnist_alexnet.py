@@ -1,0 +1,27 @@
+"""AlexNet on one tower (arXiv:1404.5997) with BatchNorm, half as wide, on Fashion-MNIST.
+
+  python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
+
+Hardware: one GPU (time not measured). Expected: about 92 % of the 10,000 test images. Not run.
+"""
+
+import flaxcls
+
+
+def get_config():
+    config = flaxcls.default_config()
+    config.model.name = 'alexnet_bn'
+    config.model.width_multiplier = 0.5
+    config.data.source = 'fashion_mnist'
+    config.data.image_size = 64  # Of 28; the smallest that AlexNet's strides take is 63.
+    config.data.mean = (0.286, 0.286, 0.286)
+    config.data.std = (0.353, 0.353, 0.353)
+    config.augment.flip = True
+    config.batch_size = 128
+    config.num_epochs = 20
+    config.log_every_steps = 100
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.weight_decay = 5e-4
+    config.schedule.name = 'cosine'
+    config.schedule.warmup_epochs = 1.0
+    return config

@@ -1,0 +1,89 @@
+"""From a config to all that a run is made of, checked against one another before any work."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import flax.linen as nn
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from flaxcls import config as config_lib
+from flaxcls import models, optim, parallel, steps, train_state, writers
+from flaxcls.data import pipeline
+from flaxcls.data.sources import open_source
+from flaxcls.data.splits import Source
+from flaxcls.errors import UserError
+from flaxcls.train_state import TrainState
+from flaxcls.validation import validate
+
+CONFIG_FILE, CLASSES_FILE = 'config.json', 'class_names.json'
+
+
+class Setup(NamedTuple):
+    """Everything that follows from a config before a weight is drawn."""
+
+    config: ConfigDict  # Resolved: what the data and the model decide is filled in.
+    source: Source
+    model: nn.Module
+    mesh: Mesh
+    steps_per_epoch: int
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.num_epochs * self.steps_per_epoch
+
+    def init_state(self) -> TrainState:
+        """Returns the state before the first step, on all devices."""
+        config = self.config
+        state = train_state.create_train_state(
+            self.model, self.optimizer, config.seed, config.data.image_size
+        )
+        return parallel.replicate(state, self.mesh)
+
+
+def prepare(config: ConfigDict) -> Setup:
+    """Checks the config against itself, the model, the devices and the data.
+
+    Raises:
+      UserError: the first thing that does not fit, and what to do.
+    """
+    validate(config)
+    if config.tensorboard:
+        writers.require_tensorboard()
+    mesh = parallel.create_mesh()
+    parallel.require_divisible(config.batch_size, mesh)
+    config = config.copy_and_resolve_references().unlock()
+    models.model_from_config(config)  # Names and options of the model, before any data is read.
+    config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
+    source = open_source(config)
+    classes = len(source.class_names)
+    if config.model.num_classes not in (None, classes):
+        raise UserError(
+            f'config.model.num_classes={config.model.num_classes} does not match the {classes} '
+            f'classes of {config.data.source}; leave it out.'
+        )
+    config.model.num_classes = classes
+    model = models.model_from_config(config, axis_name=steps.AXIS)
+    models.require_image_size(model, config.model.name, config.data.image_size)
+    per_epoch = pipeline.steps_per_epoch(config, source.train)
+    schedule = optim.make_schedule(config, per_epoch)
+    optimizer = optim.make_optimizer(config, schedule)
+    return Setup(config.lock(), source, model, mesh, per_epoch, schedule, optimizer)
+
+
+def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
+    """Returns the resolved config of a run.
+
+    Raises:
+      UserError: no run has been started in `workdir`.
+    """
+    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); give --config to start one.'
+        )
+    return config_lib.from_json(path.read_text())
