@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ from flaxcls.steps import AXIS
 _SPLIT, _COPIED = PartitionSpec(AXIS), PartitionSpec()
 
 
-def create_mesh() -> Mesh:
-    """Returns a mesh of one axis over all devices."""
-    return Mesh(np.array(jax.devices()), (AXIS,))
+def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of one axis over `devices`; None: all there are."""
+    return Mesh(np.array(devices or jax.devices()), (AXIS,))
 
 
 def require_divisible(batch_size: int, mesh: Mesh) -> None:

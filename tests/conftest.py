@@ -1,0 +1,53 @@
+"""Four virtual devices for all tests, a compile cache, and small configs that train in seconds."""
+
+import os
+import pathlib
+
+# Before jax is imported: the devices, and where compiled programs are kept between runs.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'flaxcls-tests'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+import pytest  # noqa: E402
+
+import flaxcls  # noqa: E402
+
+TINY = {
+    'model.name': 'resnet20',
+    'model.stage_sizes': '1,1',
+    'model.width_multiplier': 0.25,
+    'data.source': 'digits',
+    'data.image_size': 8,
+    'batch_size': 64,
+    'num_epochs': 2,
+    'log_every_steps': 5,
+    'checkpoint_every_steps': 10,
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """Returns overrides -> a config that trains on digits in a second or two."""
+    return lambda **overrides: flaxcls.load_config(
+        None, TINY | {key.replace('__', '.'): value for key, value in overrides.items()}
+    )
+
+
+@pytest.fixture
+def write_images(tmp_path):
+    """Returns {relative path: (height, width)} -> the folder, with a noise image in each path."""
+    import numpy as np
+    from PIL import Image
+
+    def write(sizes):
+        rng = np.random.default_rng(0)
+        for name, (height, width) in sizes.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+        return tmp_path
+
+    return write
