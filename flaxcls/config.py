@@ -66,7 +66,6 @@ def default_config() -> ConfigDict:
     config.augment.flip = False  # Mirror left-right with probability 1/2.
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = 'sgd'
     config.optimizer.learning_rate = 0.1  # Peak, for a batch of base_batch_size examples.
     config.optimizer.base_batch_size = 0  # Peak scales with batch_size / this; 0: it does not.
     config.optimizer.momentum = 0.9

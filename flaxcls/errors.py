@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from absl import logging
+
 
 class UserError(Exception):
     """A mistake in what was asked for: one sentence with the value and the remedy. Exit code 2."""
@@ -29,6 +31,7 @@ class Stopped(Exception):
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
+    logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

@@ -47,7 +47,6 @@ _RANGES = {
 _CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     'augment.crop': ('none', 'pad', 'random_resized'),
-    'optimizer.name': ('sgd',),
     'schedule.name': ('cosine', 'step', 'constant'),
 }
 

@@ -89,7 +89,6 @@ def test_wrong_override_is_one_sentence(key, text, says):
         {'data.std': (0.5, 0.5, 0.0)},
         {'data.eval_crop_fraction': 1.5},
         {'augment.crop': 'randomresized'},
-        {'optimizer.name': 'sdg'},
         {'optimizer.learning_rate': float('nan')},
         {'optimizer.momentum': 0.0},
         {'schedule.name': 'step'},
@@ -166,54 +165,34 @@ def test_broken_config_file_is_one_sentence(tmp_path, body, says):
 
 
 def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
-    """Nothing may be configurable without effect: some module other than config must look at it."""
+    """Nothing may be configurable without effect: a module beside config has to look at it."""
     read = set()
-    original = ConfigDict.__getitem__
+    get_item = ConfigDict.__getitem__
 
     def recording(self, key):
-        caller = sys._getframe(1)
-        while caller.f_globals['__name__'].startswith('ml_collections'):
-            caller = caller.f_back
-        module = caller.f_globals['__name__']
-        value = original(self, key)
+        frame = sys._getframe(1)
+        while frame.f_globals['__name__'].startswith('ml_collections'):
+            frame = frame.f_back
+        module = frame.f_globals['__name__']
         if module.startswith('flaxcls.') and module not in ('flaxcls.config', 'flaxcls.validation'):
-            read.add((id(self), key))
-            keep.append(self)
-        return value
+            read.add((frozenset(self.keys()), key))  # A section is known by its keys.
+        return get_item(self, key)
 
-    keep, seen = [], set()
-
-    def run(**overrides):
+    folder = write_images({f'images/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
+    runs = [
+        {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'},
+        {'data.source': f'folder:{folder / "images"}', 'augment.crop': 'random_resized', 'batch_size': 4},
+    ]
+    monkeypatch.setattr(ConfigDict, '__getitem__', recording)
+    for index, overrides in enumerate(runs):
         config = tiny_config(num_epochs=1, **overrides)
-        resolved = []
-        from flaxcls import run_setup
+        flaxcls.train_and_evaluate(config, tmp_path / f'run{index}')
+    monkeypatch.undo()
 
-        def remember(config):
-            resolved.append(config)
-            validate(config)
-
-        monkeypatch.setattr(run_setup, 'validate', remember)
-        with monkeypatch.context() as patch:
-            patch.setattr(ConfigDict, '__getitem__', recording)
-            flaxcls.train_and_evaluate(config, tmp_path / f'run{len(seen)}')
-        for held in keep:
-            for key in {k for i, k in read if i == id(held)}:
-                seen.add((tuple(sorted(original(held, '_names') if False else held.keys())), key))
-
-    folder = write_images({f'f/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
-    run()
-    run(augment__crop='pad', schedule__name='step', schedule__milestones='0.5')
-    run(
-        data__source=f'folder:{folder / "f"}',
-        augment__crop='random_resized',
-        batch_size=4,
-        tensorboard=True,
-    )
-    read_keys = {(names, key) for names, key in seen}
-    default = default_config()
-    for key, _ in options(default):
+    config = default_config()
+    for key, _ in options(config):
         *parents, name = key.split('.')
-        holder = default
+        section = config
         for parent in parents:
-            holder = holder[parent]
-        assert (tuple(sorted(holder.keys())), name) in read_keys, key
+            section = section[parent]
+        assert (frozenset(section.keys()), name) in read, f'nothing reads config.{key}'

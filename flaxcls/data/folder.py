@@ -80,10 +80,16 @@ def _split_at_random(root, val_fraction, seed, ignored) -> Source:
 
 
 def _class_names(root: pathlib.Path) -> list[str]:
+    """Returns the names of the folders that hold an image, in the order of the labels."""
     names = [entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != '.']
     all_numbers = all(name.isdecimal() for name in names)
     names = sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
-    return [name for name in names if any((root / name).iterdir())]
+    return [name for name in names if any(map(_is_image, (root / name).rglob('*')))]
+
+
+def _is_image(path: pathlib.Path) -> bool:
+    hidden = path.name.startswith('.')
+    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
 
 
 def _scan(root: pathlib.Path, names: list[str], ignored: collections.Counter) -> FileSplit:
@@ -91,13 +97,11 @@ def _scan(root: pathlib.Path, names: list[str], ignored: collections.Counter) ->
     paths, labels = [], []
     for label, name in enumerate(names):
         for path in sorted((root / name).rglob('*')):
-            if path.is_dir() or path.name.startswith('.'):
-                continue
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
+            if _is_image(path):
+                paths.append(path)
+                labels.append(label)
+            elif path.is_file():
                 ignored[path.suffix or path.name] += 1
-                continue
-            paths.append(path)
-            labels.append(label)
     return FileSplit(paths, np.array(labels, np.int32))
 
 
@@ -111,5 +115,5 @@ def _require_images(split: FileSplit, root: pathlib.Path) -> None:
 def _notes(ignored: collections.Counter) -> tuple[str, ...]:
     if not ignored:
         return ()
-    kinds = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common())
+    kinds = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(8))
     return (f'{ignored.total()} files that are no images were left out: {kinds}.',)

@@ -1,0 +1,304 @@
+"""Sources, image files and batches."""
+
+import gzip
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flaxcls.config import load_config
+from flaxcls.data import images
+from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
+from flaxcls.data.pipeline import make_eval_batches, make_train_batches
+from flaxcls.data.sources import open_source
+from flaxcls.data.splits import ArraySplit
+from flaxcls.data.tfds import find_prepared
+from flaxcls.errors import RunError, UserError
+
+
+def _config(**overrides):
+    overrides = {'batch_size': 8, 'num_epochs': 3, 'data.image_size': 8} | overrides
+    config = load_config(None, overrides)
+    return config
+
+
+def _numbered(count, size=8):
+    """Images whose every pixel is their label."""
+    labels = np.arange(count, dtype=np.int32)
+    pixels = np.broadcast_to(labels[:, None, None, None], (count, size, size, 1))
+    return ArraySplit(pixels.astype(np.uint8), labels)
+
+
+def test_digits_are_split_once_and_for_all():
+    for seed in (0, 7):
+        source = open_source(_config(seed=seed))
+        assert (len(source.train), len(source.val)) == (1437, 360)
+        assert source.class_names == tuple('0123456789')
+        counts = np.bincount(source.val.labels)
+        assert counts.min() >= 35
+        assert counts.max() <= 37
+        image, label = source.val[5]
+        assert (image.dtype, image.shape) == (np.uint8, (8, 8, 1))
+        assert label == source.val.labels[5]
+    every = np.concatenate([source.train.images, source.val.images])
+    assert every.max() == 255
+    # Together they are the whole set, every image as often as there.
+    from sklearn.datasets import load_digits
+
+    assert np.round(load_digits().images * 255 / 16).sum() == every.astype(float).sum()
+
+
+@pytest.mark.parametrize(
+    ('names', 'order'),
+    [
+        (['b', 'a', 'C'], ['C', 'a', 'b']),
+        (['10', '9', '1'], ['1', '9', '10']),
+        (['10', '9', 'x'], ['10', '9', 'x']),
+        (['ä', 'z'], ['z', 'ä']),
+    ],
+)
+def test_folder_classes_have_one_order(write_images, names, order):
+    files = {f'{part}/{name}/{part}.png': (8, 9) for name in names for part in ('train', 'val')}
+    source = open_source(_config(**{'data.source': f'folder:{write_images(files)}'}))
+    assert list(source.class_names) == order
+    for split in (source.train, source.val):
+        for index, path in enumerate(split.paths):
+            assert path.parent.name == order[split[index][1]]
+
+
+def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
+    folder = write_images(
+        {
+            'train/a/1.png': (8, 8),
+            'train/a/deeper/2.JPG': (8, 8),
+            'train/b/3.webp': (8, 8),
+            'train/.hidden/4.png': (8, 8),
+            'train/c/.5.png': (8, 8),
+            'val/b/6.bmp': (8, 8),
+        }
+    )
+    (folder / 'train/a/notes.txt').write_text('')
+    (folder / 'train/empty').mkdir()
+    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    assert source.class_names == ('a', 'b')
+    assert [path.name for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
+    assert source.val.labels.tolist() == [1]  # A class missing in val shifts no label.
+    assert source.notes == ('1 files that are no images were left out: 1 .txt.',)
+
+
+def test_folder_without_splits_holds_out_a_share_of_every_class(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(10)})
+    overrides = {'data.source': f'folder:{folder}', 'data.val_fraction': 0.3}
+    first, again = (open_source(_config(**overrides)) for _ in range(2))
+    other = open_source(_config(**overrides, seed=1))
+    assert np.bincount(first.val.labels).tolist() == [3, 3]
+    assert first.val.paths == again.val.paths != other.val.paths
+    assert not set(first.train.paths) & set(first.val.paths)
+    assert len(set(first.train.paths) | set(first.val.paths)) == 20
+
+
+@pytest.mark.parametrize(
+    ('files', 'says'),
+    [
+        (['train/a/1.png'], 'no folder validation or val or test'),
+        (['train/a/1.png', 'val/b/1.png'], 'is a class that'),
+        (['1.png'], 'has no images in folders'),
+        (['train/1.png', 'val/a/1.png'], 'is a class that'),
+        (['a/1.png'], 'leaves one side without any'),
+    ],
+)
+def test_folder_that_is_not_one_is_one_sentence(write_images, files, says):
+    folder = write_images(dict.fromkeys(files, (8, 8)))
+    with pytest.raises(UserError, match=says):
+        open_source(_config(**{'data.source': f'folder:{folder}'}))
+
+
+def _encode(image, kind='PNG', **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def test_decode_reads_what_the_content_is():
+    rgb = Image.new('RGB', (5, 3), (10, 20, 30))
+    for kind in ('PNG', 'BMP', 'TIFF', 'WEBP'):
+        options = {'lossless': True} if kind == 'WEBP' else {}
+        got = images.decode(_encode(rgb, kind, **options))
+        assert (got.dtype, got.shape) == (np.uint8, (3, 5, 3))
+        assert (got == [10, 20, 30]).all()
+    for mode, value in (('L', 77), ('P', 3), ('1', 1), ('CMYK', (0, 0, 0, 0))):
+        kind = 'TIFF' if mode == 'CMYK' else 'PNG'
+        assert images.decode(_encode(Image.new(mode, (5, 3), value), kind)).shape == (3, 5, 3)
+    sixteen = Image.fromarray(np.full((3, 5), 200 * 257, np.uint16))
+    assert (images.decode(_encode(sixteen)) == 200).all()
+    hidden = Image.new('RGBA', (5, 3), (255, 0, 0, 0))
+    assert (images.decode(_encode(hidden)) == 255).all()
+    turned = Image.new('RGB', (5, 3))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    assert images.decode(_encode(turned, 'JPEG', exif=exif)).shape == (5, 3, 3)
+
+
+@pytest.mark.parametrize('data', [b'', b'text', 'half'])
+def test_decode_refuses_what_is_no_whole_image(data):
+    if data == 'half':
+        noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        data = _encode(Image.fromarray(noise))[:2000]
+    with pytest.raises(ValueError, match='no readable image'):
+        images.decode(data)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(64, 64), (100, 60), (3, 200), (1, 1)])
+def test_crops_have_their_size_and_the_evaluation_crop_is_antialiased(height, width):
+    checkerboard = (np.indices((height, width)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
+    got = images.resize_and_center_crop(checkerboard, 4, 1.0)
+    assert (got.dtype, got.shape) == (np.uint8, (4, 4, 3))
+    if min(height, width) >= 60:
+        assert abs(got.astype(int) - 127).max() <= 8
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        cut = images.random_resized_crop(checkerboard, 4, rng, 0.08)
+        assert (cut.dtype, cut.shape) == (np.uint8, (4, 4, 3))
+
+
+def test_evaluation_crop_takes_the_middle():
+    image = np.zeros((256, 320, 3), np.uint8)
+    image[16:-16, 48:-48] = 200
+    assert (images.resize_and_center_crop(image, 224, 224 / 256) == 200).all()
+
+
+def test_batches_follow_from_seed_and_step():
+    split = _numbered(21)
+    config = _config()
+    batches = list(make_train_batches(config, split)(0))
+    assert len(batches) == 3 * 2  # 21 // 8 steps, three epochs.
+    orders = [np.concatenate([b['label'] for b in batches[i : i + 2]]) for i in (0, 2, 4)]
+    for order in orders:
+        assert len(set(order)) == 16  # No example twice in an epoch.
+    assert not (orders[0] == orders[1]).all()
+    for batch in batches:
+        assert batch['image'].shape == (8, 8, 8, 3)
+        assert batch['image'].dtype == np.uint8
+        assert (batch['image'] == batch['label'][:, None, None, None]).all()
+    for start in (1, 3, 5):  # Resuming starts with the very batch that would have come.
+        for got, expected in zip(
+            make_train_batches(config, split)(start), batches[start:], strict=True
+        ):
+            np.testing.assert_array_equal(got['label'], expected['label'])
+    other = next(make_train_batches(_config(seed=1), split)(0))
+    assert not (other['label'] == batches[0]['label']).all()
+
+
+@pytest.mark.parametrize('threads', [1, 7])
+def test_crops_belong_to_the_example_not_to_a_thread_or_process(write_images, threads):
+    folder = write_images({f'{name}/{i}.png': (20, 30) for name in 'ab' for i in range(8)})
+    config = _config(
+        **{'data.source': f'folder:{folder}', 'augment.crop': 'random_resized'},
+        **{'data.num_threads': threads, 'batch_size': 4},
+    )
+    split = open_source(config).train
+    whole = list(make_train_batches(config, split)(0))
+    halves = [
+        make_train_batches(config, split, process_index=index, process_count=2)(1)
+        for index in range(2)
+    ]
+    for batch in whole[1:]:
+        parts = [next(half) for half in halves]
+        for name in batch:
+            np.testing.assert_array_equal(
+                batch[name], np.concatenate([part[name] for part in parts])
+            )
+    assert not (whole[0]['image'] == whole[3]['image']).all()
+
+
+@pytest.mark.parametrize(('count', 'batch_size'), [(23, 8), (5, 64), (16, 8), (1, 1)])
+def test_evaluation_has_every_example_once(count, batch_size):
+    batches = list(make_eval_batches(_config(batch_size=batch_size), _numbered(count))())
+    assert {len(batch['label']) for batch in batches} == {batch_size}
+    labels = np.concatenate([batch['label'][batch['mask']] for batch in batches])
+    assert labels.tolist() == list(range(count))
+
+
+def test_unreadable_file_is_named(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
+    for path in folder.rglob('*.png'):
+        path.write_bytes(path.read_bytes()[:60])
+    config = _config(**{'data.source': f'folder:{folder}', 'batch_size': 8})
+    source = open_source(config)
+    for make in (lambda: make_train_batches(config, source.train)(0),
+                 make_eval_batches(config, source.val)):  # fmt: skip
+        with pytest.raises(RunError, match=r'[ab]/\d.png'):
+            next(make())
+
+
+def _write_idx(folder, train, test):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part, count in (('train', train), ('t10k', test)):
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        pack = lambda array: struct.pack(f'>HBB{array.ndim}I', 0, 8, array.ndim, *array.shape)  # noqa: E731
+        for name, array in (('images-idx3', pixels), ('labels-idx1', labels)):
+            data = pack(array) + array.tobytes()
+            (folder / f'{part}-{name}-ubyte.gz').write_bytes(gzip.compress(data))
+    return pixels, labels
+
+
+def test_fashion_mnist_is_prepared_in_tfds_layout_and_read_back(tmp_path):
+    import sys
+
+    pixels, labels = _write_idx(tmp_path / 'idx', train=30, test=20)
+    data_dir = tmp_path / 'tfds'
+    prepare_fashion_mnist(tmp_path / 'idx', data_dir)
+    assert find_prepared('fashion_mnist', data_dir) == data_dir / 'fashion_mnist/3.0.1'
+    assert find_prepared('fashion_mnist:9.9.9', data_dir) is None
+    overrides = {'data.source': 'tfds:fashion_mnist', 'data.data_dir': str(data_dir)}
+    source = open_source(_config(**overrides))
+    assert (len(source.train), len(source.val)) == (30, 20)
+    assert source.class_names[9] == 'Ankle boot'
+    # TFDS shuffles as it writes: the same pairs, in its own order.
+    written = {image.tobytes(): label for image, label in zip(pixels, labels, strict=True)}
+    read = {image.tobytes(): label for image, label in map(source.val.__getitem__, range(20))}
+    assert read == written
+    assert 'tensorflow' not in sys.modules
+    with pytest.raises(UserError, match='no split nonsense'):
+        open_source(_config(**overrides, **{'data.val_split': 'nonsense'}))
+    half = open_source(_config(**overrides, **{'data.train_split': 'train[:50%]'}))
+    assert len(half.train) == 15
+
+
+def test_damaged_idx_file_is_named(tmp_path):
+    _write_idx(tmp_path / 'idx', train=30, test=20)
+    path = tmp_path / 'idx/t10k-images-idx3-ubyte.gz'
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match='t10k-images'):
+        prepare_fashion_mnist(tmp_path / 'idx', tmp_path / 'tfds')
+    path.unlink()
+    with pytest.raises(UserError, match='t10k-images'):
+        prepare_fashion_mnist(tmp_path / 'idx', tmp_path / 'tfds')
+
+
+@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason='Debian package is not installed')
+def test_real_fashion_mnist_has_its_70000_images():
+    source = open_source(_config(**{'data.source': 'fashion_mnist'}))
+    assert (len(source.train), len(source.val)) == (60_000, 10_000)
+    assert (np.bincount(source.train.labels) == 6000).all()
+    assert round(float(source.train.images.mean()) / 255, 3) == 0.286
+
+
+@pytest.mark.parametrize(
+    ('source', 'says'),
+    [
+        ('tfds:imagenet2012', 'python -m flaxcls.prepare_data --name=imagenet2012 --data_dir='),
+        ('tfds:', 'choose digits'),
+        ('mnist', 'choose digits'),
+        ('folder:/no/such/place', 'there is no folder'),
+    ],
+)
+def test_missing_source_is_one_sentence_with_the_remedy(tmp_path, source, says):
+    with pytest.raises(UserError) as caught:
+        open_source(_config(**{'data.source': source, 'data.data_dir': str(tmp_path)}))
+    assert says in str(caught.value)
+    assert '\n' not in str(caught.value)
