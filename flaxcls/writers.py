@@ -89,8 +89,8 @@ class Progress:
 
     def __init__(self, start_step: int, total_steps: int):
         self._total = total_steps
-        self._first = start_step
-        self._began = time.monotonic()
+        self._done = 0
+        self._began = 0.0
         self._bar = None
         if sys.stderr.isatty():
             form = '{percentage:3.0f}%|{bar}| step {n_fmt}/{total_fmt}, {remaining} left{postfix}'
@@ -100,6 +100,9 @@ class Progress:
 
     def step(self) -> None:
         """Counts one step."""
+        self._done += 1
+        if self._done == 1:  # The time before is compilation, which says nothing of the rest.
+            self._began = time.monotonic()
         if self._bar:
             self._bar.update()
 
@@ -113,9 +116,8 @@ class Progress:
         if self._bar:
             self._bar.set_postfix_str(text)
         else:
-            done = record['step'] - self._first
-            seconds = (time.monotonic() - self._began) / done * (self._total - record['step'])
-            left = tqdm.tqdm.format_interval(seconds)
+            per_step = (time.monotonic() - self._began) / max(self._done - 1, 1)
+            left = tqdm.tqdm.format_interval(per_step * (self._total - record['step']))
             print(f'step {record["step"]}/{self._total}: {text}, {left} left', flush=True)
 
     def say(self, text: str) -> None:

@@ -181,7 +181,11 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
     folder = write_images({f'images/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
     runs = [
         {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'},
-        {'data.source': f'folder:{folder / "images"}', 'augment.crop': 'random_resized', 'batch_size': 4},
+        {
+            'data.source': f'folder:{folder / "images"}',
+            'augment.crop': 'random_resized',
+            'batch_size': 4,
+        },
     ]
     monkeypatch.setattr(ConfigDict, '__getitem__', recording)
     for index, overrides in enumerate(runs):

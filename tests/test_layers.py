@@ -33,7 +33,15 @@ def _windows(x, size, strides, padding, value=0.0):
 
 @pytest.mark.parametrize(
     ('size', 'strides', 'padding', 'groups'),
-    [(1, 1, 0, 1), (1, 2, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (5, 1, 2, 2), (7, 2, 3, 1), (11, 4, 2, 1)],
+    [
+        (1, 1, 0, 1),
+        (1, 2, 0, 1),
+        (3, 1, 1, 1),
+        (3, 2, 1, 1),
+        (5, 1, 2, 2),
+        (7, 2, 3, 1),
+        (11, 4, 2, 1),
+    ],
 )
 @pytest.mark.parametrize('shape', [(12, 12), (13, 16)])
 def test_conv_pads_evenly_as_torch_does(size, strides, padding, groups, shape):
@@ -88,7 +96,9 @@ def test_batch_norm_evaluates_with_running_statistics():
     }
     got = norm.apply(variables, x, train=False)
     (scale, bias), (mean, var) = (tuple(part.values()) for part in variables.values())
-    np.testing.assert_allclose(got, (x - mean) / np.sqrt(var + 0.5) * scale + bias, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        got, (x - mean) / np.sqrt(var + 0.5) * scale + bias, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -149,7 +159,9 @@ def test_adaptive_avg_pool_takes_the_mean_of_torchs_cells(shape):
         for j in range(6):
             rows = slice(i * shape[0] // 6, -(-(i + 1) * shape[0] // 6))
             columns = slice(j * shape[1] // 6, -(-(j + 1) * shape[1] // 6))
-            np.testing.assert_allclose(got[:, i, j], x[:, rows, columns].mean((1, 2)), rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(
+                got[:, i, j], x[:, rows, columns].mean((1, 2)), rtol=1e-4, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,12 @@ def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(na
         gradients, trained = jax.grad(loss_fn, has_aux=True)(variables['params'])
         params = jax.tree.map(lambda p, g: p - 1e-3 * g, variables['params'], gradients)
         stats = trained.get('batch_stats', {})
-        return logits, gradients, evaluated.get('batch_stats', {}), {'params': params} | {
-            'batch_stats': stats
-        }
+        return (
+            logits,
+            gradients,
+            evaluated.get('batch_stats', {}),
+            {'params': params} | {'batch_stats': stats},
+        )
 
     logits, gradients, evaluated, updated = evaluate_and_differentiate(variables, images)
     assert logits.shape == (2, 3)

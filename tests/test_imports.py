@@ -1,0 +1,74 @@
+"""What a module may import, and what an import costs."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+# Each may import those before it, and its own group.
+ORDER = [
+    {'errors'},
+    {'config'},
+    {'validation', 'data'},
+    {'models'},
+    {'metrics', 'optim'},
+    {'train_state'},
+    {'steps'},
+    {'parallel'},
+    {'checkpoint', 'writers', 'interrupts'},
+    {'run_setup'},
+    {'evaluate'},
+    {'train'},
+    {'main', 'report', 'prepare_data'},
+]
+LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
+FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))
+
+
+def _imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('flaxcls'):
+            parts = node.module.split('.')[1:]
+            yield from [parts[0]] if parts else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith('flaxcls.'):
+                    yield alias.name.split('.')[1]
+
+
+@pytest.mark.parametrize('path', FILES, ids=str)
+def test_imports_point_one_way(path):
+    group = path.parts[1].removesuffix('.py')
+    if group == '__init__':
+        assert list(_imported(path)) == []  # It loads the rest on first use.
+        return
+    for name in _imported(path):
+        assert name == group or LEVEL[name] < LEVEL[group], f'{path} imports {name}'
+
+
+def _modules_after(code):
+    listing = f'{code}; import sys; print(" ".join(sys.modules))'
+    result = subprocess.run([sys.executable, '-c', listing], capture_output=True, check=True)
+    return set(result.stdout.decode().split())
+
+
+def test_importing_flaxcls_loads_nothing_heavy():
+    heavy = {'jax', 'numpy', 'tensorflow', 'flax', 'sklearn', 'matplotlib', 'orbax'}
+    assert not _modules_after('import flaxcls') & heavy
+
+
+def test_no_module_needs_tensorflow_or_torch():
+    names = ['.'.join(path.with_suffix('').parts) for path in FILES]
+    loaded = _modules_after('; '.join(f'import {name}' for name in names))
+    assert not loaded & {'tensorflow', 'torch', 'tensorboardX'}
+
+
+def test_every_public_name_exists():
+    import flaxcls
+
+    for name in flaxcls.__all__:
+        assert getattr(flaxcls, name) is not None
+    with pytest.raises(AttributeError, match='no attribute'):
+        flaxcls.no_such_name  # noqa: B018

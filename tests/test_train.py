@@ -1,0 +1,237 @@
+"""Runs: training, resuming, evaluating, failing."""
+
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxcls
+from flaxcls import train
+from flaxcls.checkpoint import Checkpoints, fingerprint
+from flaxcls.errors import RunError, Stopped, UserError
+from flaxcls.evaluate import evaluate_workdir, load_run
+from flaxcls.interrupts import SignalFlag
+from flaxcls.run_setup import prepare
+from flaxcls.writers import MetricsWriter, read_metrics
+
+# Of records that two equal runs share; the others are times.
+TIMED = {'train/images_per_second', 'train/data_wait_fraction'}
+
+
+def _untimed(records):
+    return [{k: v for k, v in record.items() if k not in TIMED} for record in records]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run: its config, workdir, state and history."""
+    from conftest import TINY
+
+    config = flaxcls.load_config(None, TINY | {'augment.crop': 'pad', 'augment.pad': 1})
+    workdir = tmp_path_factory.mktemp('finished') / 'ünder a space'
+    state, history = flaxcls.train_and_evaluate(config, workdir)
+    return config, workdir, state, history
+
+
+def test_history_is_metrics_jsonl_under_the_promised_names(finished):
+    _, workdir, state, history = finished
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
+    names = set().union(*history)
+    promised = 'loss accuracy count images_per_second data_wait_fraction learning_rate'
+    assert {f'train/{name}' for name in promised.split()} <= names
+    assert {'step', 'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'} <= names
+    evaluations = [record for record in history if 'val/count' in record]
+    assert [record['epoch'] for record in evaluations] == [1, 2]
+    assert {record['val/count'] for record in evaluations} == {360}
+    # Every example of every step is in exactly one record.
+    assert sum(record.get('train/count', 0) for record in history) == 2 * 22 * 64
+    assert int(state.step) == 2 * 22
+    assert json.loads((workdir / 'class_names.json').read_text()) == list('0123456789')
+    assert json.loads((workdir / 'config.json').read_text())['model']['num_classes'] == 10
+
+
+def test_training_lowers_the_loss_and_moves_everything(finished):
+    config, _, state, history = finished
+    losses = [record['train/loss'] for record in history if 'train/loss' in record]
+    assert losses[-1] < losses[0] - 0.2
+    initial = prepare(config).init_state()
+    for before, after in zip(jax.tree.leaves(initial), jax.tree.leaves(state), strict=True):
+        assert (before != after).any()
+        assert before.dtype == after.dtype
+
+
+def test_evaluation_repeats_trainings_last_value_exactly(finished):
+    _, workdir, state, history = finished
+    values = evaluate_workdir(workdir)
+    last = [record for record in history if 'val/loss' in record][-1]
+    assert values == {k: v for k, v in last.items() if k != 'epoch'}
+    assert fingerprint(load_run(workdir)[1]) == fingerprint(state)
+
+
+def test_best_and_newest_are_kept_and_differ_in_the_step(finished):
+    _, workdir, _, history = finished
+    evaluations = [record for record in history if 'val/accuracy' in record]
+    best = max(evaluations, key=lambda record: (record['val/accuracy'], record['step']))
+    checkpoints = Checkpoints(workdir, read_only=True)
+    assert checkpoints.best_step == best['step']
+    assert checkpoints.newest_step == 44
+    checkpoints.close()
+    assert evaluate_workdir(workdir, checkpoint='best')['val/accuracy'] == best['val/accuracy']
+    with pytest.raises(UserError, match='--checkpoint=7 is not in'):
+        load_run(workdir, checkpoint='7')
+
+
+def test_finished_run_says_so_and_changes_nothing(finished, capsys):
+    config, workdir, state, history = finished
+    again, history_again = flaxcls.train_and_evaluate(config, workdir)
+    assert 'already finished' in capsys.readouterr().out
+    assert fingerprint(again) == fingerprint(state)
+    assert history_again == history
+
+
+def test_another_seed_gives_another_state_and_the_same_seed_the_same(finished, tmp_path):
+    config, _, state, history = finished
+    again, history_again = flaxcls.train_and_evaluate(config, tmp_path / 'again')
+    assert fingerprint(again) == fingerprint(state)
+    assert _untimed(history_again) == _untimed(history)
+    other = config.copy_and_resolve_references()
+    other.seed = 1
+    assert fingerprint(prepare(other).init_state()) != fingerprint(prepare(config).init_state())
+
+
+class _StopAt(SignalFlag):
+    """Behaves as if SIGTERM came during a step."""
+
+    step = 0
+
+    def __enter__(self):
+        super().__enter__()
+        self.seen = 0
+        return self
+
+    @property
+    def signal(self):
+        self.seen += 1
+        return signal.SIGTERM if self.seen > 2 * self.step else None
+
+    @signal.setter
+    def signal(self, value):
+        pass
+
+
+@pytest.mark.parametrize('steps', [1, 13, 22])
+def test_stopped_and_resumed_is_the_same_run_to_the_byte(finished, tmp_path, monkeypatch, steps):
+    config, _, state, history = finished
+    with monkeypatch.context() as patch:
+        patch.setattr(_StopAt, 'step', steps)
+        patch.setattr(train, 'SignalFlag', _StopAt)
+        with pytest.raises(Stopped, match='SIGTERM: stopped and saved at step') as stop:
+            flaxcls.train_and_evaluate(config, tmp_path)
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    (tmp_path / 'metrics.jsonl').open('a').write('{"step": 12, "val/lo')  # Died in a line.
+    resumed, resumed_history = flaxcls.train_and_evaluate(config, tmp_path)
+    assert fingerprint(resumed) == fingerprint(state)
+    evaluations = [
+        [r for r in records if 'val/loss' in r] for records in (history, resumed_history)
+    ]
+    assert evaluations[0] == evaluations[1]
+    assert sum(record.get('train/count', 0) for record in resumed_history) == 2 * 22 * 64
+
+
+def test_another_experiment_in_the_same_workdir_is_refused(finished):
+    config, workdir, _, _ = finished
+    for key, value in {'seed': 5, 'model.width_multiplier': 0.5, 'batch_size': 32}.items():
+        other = config.copy_and_resolve_references()
+        flaxcls.config.set_option(other, key, value)
+        with pytest.raises(UserError, match=f'config.{key} is {value}') as caught:
+            flaxcls.train_and_evaluate(other, workdir)
+        assert '--workdir' in str(caught.value)
+
+
+def test_longer_run_goes_on_with_a_warning(finished, tmp_path, capsys):
+    import shutil
+
+    config, workdir, _, _ = finished
+    shutil.copytree(workdir, tmp_path / 'longer')
+    longer = config.copy_and_resolve_references()
+    longer.num_epochs, longer.log_every_steps = 3, 7
+    state, history = flaxcls.train_and_evaluate(longer, tmp_path / 'longer')
+    assert 'num_epochs was 2 and is 3' in capsys.readouterr().out
+    assert int(state.step) == 3 * 22
+    assert [r['epoch'] for r in history if 'val/loss' in r] == [1, 2, 3]
+
+
+def test_diverging_loss_stops_the_run_with_a_sentence(tiny_config, tmp_path):
+    config = tiny_config(optimizer__learning_rate=1e30)
+    with pytest.raises(RunError, match=r'nan at step|inf at step|not finite at step') as caught:
+        flaxcls.train_and_evaluate(config, tmp_path)
+    assert 'learning_rate than 1e+30' in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'says'),
+    [
+        ({'batch_size': 2000}, 'larger than the training set of 1437'),
+        ({'batch_size': 30}, 'cannot be shared by 4 devices; choose 28 or 32'),
+        ({'batch_norm.group_size': 32, 'batch_size': 96}, 'group_size=32 fits neither'),
+        ({'data.image_size': 2}, 'too small for resnet20; the smallest is 2'),
+        ({'model.num_classes': 7}, 'does not match the 10 classes'),
+        ({'model.growth_rate': 7}, 'no meaning for resnet20'),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused_before_any_work(tiny_config, tmp_path, overrides, says):
+    config = tiny_config(**overrides)
+    if 'smallest' in says:
+        config.model.stage_sizes = (1, 1, 1)
+        says = 'the smallest is 3'
+    with pytest.raises(UserError, match=says):
+        flaxcls.train_and_evaluate(config, tmp_path / 'new')
+
+
+def test_evaluating_what_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match='there is no run in'):
+        evaluate_workdir(tmp_path)
+    with pytest.raises(UserError, match='is a file'):
+        (tmp_path / 'file').write_text('')
+        train._create(tmp_path / 'file')
+
+
+def test_checkpoint_of_another_network_is_refused_by_name(finished, tmp_path):
+    config, workdir, _, _ = finished
+    other = config.copy_and_resolve_references()
+    other.model.width_multiplier = 0.5
+    checkpoints = Checkpoints(workdir, read_only=True)
+    with pytest.raises(UserError, match='does not belong to this network') as caught:
+        checkpoints.restore(44, like=prepare(other).init_state())
+    checkpoints.close()
+    assert '\n' not in str(caught.value)
+
+
+def test_metrics_after_the_resumed_step_are_written_again(tmp_path):
+    writer = MetricsWriter(tmp_path, 0, tensorboard=True)
+    for step in (5, 10, 15):
+        writer.write({'step': step, 'train/loss': 1.0})
+    writer.close()
+    writer = MetricsWriter(tmp_path, 10, tensorboard=False)
+    writer.write({'step': 12, 'train/loss': 2.0})
+    writer.close()
+    assert [record['step'] for record in read_metrics(tmp_path)] == [5, 10, 12]
+    assert list((tmp_path / 'tensorboard').iterdir())
+
+
+def test_fingerprint_sees_names_types_shapes_and_values():
+    states = [
+        {'a': jnp.zeros(4)},
+        {'b': jnp.zeros(4)},
+        {'a': jnp.zeros(4, int)},
+        {'a': jnp.zeros((2, 2))},
+        {'a': jnp.zeros(4).at[3].set(1e-30)},
+    ]
+    assert len({fingerprint(state) for state in states}) == len(states)
+    assert fingerprint({'a': np.zeros(4, np.float32)}) == fingerprint(states[0])
