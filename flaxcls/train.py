@@ -151,8 +151,9 @@ def _train(
                 state, sums = train_step(state, batch)
                 window.add(sums)
                 progress.step()
+                stopping = stop.signal  # Looked at once: it may come at any moment below.
                 evaluating = step % eval_every == 0 or step == setup.total_steps
-                saving = evaluating or step % config.checkpoint_every_steps == 0 or stop.signal
+                saving = evaluating or step % config.checkpoint_every_steps == 0 or stopping
                 # Records end where checkpoints are, so that a resumed run writes the same ones.
                 if saving or step % config.log_every_steps == 0:
                     record = window.close() | _where(setup, step)
@@ -170,13 +171,13 @@ def _train(
                 if saving:
                     _require_finite_state(state, step, config, checkpoints)
                     checkpoints.save(state, val)
-                if stop.signal and step < setup.total_steps:
+                if stopping and step < setup.total_steps:
                     checkpoints.wait()
-                    name = signal.Signals(stop.signal).name
+                    name = signal.Signals(stopping).name
                     raise Stopped(
                         f'{name}: stopped and saved at step {step} of {setup.total_steps}; '
                         'the same command goes on from there.',
-                        stop.signal,
+                        stopping,
                     )
                 if saving:
                     window.restart()

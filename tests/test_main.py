@@ -115,40 +115,44 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
     assert f'Resuming at step {step}.\n' in seen
 
 
-def _kill_after_start(command, folder, *, during_save, delay):
-    """Starts the command and kills it `delay` seconds into training, or as a save is under way."""
+def _kill_after_a_save(command, folder, *, during_save, delay):
+    """Kills the run `delay` seconds after its first new checkpoint, or within the next save."""
+    steps = lambda: {name for name in os.listdir(folder) if name.isdecimal()}  # noqa: E731
     process = _start('main', *command)
     for line in process.stdout:
         if line.startswith('step '):
             break
-    if during_save:
-        while not any('tmp' in name for name in os.listdir(folder)):
-            assert process.poll() is None, 'the run ended before a save was seen'
-    else:
-        time.sleep(delay)
+    before = steps()
+    while steps() <= before:
+        assert process.poll() is None, 'the run ended before it was killed'
+    time.sleep(0 if during_save else delay)
+    while during_save and not any('tmp' in name for name in os.listdir(folder)):
+        assert process.poll() is None, 'the run ended before a save was seen'
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
 def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
-    command = [*TINY_FLAGS, '--config.num_epochs=40', '--config.checkpoint_every_steps=7']
+    command = [*TINY_FLAGS, '--config.num_epochs=30', '--config.checkpoint_every_steps=7']
     straight, killed = tmp_path / 'straight', tmp_path / 'killed'
     assert _run('main', *command, f'--workdir={straight}')[0] == 0
     command.append(f'--workdir={killed}')
     rng = random.Random()
     for during_save in (False, True, False):
         delay = rng.uniform(0, 0.4)
-        _kill_after_start(command, killed / 'checkpoints', during_save=during_save, delay=delay)
+        _kill_after_a_save(command, killed / 'checkpoints', during_save=during_save, delay=delay)
     code, out, err = _run('main', *command)
     assert code == 0, err
     assert 'Resuming at step' in out
     states = [load_run(workdir)[1] for workdir in (straight, killed)]
-    assert int(states[0].step) == 40 * 22
+    assert int(states[0].step) == 30 * 22
     for part in ('params', 'batch_stats', 'opt_state'):
         assert fingerprint(getattr(states[0], part)) == fingerprint(getattr(states[1], part)), part
-    shas = [(path / 'metrics.jsonl').read_text().count('val/loss') for path in (straight, killed)]
-    assert shas == [40, 40]
+    evaluations = [
+        (path / 'metrics.jsonl').read_text().count('val/loss') for path in (straight, killed)
+    ]
+    assert evaluations == [30, 30]
 
 
 def test_folder_of_23_validation_images_counts_23(write_images):
