@@ -76,9 +76,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
         argument = arguments.pop(0)
         match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
         if not match:
-            raise UserError(
-                f'the argument {argument!r} is unknown{nearest(argument.partition("=")[0], _FLAGS)}.'
-            )
+            remedy = nearest(argument.partition('=')[0], _FLAGS)
+            raise UserError(f'the argument {argument!r} is unknown{remedy}.')
         key, value = match.groups()
         if value is None:
             if not arguments:

@@ -16,7 +16,16 @@ _SPLIT, _COPIED = PartitionSpec(AXIS), PartitionSpec()
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns a mesh of one axis over `devices`; None: all there are."""
+    """Returns a mesh of one axis over `devices`; None: all there are.
+
+    Raises:
+      UserError: they belong to several processes, which evaluation does not add up yet.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f'jax runs in {jax.process_count()} processes, and flaxcls in one only; start it '
+            'without jax.distributed, on one host.'
+        )
     return Mesh(np.array(devices or jax.devices()), (AXIS,))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -262,11 +263,14 @@ def _after_divergence(config: ConfigDict, checkpoints: Checkpoints) -> str:
 
 def _print_result(history, state: TrainState, workdir: pathlib.Path) -> None:
     evaluations = [record for record in history if 'val/accuracy' in record]
+    if not evaluations:  # Somebody has removed metrics.jsonl from a finished run.
+        return
     best = max(evaluations, key=lambda record: (record['val/accuracy'], record['step']))
     print(
         f'final: {describe(evaluations[-1])}\n'
         f'best:  val/accuracy {best["val/accuracy"]:.2%} at epoch {best["epoch"]:g}\n'
         f'state sha256 {fingerprint(state)}\n'
-        f'python -m flaxcls.main --mode=evaluate --workdir={workdir}  repeats the final line',
+        f'python -m flaxcls.main --mode=evaluate --workdir={shlex.quote(str(workdir))}  '
+        'repeats the final line',
         flush=True,
     )
