@@ -5,14 +5,18 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test lint format test-newest clean
+.PHONY: demo test test-slow lint format test-newest clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
 	$(BIN)/python -m flaxcls.report --workdir=runs/demo
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+# The deepest networks, whose training steps take XLA minutes to compile; one at a time.
+test-slow: .venv/.ready
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.ready
 	$(BIN)/ruff check .
@@ -23,7 +27,7 @@ format: .venv/.ready
 	$(BIN)/ruff format .
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -n 2
+	.venv-newest/bin/python -m pytest -n 2 -m 'not slow'
 
 clean:
 	rm -rf .venv .venv-newest build *.egg-info

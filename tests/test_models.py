@@ -77,7 +77,16 @@ def test_parameter_count_is_exact(name, options, parameters):
     assert count_parameters(model, MODELS[name].image_size) == parameters
 
 
-@pytest.mark.parametrize('name', MODELS)
+# Minutes of compilation each, on the code of the shallower rows: make test-slow.
+DEEP = {'resnet101', 'resnet152', 'resnet110', 'densenet169', 'densenet201', 'densenet161'}
+DEEP |= {'densenet264', 'densenet_100_12', 'densenet_bc_100_12'}
+DEEP |= {'densenet_bc_250_24', 'densenet_bc_190_40'}
+
+
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in MODELS],
+)
 def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(name):
     size = _smallest(name)
     model = create_model(name, num_classes=3)
