@@ -1,7 +1,10 @@
 """Saving and restoring a run's state with Orbax: the newest checkpoint, and the best."""
 
+import contextlib
 import hashlib
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +16,8 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.train_state import TrainState
 
 BEST_BY = 'val/accuracy'
+_RESTORE = 'put back a copy, or train in a new workdir'
+_MAKE_ROOM = 'make room, and start the same command again'
 
 
 class Checkpoints:
@@ -33,7 +38,11 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with self._access('read', _RESTORE):
+            handler = ocp.StandardCheckpointHandler()
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=handler
+            )
 
     @property
     def newest_step(self) -> int | None:
@@ -47,7 +56,9 @@ class Checkpoints:
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts to save; `metrics` are those of an evaluation of this very state, or None."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
+        self._require_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        with self._access('written', _MAKE_ROOM):
+            self._manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """Returns the state saved at `step`, placed as `like` is.
@@ -57,25 +68,46 @@ class Checkpoints:
           RunError: the checkpoint cannot be read.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
+        with self._access('read', _RESTORE):
+            saved = _shapes(self._manager.item_metadata(step).tree)
+        wanted = _shapes(target)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f'the checkpoint of step {step} in {str(self._folder)!r} does not belong to '
+                    f'this network and optimizer: {name} is {saved.get(name, "absent")} there, '
+                    f'and {wanted.get(name, "absent")} here.'
+                )
+        with self._access('read', _RESTORE):
             return self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f'the checkpoint of step {step} in {str(self._folder)!r} does not belong to this '
-                f'network and optimizer ({_first_line(error)}).'
-            ) from error
-        except OSError as error:
+
+    def _require_room(self, size: int) -> None:
+        # Told now in one sentence, rather than by the threads that write, each in its own way.
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
             raise RunError(
-                f'the checkpoint of step {step} in {str(self._folder)!r} cannot be read '
-                f'({_first_line(error)}).'
+                f'{str(self._folder)!r} has {free / 1e6:.0f} MB left, and a checkpoint takes '
+                f'{size / 1e6:.0f} MB; {_MAKE_ROOM}.'
+            )
+
+    @contextlib.contextmanager
+    def _access(self, verb: str, remedy: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have many for damage and full disks.
+            first_line = str(error).strip().split('\n')[0]
+            raise RunError(
+                f'{str(self._folder)!r} cannot be {verb} ({first_line}); {remedy}.'
             ) from error
 
     def wait(self) -> None:
         """Returns when everything handed to `save` is on disk."""
-        self._manager.wait_until_finished()
+        with self._access('written', _MAKE_ROOM):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being saved, and lets go of the folder."""
+        self.wait()
         self._manager.close()
 
 
@@ -90,5 +122,9 @@ def fingerprint(state: Any) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split('\n')[0][:200]
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
     config.data.data_dir = placeholder(str)  # Of TFDS; None: $TFDS_DATA_DIR, ~/tensorflow_datasets.
     config.data.train_split = placeholder(str)  # None: train.
     config.data.val_split = placeholder(str)  # None: the first of validation, val, test there is.
-    config.data.val_fraction = 0.2  # Held out of a folder that has class folders and no splits.
+    config.data.val_fraction = placeholder(float)  # Held out of a folder without splits; None: 0.2.
     config.data.image_size = placeholder(int)  # Side in pixels; None: the model's usual size.
     config.data.eval_crop_fraction = 1.0  # Side of the central crop / shorter side, in evaluation.
     config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
@@ -88,7 +88,9 @@ OBSERVING_OPTIONS = frozenset(
 )
 
 
-def load_config(path: str | None, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
+def load_config(
+    path: str | os.PathLike | None, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
     """Returns the config of the experiment file `path` (None: the defaults) with overrides.
 
     Args:
@@ -98,7 +100,7 @@ def load_config(path: str | None, overrides: Mapping[str, Any] | None = None) ->
     Raises:
       UserError: no such file, an unknown key, or a value of another type.
     """
-    config = default_config() if path is None else _experiment(path)
+    config = default_config() if path is None else _experiment(os.fspath(path))
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
     return config
@@ -120,10 +122,25 @@ def _experiment(path: str) -> ConfigDict:
     except Exception as error:
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'the config file {path!r} does not run ({what}).') from error
-    unknown = [key for key, _ in options(config) if key not in dict(options(default_config()))]
-    if unknown:
-        raise UserError(f'{path!r} adds the key {unknown[0]!r}, which flaxcls does not know.')
+    _require_all_options(config, path)
     return config
+
+
+def _require_all_options(config: Any, path: str) -> None:
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f'get_config() of {path!r} returns {type(config).__name__}; let it return '
+            'flaxcls.default_config(), modified.'
+        )
+    theirs, ours = ([key for key, _ in options(c)] for c in (config, default_config()))
+    for key in theirs:
+        if key not in ours:
+            raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')
+    for key in ours:
+        if key not in theirs:
+            raise UserError(
+                f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'
+            )
 
 
 def options(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,7 @@ class Stopped(Exception):
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
+    sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -48,6 +49,19 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         _exit(f'error: {error.strerror}: {error.filename or "while writing the run"}', 1)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        _exit(
+            'error: the memory of the device is too small for this run; choose a smaller '
+            '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.',
+            1,
+        )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By its name, since the mistakes above should be told without importing jax first.
+    return type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error)
 
 
 def _exit(message: str, code: int) -> None:

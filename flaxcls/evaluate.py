@@ -10,7 +10,7 @@ from flaxcls.checkpoint import Checkpoints
 from flaxcls.config import set_option
 from flaxcls.data import pipeline
 from flaxcls.errors import UserError
-from flaxcls.run_setup import Setup, load_stored_config, prepare
+from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
 from flaxcls.train_state import TrainState
 
 
@@ -60,6 +60,9 @@ def load_run(
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
     setup = prepare(config)
+    require_stored_classes(setup, workdir)
+    for note in setup.source.notes:
+        print(f'Note: {note}')
     if not (workdir / 'checkpoints').is_dir():
         raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
     checkpoints = Checkpoints(workdir, read_only=True)

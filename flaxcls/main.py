@@ -5,11 +5,12 @@
   python -m flaxcls.main --workdir=runs/digits_resnet20                  (goes on with that run)
   python -m flaxcls.main --workdir=runs/digits_resnet20 --mode=evaluate
 
-Without --config, the defaults below are run. --config.KEY=VALUE changes an option.
+Without --config and --workdir, the defaults below are run. --config.KEY=VALUE changes an option.
 """
 
 import argparse
 import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,22 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument('--config', help='Python file with get_config(); see experiments/')
     parser.add_argument(
-        '--workdir', help='where the run lives; default: runs/, named by the config'
+        '--workdir', help='where the run lives; default: runs/, named by --config and the options'
     )
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
-    parser.add_argument(
-        '--checkpoint', default='newest', help='to evaluate: newest, best or a step'
-    )
+    parser.add_argument('--checkpoint', help='to evaluate: newest (the default), best or a step')
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest)
     workdir = flags.workdir or default_workdir(flags.config, overrides)
     if flags.mode == 'evaluate':
-        _evaluate(workdir, flags.checkpoint, overrides)
+        if flags.config and flags.workdir:
+            raise UserError(
+                f'--config={flags.config} is not read, since --mode=evaluate takes the config '
+                f'that {workdir!r} has stored; leave it out.'
+            )
+        _evaluate(workdir, flags.checkpoint or 'newest', overrides)
+    elif flags.checkpoint:
+        raise UserError(f'--checkpoint={flags.checkpoint} belongs to --mode=evaluate.')
     else:
         _train(flags.config, workdir, overrides, resume=bool(flags.workdir))
 
@@ -94,9 +100,10 @@ def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
     """
     parts = [pathlib.Path(path).stem if path else 'default']
     parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
-    name = re.sub(r'[^\w.=,-]+', '_', '-'.join(parts))
-    if len(name) > 100:
-        name = f'{name[:90]}-{hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]}'
+    exact = '-'.join(parts)
+    name = re.sub(r'[^\w.=,-]+', '_', exact)
+    if name != exact or len(name) > 100:  # Two names may have become one.
+        name = f'{name[:90]}-{hashlib.sha256(os.fsencode(exact)).hexdigest()[:8]}'
     return f'runs/{name}'
 
 

@@ -6,6 +6,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from flaxcls.errors import UserError
+
 
 def peak_learning_rate(config: ConfigDict) -> float:
     """Returns the largest learning rate, after linear scaling (arXiv:1706.02677, section 2.1)."""
@@ -21,15 +23,28 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
       constant: p;
       step: p * decay_factor ** (milestones passed), a milestone counting from its first step;
       cosine: p * (1 + cos(pi * (step - W) / (T - W))) / 2, whose last step is just above zero.
+
+    Raises:
+      UserError: with so few steps, a phase of the schedule has none.
     """
     peak = peak_learning_rate(config)
     schedule = config.schedule
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     total = config.num_epochs * steps_per_epoch
+    if warmup >= total:
+        raise UserError(
+            f'config.schedule.warmup_epochs={schedule.warmup_epochs:g} takes all of the {total} '
+            'steps; warm up for less, or train for longer.'
+        )
+    boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in schedule.milestones]
+    if len(set(boundaries)) < len(boundaries) or max(boundaries, default=0) >= total - warmup:
+        raise UserError(
+            f'config.schedule.milestones={schedule.milestones} lie less than a step apart, or '
+            f'from the end, an epoch having {steps_per_epoch} steps; space them out.'
+        )
     if schedule.name == 'constant':
         main = optax.constant_schedule(peak)
     elif schedule.name == 'step':
-        boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in schedule.milestones]
         factors = dict.fromkeys(boundaries, schedule.decay_factor)
         main = optax.piecewise_constant_schedule(peak, factors)
     else:

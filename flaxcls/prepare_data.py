@@ -16,7 +16,7 @@ from flaxcls.data.tfds import default_data_dir
 from flaxcls.errors import RunError, UserError, run_command
 
 
-def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: str | None) -> None:
+def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path | None) -> None:
     """Downloads and prepares a data set of TFDS's catalogue as array_record.
 
     Raises:
@@ -35,6 +35,8 @@ def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: str | None) -> 
         builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
     except tfds.core.DatasetNotFoundError:
         raise UserError(f'TFDS has no data set {name!r}.') from None
+    except (ValueError, AssertionError) as error:  # An unknown config or version.
+        raise UserError(f'TFDS has no {name!r}: {" ".join(str(error).split())[:300]}') from None
     download = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=download)
@@ -48,17 +50,26 @@ def main(argv: Sequence[str]) -> None:
         'python -m flaxcls.prepare_data',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument('--name', required=True, help='as TFDS writes it, such as cifar10')
-    parser.add_argument('--data_dir', type=pathlib.Path, help='default: as TFDS')
-    parser.add_argument('--manual_dir', help='files that have to be downloaded by hand')
+    folder = lambda text: pathlib.Path(text).expanduser()  # noqa: E731
+    parser.add_argument('--data_dir', type=folder, help='default: as TFDS')
     parser.add_argument(
-        '--from', dest='idx_dir', type=pathlib.Path, help='Fashion-MNIST: idx files'
+        '--manual_dir', type=folder, help='files that have to be downloaded by hand'
     )
+    parser.add_argument('--from', dest='idx_dir', type=folder, help='Fashion-MNIST: idx files')
     flags = parser.parse_args(argv)
     data_dir = flags.data_dir or default_data_dir()
-    if flags.name == 'fashion_mnist' and (flags.idx_dir or DEBIAN_FASHION_MNIST.is_dir()):
-        prepare_fashion_mnist(flags.idx_dir or DEBIAN_FASHION_MNIST, data_dir)
+    idx_dir = flags.idx_dir
+    if idx_dir and flags.name != 'fashion_mnist':
+        raise UserError(f'--from={idx_dir} is for --name=fashion_mnist, not for {flags.name}.')
+    if flags.name == 'fashion_mnist' and not flags.manual_dir and DEBIAN_FASHION_MNIST.is_dir():
+        idx_dir = idx_dir or DEBIAN_FASHION_MNIST
+    if idx_dir and flags.manual_dir:
+        raise UserError('--from and --manual_dir exclude each other; leave --manual_dir out.')
+    if idx_dir:
+        prepare_fashion_mnist(idx_dir, data_dir)
     else:
         prepare_stock(flags.name, data_dir, flags.manual_dir)
     print(f'{flags.name} is ready in {data_dir}.')

@@ -6,6 +6,7 @@ Writes curves.png and predictions.png into each workdir.
 """
 
 import argparse
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from flaxcls.data.augment import make_normalize
 from flaxcls.data.pipeline import make_eval_batches
+from flaxcls.data.splits import Subset
 from flaxcls.errors import UserError, run_command
 from flaxcls.evaluate import load_run
 from flaxcls.run_setup import Setup, load_stored_config
@@ -74,18 +76,17 @@ def plot_predictions(workdir: str) -> pathlib.Path:
     """Draws validation images with the answers, wrong ones first; returns the file."""
     plt = _pyplot()
     setup, state = load_run(workdir)
-    images, labels, probabilities = _predict(setup, state)
+    labels, answers, confidence = _predict(setup, state)
     names = setup.source.class_names
-    answers = probabilities.argmax(-1)
-    confidence = probabilities.max(-1)
     # Wrong answers from the most confident on, then right ones from the least confident on.
     wrong = answers != labels
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[: _ROWS * _COLUMNS]
+    images = _load_images(setup, order)
     figure, axes = plt.subplots(_ROWS, _COLUMNS, figsize=(12, 7), layout='constrained')
     for axis in axes.flat:
         axis.axis('off')
-    for axis, index in zip(axes.flat, order, strict=False):
-        axis.imshow(images[index])
+    for axis, index, image in zip(axes.flat, order, images, strict=False):
+        axis.imshow(image)
         answer, color = f'{names[answers[index]]} ({confidence[index]:.0%})', 'tab:green'
         if wrong[index]:
             answer, color = f'{answer}\nis {names[labels[index]]}', 'tab:red'
@@ -98,21 +99,27 @@ def plot_predictions(workdir: str) -> pathlib.Path:
 
 
 def _predict(setup: Setup, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns uint8 images [N, S, S, 3], labels [N] and probabilities [N, C] of validation."""
+    """Returns labels [N], answers [N] and their probabilities [N] of all validation images."""
     normalize = make_normalize(setup.config)
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
 
     @jax.jit
     def predict(variables, images):
-        return jax.nn.softmax(setup.model.apply(variables, normalize(images), train=False))
+        logits = setup.model.apply(variables, normalize(images), train=False)
+        return logits.argmax(-1), jax.nn.softmax(logits).max(-1)
 
     parts = []
     for batch in make_eval_batches(setup.config, setup.source.val)():
-        probabilities = np.asarray(predict(variables, batch['image']))
-        rows = batch['mask']
-        parts.append((batch['image'][rows], batch['label'][rows], probabilities[rows]))
-    images, labels, probabilities = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return images, labels, probabilities
+        outputs = batch['label'], *predict(variables, batch['image'])
+        parts.append([np.asarray(output)[batch['mask']] for output in outputs])
+    labels, answers, confidence = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return labels, answers, confidence
+
+
+def _load_images(setup: Setup, indices: np.ndarray) -> np.ndarray:
+    """Returns these validation images as the network sees them, uint8 [N, S, S, 3]."""
+    batches = make_eval_batches(setup.config, Subset(setup.source.val, indices))()
+    return np.concatenate([batch['image'][batch['mask']] for batch in batches])
 
 
 def _pyplot():
@@ -138,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument('--workdir', action='append', required=True, help='of a run; repeatable')
-    workdirs = parser.parse_args(argv).workdir
+    workdirs = [os.path.expanduser(workdir) for workdir in parser.parse_args(argv).workdir]
     print(table(workdirs))
     for workdir in workdirs:
         for path in (plot_curves(workdir), plot_predictions(workdir)):

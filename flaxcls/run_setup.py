@@ -1,5 +1,6 @@
 """From a config to all that a run is made of, checked against one another before any work."""
 
+import json
 import os
 import pathlib
 from typing import NamedTuple
@@ -64,8 +65,11 @@ def prepare(config: ConfigDict) -> Setup:
     if config.model.num_classes not in (None, classes):
         raise UserError(
             f'config.model.num_classes={config.model.num_classes} does not match the {classes} '
-            f'classes of {config.data.source}; leave it out.'
+            f'classes of {config.data.source}; choose data with as many, or train with '
+            'config.model.num_classes=None.'
         )
+    if classes < 2:
+        raise UserError(f'{config.data.source} has {classes} class; a classifier needs two.')
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
     models.require_image_size(model, config.model.name, config.data.image_size)
@@ -86,4 +90,18 @@ def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
         raise UserError(
             f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); give --config to start one.'
         )
-    return config_lib.from_json(path.read_text())
+    return config_lib.from_json(path.read_text(encoding='utf-8'))
+
+
+def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:
+    """Raises UserError unless the classes are, in their order, those the run began with."""
+    path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
+    try:
+        names = json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        raise UserError(f'{str(path)!r} is missing or damaged; train in a new workdir.') from None
+    if names != list(setup.source.class_names):
+        raise UserError(
+            f'the classes of {setup.config.data.source} are not those that the run in '
+            f'{str(workdir)!r} began with, which {CLASSES_FILE} lists; give it the same ones.'
+        )

@@ -71,9 +71,7 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    config: ConfigDict, model: nn.Module
-) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
+def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState, Batch], Sums]:
     """Returns eval_step(state, batch) -> sums over the unmasked examples of the global batch.
 
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's

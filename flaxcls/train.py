@@ -21,7 +21,14 @@ from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
 from flaxcls.interrupts import SignalFlag
-from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, Setup, load_stored_config, prepare
+from flaxcls.run_setup import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    Setup,
+    load_stored_config,
+    prepare,
+    require_stored_classes,
+)
 from flaxcls.train_state import TrainState
 
 
@@ -71,9 +78,9 @@ def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoin
     """Prints and stores what is to be run, and returns the state it starts from."""
     newest = checkpoints.newest_step
     if newest is not None:
-        _require_same_run(setup, workdir)
+        _require_same_run(setup, workdir, newest)
     writers.write_atomically(workdir / CONFIG_FILE, config_lib.to_json(setup.config))
-    names = json.dumps(setup.source.class_names, indent=1, ensure_ascii=False)
+    names = json.dumps(setup.source.class_names, indent=1)
     writers.write_atomically(workdir / CLASSES_FILE, names + '\n')
     state = setup.init_state()
     _print_plan(setup, state, workdir)
@@ -83,10 +90,15 @@ def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoin
     return checkpoints.restore(newest, like=state)
 
 
-def _require_same_run(setup: Setup, workdir: pathlib.Path) -> None:
+def _require_same_run(setup: Setup, workdir: pathlib.Path, newest: int) -> None:
     """Refuses to continue another experiment's run; a longer one is allowed, with a warning."""
     changed = config_lib.differences(load_stored_config(workdir), setup.config)
     for key, (old, new) in changed.items():
+        if key == 'num_epochs' and setup.total_steps < newest:
+            raise UserError(
+                f'config.num_epochs={new} ends at step {setup.total_steps}, and the run in '
+                f'{str(workdir)!r} has made {newest} already; choose another --workdir.'
+            )
         if key == 'num_epochs':
             print(
                 f'Warning: num_epochs was {old} and is {new}; the learning rate follows the '
@@ -97,17 +109,17 @@ def _require_same_run(setup: Setup, workdir: pathlib.Path) -> None:
                 f'config.{key} is {new!r}, but the run in {str(workdir)!r} has {old!r}; choose '
                 'another --workdir, or leave --config out to go on with that run.'
             )
-    names = json.loads((workdir / CLASSES_FILE).read_text())
-    if names != list(setup.source.class_names):
-        raise UserError(
-            f'the classes of {setup.config.data.source} are no longer those that the run in '
-            f'{str(workdir)!r} began with; choose another --workdir.'
-        )
+    require_stored_classes(setup, workdir)
 
 
 def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
     config, source = setup.config, setup.source
     left_over = len(source.train) - setup.steps_per_epoch * config.batch_size
+    remainder = (
+        f"; the last {left_over} images of each epoch's new order wait for the next epoch"
+        if left_over
+        else ''
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     peak = optim.peak_learning_rate(config)
     base = config.optimizer.base_batch_size
@@ -122,8 +134,7 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
         f'{jax.devices()[0].device_kind} device(s); workdir {workdir}\n'
         f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
         f'images, {len(source.class_names)} classes\n'
-        f'{setup.steps_per_epoch} steps per epoch, {setup.total_steps} in all; the last '
-        f"{left_over} images of each epoch's new order wait for the next epoch\n"
+        f'{setup.steps_per_epoch} steps per epoch, {setup.total_steps} in all{remainder}\n'
         f'peak learning rate {peak:g}{scaling}',
         flush=True,
     )
@@ -139,9 +150,13 @@ def _train(
         steps.make_train_step(config, setup.model, setup.optimizer), mesh
     )
     evaluate = make_evaluate(setup)
-    batches = parallel.to_devices(
-        pipeline.make_train_batches(config, setup.source.train)(start_step), mesh
+    make_batches = pipeline.make_train_batches(
+        config,
+        setup.source.train,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
+    batches = parallel.to_devices(make_batches(start_step), mesh)
     writer = writers.MetricsWriter(workdir, start_step, tensorboard=config.tensorboard)
     progress = writers.Progress(start_step, setup.total_steps)
     window = _Window(config)
@@ -228,9 +243,10 @@ class _Window:
         k = min(self._config.top_k, self._config.model.num_classes)
         record = dict(metrics.summarize(self._sums, 'train', k))
         seconds = max(time.monotonic() - self._began, 1e-9)
-        images = self._timed_steps * self._config.batch_size
-        record['train/images_per_second'] = images / seconds
-        record['train/data_wait_fraction'] = min(self._waited / seconds, 1.0)
+        if self._timed_steps:
+            images = self._timed_steps * self._config.batch_size
+            record['train/images_per_second'] = images / seconds
+            record['train/data_wait_fraction'] = min(self._waited / seconds, 1.0)
         self.restart()
         return record
 

@@ -18,9 +18,9 @@ _METRICS_FILE = 'metrics.jsonl'
 
 def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -> list[Record]:
     """Returns the records of a workdir's metrics.jsonl in order; a line cut short is left out."""
-    path = pathlib.Path(workdir) / _METRICS_FILE
+    path = pathlib.Path(workdir).expanduser() / _METRICS_FILE
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
         except ValueError:  # The process died while it wrote its last line.
@@ -33,7 +33,7 @@ def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a text file that is, at any moment, either the old one or the new one."""
     temporary = path.with_name(f'.{path.name}.tmp')
-    with temporary.open('w') as file:
+    with temporary.open('w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -50,7 +50,7 @@ class MetricsWriter:
         path = workdir / _METRICS_FILE
         kept = read_metrics(workdir, up_to_step=start_step) if start_step else []
         write_atomically(path, ''.join(json.dumps(record) + '\n' for record in kept))
-        self._file = path.open('a')
+        self._file = path.open('a', encoding='utf-8')
         self._tensorboard = _tensorboard_writer(workdir, start_step) if tensorboard else None
 
     def write(self, record: Record) -> None:
@@ -108,11 +108,12 @@ class Progress:
 
     def show(self, record: Record) -> None:
         """Shows a record of training metrics."""
-        text = (
-            f'loss {record["train/loss"]:.4f}, lr {record["train/learning_rate"]:.4g}, '
-            f'{record["train/images_per_second"]:,.0f} images/s, '
-            f'{record["train/data_wait_fraction"]:.0%} waiting for data'
-        )
+        text = f'loss {record["train/loss"]:.4f}, lr {record["train/learning_rate"]:.4g}'
+        if 'train/images_per_second' in record:
+            text += (
+                f', {record["train/images_per_second"]:,.0f} images/s, '
+                f'{record["train/data_wait_fraction"]:.0%} waiting for data'
+            )
         if self._bar:
             self._bar.set_postfix_str(text)
         else:

@@ -152,6 +152,15 @@ def test_differences_names_the_changed_options():
         ('x = 1', 'get_config'),
         ('def get_config(:', 'SyntaxError'),
         ('import flaxcls\ndef get_config():\n  c = flaxcls.default_config()\n  c.a = 1', 'config'),
+        ('def get_config(): pass', 'returns NoneType'),
+        (
+            'from ml_collections import ConfigDict as C\ndef get_config(): return C()',
+            "lacks 'augment.crop'",
+        ),
+        (
+            'from ml_collections import ConfigDict as C\ndef get_config(): return C({"a": 1})',
+            "key 'a'",
+        ),
     ],
 )
 def test_broken_config_file_is_one_sentence(tmp_path, body, says):
@@ -161,7 +170,7 @@ def test_broken_config_file_is_one_sentence(tmp_path, body, says):
         load_config(str(path))
     assert '\n' not in str(caught.value)
     with pytest.raises(UserError, match='did you mean'):
-        load_config(str(tmp_path / 'brokn.py'))
+        load_config(tmp_path / 'brokn.py')
 
 
 def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):

@@ -13,7 +13,7 @@ from flaxcls.data import images
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.sources import open_source
-from flaxcls.data.splits import ArraySplit
+from flaxcls.data.splits import ArraySplit, Subset
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
 
@@ -57,6 +57,7 @@ def test_digits_are_split_once_and_for_all():
         (['10', '9', '1'], ['1', '9', '10']),
         (['10', '9', 'x'], ['10', '9', 'x']),
         (['ä', 'z'], ['z', 'ä']),
+        (['b', b'\xff'.decode(errors='surrogateescape')], ['b', '\udcff']),
     ],
 )
 def test_folder_classes_have_one_order(write_images, names, order):
@@ -81,11 +82,33 @@ def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
     )
     (folder / 'train/a/notes.txt').write_text('')
     (folder / 'train/empty').mkdir()
+    (folder / 'train/README').write_text('')
     source = open_source(_config(**{'data.source': f'folder:{folder}'}))
     assert source.class_names == ('a', 'b')
     assert [path.name for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
     assert source.val.labels.tolist() == [1]  # A class missing in val shifts no label.
-    assert source.notes == ('1 files that are no images were left out: 1 .txt.',)
+    assert source.notes == (
+        '4 files that are no images of a class were left out: 2 .png, 1 README, 1 .txt.',
+        '2 folders have no image: c, empty.',
+    )
+
+
+def test_folders_without_images_have_no_say_in_the_order(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in ('10', '9') for i in range(5)})
+    (folder / 'notes').mkdir()
+    assert open_source(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
+
+
+def test_link_to_a_class_folder_is_followed_and_a_dangling_one_is_named(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
+    (folder / 'c').symlink_to(folder / 'a')
+    assert open_source(_config(**{'data.source': f'folder:{folder}'})).class_names == tuple('abc')
+    (folder / 'a/0.png').unlink()
+    (folder / 'a/0.png').symlink_to('nowhere.png')
+    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    batches = make_eval_batches(_config(), Subset(source.train, range(len(source.train))))
+    with pytest.raises(RunError, match=r'a/0.png'):
+        list(batches()), list(make_eval_batches(_config(), source.val)())
 
 
 def test_folder_without_splits_holds_out_a_share_of_every_class(write_images):
@@ -105,14 +128,36 @@ def test_folder_without_splits_holds_out_a_share_of_every_class(write_images):
         (['train/a/1.png'], 'no folder validation or val or test'),
         (['train/a/1.png', 'val/b/1.png'], 'is a class that'),
         (['1.png'], 'has no images in folders'),
-        (['train/1.png', 'val/a/1.png'], 'is a class that'),
+        (['train/1.png', 'val/a/1.png'], 'has no images in folders'),
         (['a/1.png'], 'leaves one side without any'),
+        (['val/a/1.png', 'val/b/1.png'], 'there is no folder .*train'),
+        (['training/a/1.png', 'val/a/1.png'], 'config.data.train_split'),
+        (['Train/a/1.png', 'Val/a/1.png'], 'looks like a part of the data'),
     ],
 )
 def test_folder_that_is_not_one_is_one_sentence(write_images, files, says):
     folder = write_images(dict.fromkeys(files, (8, 8)))
     with pytest.raises(UserError, match=says):
         open_source(_config(**{'data.source': f'folder:{folder}'}))
+
+
+@pytest.mark.parametrize(
+    ('source', 'option', 'value'),
+    [
+        ('digits', 'train_split', 'train'),
+        ('digits', 'val_split', 'test'),
+        ('digits', 'val_fraction', 0.3),
+        ('tfds:cifar10', 'val_fraction', 0.3),
+        ('folder:', 'val_fraction', 0.3),
+        ('folder:', 'val_split', 'test'),
+        ('folder:', 'train_split', 'training'),
+    ],
+)
+def test_option_that_a_source_cannot_heed_is_refused(write_images, source, option, value):
+    folder = write_images({f'{part}/a/1.png': (8, 8) for part in ('train', 'val')})
+    source = f'{source}{folder}' if source == 'folder:' else source
+    with pytest.raises(UserError, match=f'config.data.{option}|there is no folder|no folder test'):
+        open_source(_config(**{'data.source': source, f'data.{option}': value}))
 
 
 def _encode(image, kind='PNG', **options):
@@ -267,6 +312,28 @@ def test_fashion_mnist_is_prepared_in_tfds_layout_and_read_back(tmp_path):
         open_source(_config(**overrides, **{'data.val_split': 'nonsense'}))
     half = open_source(_config(**overrides, **{'data.train_split': 'train[:50%]'}))
     assert len(half.train) == 15
+    with pytest.raises(UserError, match='is empty'):
+        open_source(_config(**overrides, **{'data.val_split': 'test[:0]'}))
+
+
+def test_prepared_version_and_config_are_found_by_what_is_named_of_them(tmp_path):
+    for path in ('one/1.0.0', 'one/1.10.0', 'one/1.9.0', 'two/a/1.0.0', 'two/a/2.0.0',
+                 'three/a/1.0.0', 'three/b/1.0.0'):  # fmt: skip
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / 'dataset_info.json').write_text('')
+    for name, path in {
+        'one': 'one/1.10.0', 'one:1.9.0': 'one/1.9.0', 'one:1.*.*': 'one/1.10.0',
+        'two': 'two/a/2.0.0', 'two/a': 'two/a/2.0.0', 'two:1.0.0': 'two/a/1.0.0',
+        'three/b': 'three/b/1.0.0',
+    }.items():  # fmt: skip
+        assert find_prepared(name, tmp_path) == tmp_path / path
+    for name in ('one:2.0.0', 'two/b', 'four'):
+        assert find_prepared(name, tmp_path) is None
+    with pytest.raises(UserError, match='choose from tfds:three/a, tfds:three/b'):
+        find_prepared('three', tmp_path)
+    for name in ('one:/data', '/one', 'one:latest', 'a/b/c'):
+        with pytest.raises(UserError, match='NAME'):
+            find_prepared(name, tmp_path)
 
 
 def test_damaged_idx_file_is_named(tmp_path):

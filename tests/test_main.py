@@ -51,6 +51,8 @@ def _run(module, *arguments, **options):
         ),
         (['--config.batch_size=1438'], 'larger than the training set of 1437 examples'),
         (['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
+        (['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'], 'leave it out'),
+        (['--checkpoint=best'], 'belongs to --mode=evaluate'),
     ],
     ids=str,
 )
@@ -62,6 +64,31 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(tmp_path, arguments, says):
     assert says in err
     assert err.startswith('error: ')
     assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--name=cifar10', '--from=idx'], '--from=idx is for --name=fashion_mnist'),
+        (['--name=fashion_mnist', '--from=idx', '--manual_dir=m'], 'leave --manual_dir out'),
+        (['--name=fashion_mnist', '--from=no/such'], 'no train-images-idx3-ubyte or'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_prepared_is_one_sentence_and_exit_2(arguments, says):
+    code, _, err = _run('prepare_data', *arguments)
+    assert code == 2, err
+    assert says in err
+    assert err.count('\n') == 1
+
+
+def test_too_little_memory_is_one_sentence_and_exit_1():
+    code = 'import jax, flaxcls.errors as e; e.run_command(lambda a: jax.numpy.ones(2**50).sum())'
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert 'choose a smaller --config.batch_size' in result.stderr
 
 
 def test_help_names_every_option():
@@ -188,6 +215,9 @@ def test_default_workdirs_differ_where_experiments_do():
         default_workdir(path, {}),
         default_workdir(path, {'seed': '1'}),
         default_workdir(path, {'data.source': 'folder:/a b'}),
+        default_workdir(path, {'data.source': 'folder:/a_b'}),
+        default_workdir(path, {'data.source': 'folder:/a/b'}),
+        default_workdir(path, {'data.source': 'folder_a_b'}),
         default_workdir(path, {'data.source': f'folder:/{"x" * 200}'}),
         default_workdir(path, {'data.source': f'folder:/{"x" * 199}y'}),
     ]

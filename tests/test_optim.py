@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flaxcls.config import load_config
+from flaxcls.errors import UserError
 from flaxcls.models import create_model
 from flaxcls.optim import kernels_only, make_optimizer, make_schedule, peak_learning_rate
+from flaxcls.validation import validate
 
 PER_EPOCH = 10
 
@@ -34,6 +36,25 @@ def test_schedule_is_its_stated_formula_at_every_step(name, warmup):
             expected = 0.4 * 0.1 ** sum(step >= PER_EPOCH * m for m in milestones)
         np.testing.assert_allclose(schedule(step), expected, rtol=1e-4, atol=1e-7)
         assert schedule(step) > 0
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        {'warmup_epochs': 0.6},
+        {'warmup_epochs': 0.9, 'name': 'constant'},
+        {'name': 'step', 'milestones': (0.1, 0.2)},
+        {'name': 'step', 'milestones': (0.6,)},
+    ],
+    ids=str,
+)
+def test_schedule_with_too_few_steps_is_refused_with_its_key(overrides):
+    overrides = {f'schedule.{key}': value for key, value in overrides.items()}
+    config = load_config(None, overrides | {'num_epochs': 1})
+    validate(config)
+    make_schedule(config, PER_EPOCH)
+    with pytest.raises(UserError, match=r'config\.schedule\.(warmup_epochs|milestones)='):
+        make_schedule(config, steps_per_epoch=1)
 
 
 def test_linear_scaling_follows_the_batch_size_of_the_overrides():

@@ -1,6 +1,7 @@
 """Runs: training, resuming, evaluating, failing."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -14,6 +15,7 @@ from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import evaluate_workdir, load_run
 from flaxcls.interrupts import SignalFlag
+from flaxcls.report import plot_predictions
 from flaxcls.run_setup import prepare
 from flaxcls.writers import MetricsWriter, read_metrics
 
@@ -149,8 +151,6 @@ def test_another_experiment_in_the_same_workdir_is_refused(finished):
 
 
 def test_longer_run_goes_on_with_a_warning(finished, tmp_path, capsys):
-    import shutil
-
     config, workdir, _, _ = finished
     shutil.copytree(workdir, tmp_path / 'longer')
     longer = config.copy_and_resolve_references()
@@ -159,6 +159,16 @@ def test_longer_run_goes_on_with_a_warning(finished, tmp_path, capsys):
     assert 'num_epochs was 2 and is 3' in capsys.readouterr().out
     assert int(state.step) == 3 * 22
     assert [r['epoch'] for r in history if 'val/loss' in r] == [1, 2, 3]
+
+
+def test_shorter_run_than_already_made_is_refused_and_changes_nothing(finished):
+    config, workdir, _, _ = finished
+    shorter = config.copy_and_resolve_references()
+    shorter.num_epochs = 1
+    before = (workdir / 'config.json').read_text()
+    with pytest.raises(UserError, match=r'ends at step 22, .* has made 44 already'):
+        flaxcls.train_and_evaluate(shorter, workdir)
+    assert (workdir / 'config.json').read_text() == before
 
 
 def test_diverging_loss_stops_the_run_with_a_sentence(tiny_config, tmp_path):
@@ -190,6 +200,50 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny_config, tmp_path, ove
         flaxcls.train_and_evaluate(config, tmp_path / 'new')
 
 
+def _folder_config(tiny_config, folder, **overrides):
+    return tiny_config(data__source=f'folder:{folder}', batch_size=4, num_epochs=1, **overrides)
+
+
+def test_one_class_is_refused(tiny_config, tmp_path, write_images):
+    folder = write_images({f'images/a/{i}.png': (8, 8) for i in range(20)}) / 'images'
+    with pytest.raises(UserError, match='has 1 class; a classifier needs two'):
+        flaxcls.train_and_evaluate(_folder_config(tiny_config, folder), tmp_path / 'new')
+
+
+def test_classes_of_a_run_are_checked_wherever_it_goes_on(
+    tiny_config, tmp_path, write_images, capsys
+):
+    folder = write_images({f'images/{n}/{i}.png': (8, 8) for n in 'ab' for i in range(9)})
+    (folder / 'images/stray').write_text('')
+    config = _folder_config(tiny_config, folder / 'images', checkpoint_every_steps=2)
+    workdir = tmp_path / 'run'
+    flaxcls.train_and_evaluate(config, workdir)
+    capsys.readouterr()
+    evaluate_workdir(workdir)
+    assert '1 files that are no images of a class were left out' in capsys.readouterr().out
+    (folder / 'images/a').rename(folder / 'images/z')
+    for go_on in (
+        lambda: flaxcls.train_and_evaluate(config, workdir),
+        lambda: evaluate_workdir(workdir),
+        lambda: plot_predictions(workdir),
+    ):
+        with pytest.raises(UserError, match='are not those that the run in'):
+            go_on()
+    (workdir / 'class_names.json').unlink()
+    with pytest.raises(UserError, match=r'class_names\.json.* is missing or damaged'):
+        evaluate_workdir(workdir)
+
+
+def test_speed_is_told_only_where_a_step_was_timed(tiny_config, tmp_path):
+    config = tiny_config(num_epochs=1, log_every_steps=1)
+    _, history = flaxcls.train_and_evaluate(config, tmp_path)
+    records = [record for record in history if 'train/loss' in record]
+    assert TIMED.isdisjoint(records[0])  # The first step is compilation.
+    for record in records[1:]:
+        assert record['train/images_per_second'] > 0
+        assert 0 <= record['train/data_wait_fraction'] <= 1
+
+
 def test_evaluating_what_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match='there is no run in'):
         evaluate_workdir(tmp_path)
@@ -203,10 +257,33 @@ def test_checkpoint_of_another_network_is_refused_by_name(finished, tmp_path):
     other = config.copy_and_resolve_references()
     other.model.width_multiplier = 0.5
     checkpoints = Checkpoints(workdir, read_only=True)
-    with pytest.raises(UserError, match='does not belong to this network') as caught:
+    with pytest.raises(UserError, match=r'bn_stem\.mean is \(4,\) there, and \(8,\)') as caught:
         checkpoints.restore(44, like=prepare(other).init_state())
     checkpoints.close()
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('damage', ['cut', 'lost'])
+@pytest.mark.parametrize('part', ['_METADATA', 'manifest.ocdbt', '**/d/*'])
+def test_damaged_checkpoint_is_a_failed_run_not_a_mistake(finished, tmp_path, part, damage):
+    _, workdir, _, _ = finished
+    shutil.copytree(workdir, tmp_path / 'run')
+    for path in (tmp_path / 'run/checkpoints/44/default').glob(part):
+        if damage == 'cut':
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        else:
+            path.unlink()
+    with pytest.raises(RunError, match='cannot be read') as caught:
+        load_run(tmp_path / 'run')
+    assert '\n' not in str(caught.value)
+
+
+def test_full_disk_is_told_before_the_checkpoint_is_begun(tiny_config, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(RunError, match='MB left, and a checkpoint takes'):
+        flaxcls.train_and_evaluate(tiny_config(), tmp_path)
+    assert Checkpoints(tmp_path, read_only=True).newest_step is None
 
 
 def test_metrics_after_the_resumed_step_are_written_again(tmp_path):

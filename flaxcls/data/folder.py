@@ -1,8 +1,10 @@
 """A folder of image files, one folder per class."""
 
 import collections
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,10 +14,18 @@ from flaxcls.errors import UserError
 IMAGE_SUFFIXES = frozenset(
     {'.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm'}
 )
+_DEFAULT_VAL_FRACTION = 0.2
+_SPLIT_NAMES = frozenset(
+    {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval', 'evaluation'}
+)
 
 
 def open_folder(
-    path: str, train_split: str | None, val_splits: Sequence[str], val_fraction: float, seed: int
+    path: str,
+    train_split: str | None,
+    val_splits: Sequence[str],
+    val_fraction: float | None,
+    seed: int,
 ) -> Source:
     """Returns the images under `path`/train/CLASS and `path`/val/CLASS, or `path`/CLASS.
 
@@ -27,42 +37,58 @@ def open_folder(
       path: the folder.
       train_split: name of the training folder; None: train.
       val_splits: names to look for, the first that exists counts.
-      val_fraction: see above.
+      val_fraction: see above; None: 0.2.
       seed: see above.
 
     Raises:
-      UserError: a folder is missing or holds no image, or validation has a class of its own.
+      UserError: a folder is missing or holds no image, or validation has a class of its own, or
+        the names of the folders do not tell what is for training.
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f'config.data.source: there is no folder {path!r}.')
-    ignored = collections.Counter()
     train_root = root / (train_split or 'train')
-    if not train_root.is_dir():
-        if train_split:
-            raise UserError(f'config.data.train_split: there is no folder {str(train_root)!r}.')
-        return _split_at_random(root, val_fraction, seed, ignored)
     val_root = next((root / name for name in val_splits if (root / name).is_dir()), None)
+    if not train_root.is_dir() and not train_split and val_root is None:
+        listing = _list_images(root)
+        _refuse_unknown_splits(root, listing)
+        fraction = _DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+        return _split_at_random(root, listing, fraction, seed)
+    if not train_root.is_dir():
+        raise UserError(
+            f'there is no folder {str(train_root)!r}; name the one with the training images in '
+            'config.data.train_split.'
+        )
     if val_root is None:
         raise UserError(
             f'config.data.source: {path!r} has training images, but no folder '
-            f'{" or ".join(val_splits)} beside them; move some of them there.'
+            f'{" or ".join(val_splits)} beside them; move some of them there, or name the folder '
+            'in config.data.val_split.'
         )
-    names = _class_names(train_root)
-    unknown = [name for name in _class_names(val_root) if name not in names]
+    if val_fraction is not None:
+        raise UserError(
+            f'config.data.val_fraction={val_fraction:g} has no meaning for {path!r}, whose '
+            f'validation images are in {val_root.name}; leave it out.'
+        )
+    return _open_splits(train_root, val_root)
+
+
+def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Source:
+    train, val = _list_images(train_root), _list_images(val_root)
+    _require_images(train, train_root)
+    unknown = [name for name in val.images if name not in train.images]
     if unknown:
         raise UserError(f'{str(val_root / unknown[0])!r} is a class that {train_root} lacks.')
-    train = _scan(train_root, names, ignored)
-    val = _scan(val_root, names, ignored)
-    for split, where in ((train, train_root), (val, val_root)):
-        _require_images(split, where)
-    return Source(train, val, tuple(names), _notes(ignored))
+    names = list(train.images)
+    _require_images(val, val_root)
+    splits = [_to_split(listing.images, names) for listing in (train, val)]
+    return Source(*splits, tuple(names), _notes(train, val))
 
 
-def _split_at_random(root, val_fraction, seed, ignored) -> Source:
-    names = _class_names(root)
-    every = _scan(root, names, ignored)
-    _require_images(every, root)
+def _split_at_random(root, listing, val_fraction, seed) -> Source:
+    _require_images(listing, root)
+    names = list(listing.images)
+    every = _to_split(listing.images, names)
     held_out = np.zeros(len(every), bool)
     for label in range(len(names)):
         rng = np.random.default_rng((seed, label))
@@ -76,44 +102,78 @@ def _split_at_random(root, val_fraction, seed, ignored) -> Source:
     paths = np.array(every.paths, dtype=object)
     parts = [FileSplit(list(paths[rows]), every.labels[rows]) for rows in (~held_out, held_out)]
     note = f'{int(held_out.sum())} of {len(every)} images held out for validation (seed {seed}).'
-    return Source(*parts, tuple(names), (note, *_notes(ignored)))
+    return Source(*parts, tuple(names), (note, *_notes(listing)))
 
 
-def _class_names(root: pathlib.Path) -> list[str]:
-    """Returns the names of the folders that hold an image, in the order of the labels."""
-    names = [entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != '.']
+class _Listing(NamedTuple):
+    """The files below a folder."""
+
+    images: dict[str, list[pathlib.Path]]  # By class; classes and paths in their order.
+    others: collections.Counter  # Suffix -> number of files that are no images of a class.
+    empty: list[str]  # Folders that would be classes, had they an image.
+
+
+def _list_images(root: pathlib.Path) -> _Listing:
+    images, others = collections.defaultdict(list), collections.Counter()
+    for folder, _, files in os.walk(root, onerror=_reraise, followlinks=True):
+        inside = pathlib.Path(folder).relative_to(root).parts
+        for file in files:
+            path = pathlib.Path(folder, file)
+            hidden = any(part.startswith('.') for part in (*inside, file))
+            if inside and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
+                images[inside[0]].append(path)
+            else:
+                others[path.suffix or path.name] += 1
+    folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
+    empty = [name for name in folders if name not in images and not name.startswith('.')]
+    return _Listing(
+        {name: sorted(images[name]) for name in _in_order(images)}, others, sorted(empty)
+    )
+
+
+def _reraise(error: OSError) -> None:
+    raise error  # os.walk would leave out a folder that it may not read.
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    names = list(names)
     all_numbers = all(name.isdecimal() for name in names)
-    names = sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
-    return [name for name in names if any(map(_is_image, (root / name).rglob('*')))]
+    return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
 
 
-def _is_image(path: pathlib.Path) -> bool:
-    hidden = path.name.startswith('.')
-    return path.suffix.lower() in IMAGE_SUFFIXES and not hidden and path.is_file()
+def _refuse_unknown_splits(root: pathlib.Path, listing: _Listing) -> None:
+    """Refuses to take folders such as `Train` for classes, of whose folders they consist."""
+    for name, paths in listing.images.items():
+        direct = any(path.parent == root / name for path in paths)
+        if name.lower() in _SPLIT_NAMES and not direct:
+            raise UserError(
+                f'{str(root / name)!r} looks like a part of the data, not like a class; name the '
+                'parts in config.data.train_split and config.data.val_split.'
+            )
 
 
-def _scan(root: pathlib.Path, names: list[str], ignored: collections.Counter) -> FileSplit:
-    """Lists the images of each class, in the order of their paths; counts the other files."""
-    paths, labels = [], []
-    for label, name in enumerate(names):
-        for path in sorted((root / name).rglob('*')):
-            if _is_image(path):
-                paths.append(path)
-                labels.append(label)
-            elif path.is_file():
-                ignored[path.suffix or path.name] += 1
-    return FileSplit(paths, np.array(labels, np.int32))
+def _to_split(images: dict[str, list[pathlib.Path]], names: list[str]) -> FileSplit:
+    members = [images.get(name, []) for name in names]
+    labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(paths) for paths in members])
+    return FileSplit([path for paths in members for path in paths], labels)
 
 
-def _require_images(split: FileSplit, root: pathlib.Path) -> None:
-    if not len(split):
+def _require_images(listing: _Listing, root: pathlib.Path) -> None:
+    if not listing.images:
         raise UserError(
             f'config.data.source: {str(root)!r} has no images in folders named after their classes.'
         )
 
 
-def _notes(ignored: collections.Counter) -> tuple[str, ...]:
-    if not ignored:
-        return ()
-    kinds = ', '.join(f'{count} {suffix}' for suffix, count in ignored.most_common(8))
-    return (f'{ignored.total()} files that are no images were left out: {kinds}.',)
+def _notes(*listings: _Listing) -> tuple[str, ...]:
+    notes = []
+    others = sum((listing.others for listing in listings), collections.Counter())
+    if others:
+        kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(8))
+        notes.append(
+            f'{others.total()} files that are no images of a class were left out: {kinds}.'
+        )
+    empty = [name for listing in listings for name in listing.empty]
+    if empty:
+        notes.append(f'{len(empty)} folders have no image: {", ".join(empty[:8])}.')
+    return tuple(notes)

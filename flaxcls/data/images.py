@@ -19,7 +19,9 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Damage makes Pillow raise TypeError, struct.error and many more.
         raise ValueError(f'no readable image ({error})') from None
 
 

@@ -7,6 +7,7 @@ resuming at step k starts at k. Nothing else has to be remembered.
 import functools
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import grain
 import numpy as np
@@ -107,8 +108,8 @@ def _make_memory_loader(split: ArraySplit, cut: Callable[..., np.ndarray]) -> Ca
     """All images are cut now, so that a batch is one gather."""
     resized = np.stack([cut(image) for image in split.images])
 
-    def load(indices: np.ndarray, make_rng: None) -> Batch:
-        del make_rng
+    def load(indices: np.ndarray, make_rng: Any) -> Batch:
+        del make_rng  # Nothing is random here.
         return {'image': resized[indices], 'label': split.labels[indices]}
 
     return load

@@ -24,6 +24,7 @@ def open_source(config: ConfigDict) -> Source:
     val_splits = [data.val_split] if data.val_split else ['validation', 'val', 'test']
     data_dir = pathlib.Path(data.data_dir).expanduser() if data.data_dir else default_data_dir()
     if kind == 'digits' and not rest:
+        _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
         return _digits()
     if kind == 'folder' and rest:
         return open_folder(rest, data.train_split, val_splits, data.val_fraction, config.seed)
@@ -34,8 +35,17 @@ def open_source(config: ConfigDict) -> Source:
             f'config.data.source={data.source!r} is unknown; choose digits, fashion_mnist, '
             'tfds:NAME or folder:PATH.'
         )
+    _refuse_options(data, 'val_fraction')
     train_split = data.train_split or 'train'
     return open_tfds(rest or kind, data_dir, train_split, val_splits, num_threads(config))
+
+
+def _refuse_options(data: ConfigDict, *names: str) -> None:
+    for name in names:
+        if data[name] is not None:
+            raise UserError(
+                f'config.data.{name}={data[name]!r} has no meaning for {data.source}; leave it out.'
+            )
 
 
 def num_threads(config: ConfigDict) -> int:

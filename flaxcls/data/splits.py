@@ -75,6 +75,23 @@ class RecordSplit:
 
 
 @dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some examples of another split, in the order of `indices`."""
+
+    split: Split
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | bytes, int]:
+        return self.split[self.indices[index]]
+
+    def name(self, index: int) -> str:
+        return self.split.name(self.indices[index])
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A data set: its two splits, the names of its classes in the order of the labels, notes.
 

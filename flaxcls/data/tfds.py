@@ -72,13 +72,31 @@ def open_tfds(
 
 
 def find_prepared(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
-    """Returns the folder with the newest version of a prepared data set, or None."""
+    """Returns the folder with the newest version of a prepared data set, or None.
+
+    A set that comes in several configs need not name its config where one alone is prepared.
+
+    Raises:
+      UserError: the name has another form than NAME[/CONFIG][:VERSION], or several configs fit.
+    """
+    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(:[\d.*]+)?', name):
+        raise UserError(f'config.data.source: {name!r} is not of the form NAME[/CONFIG][:VERSION].')
     name, _, version = name.partition(':')
-    versions = (data_dir / name).glob(version or '*.*.*')
-    prepared = [path for path in versions if (path / 'dataset_info.json').is_file()]
-    return max(
-        prepared, key=lambda path: [int(n) for n in re.findall(r'\d+', path.name)], default=None
-    )
+    version = version or '*.*.*'
+    for pattern in (version, f'*/{version}'):
+        found = (data_dir / name).glob(f'{pattern}/dataset_info.json')
+        prepared = sorted((path.parent for path in found), key=_version_number)
+        configs = sorted({path.parent.name for path in prepared})
+        if len(configs) > 1:
+            choices = ', '.join(f'tfds:{name}/{config}' for config in configs)
+            raise UserError(f'{name} is prepared in several configs; choose from {choices}.')
+        if prepared:
+            return prepared[-1]
+    return None
+
+
+def _version_number(path: pathlib.Path) -> list[int]:
+    return [int(number) for number in re.findall(r'\d+', path.name)]
 
 
 def _split_name(split: str) -> str:
@@ -92,7 +110,7 @@ def _load_split(builder, split: str, *, num_threads: int) -> Split:
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, AssertionError) as error:
-        raise UserError(f'the split {split!r} does not exist ({error}).') from None
+        raise UserError(f'the split {split!r} is empty or does not exist ({error}).') from None
     lazy = RecordSplit(records, lambda index: f'record {index} of {builder.info.name}:{split}')
     shape = builder.info.features['image'].shape
     if None in shape or len(lazy) * np.prod(shape) > _MAX_BYTES_IN_MEMORY:

@@ -1,5 +1,6 @@
 """The networks by name, and their construction from a name or a config."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -119,9 +120,16 @@ def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[st
     images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     # Under jit the forward pass, which no weight depends on, is never computed; on the CPU, since
     # the initializers draw there.
-    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+    with _on_cpu():
         variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+
+def _on_cpu() -> contextlib.AbstractContextManager:
+    try:
+        return jax.default_device(jax.local_devices(backend='cpu')[0])
+    except RuntimeError:  # JAX_PLATFORMS=cuda or tpu leaves no CPU to compute on.
+        return contextlib.nullcontext()
 
 
 def count_parameters(model: nn.Module, image_size: int) -> int:
@@ -134,6 +142,8 @@ def require_image_size(model: nn.Module, name: str, image_size: int) -> None:
     """Raises UserError, naming the smallest size, if images of this side are too small."""
     if not _fits(model, image_size):
         too_small, fits = image_size, 512
+        while not _fits(model, fits):
+            fits *= 2
         while fits - too_small > 1:
             middle = (too_small + fits) // 2
             too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
