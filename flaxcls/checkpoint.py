@@ -95,7 +95,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore have many for damage and full disks.
-            first_line = str(error).strip().split('\n')[0]
+            first_line = str(error).strip().split('\n')[0].partition(' [tensorstore_spec')[0]
             raise RunError(
                 f'{str(self._folder)!r} cannot be {verb} ({first_line}); {remedy}.'
             ) from error

@@ -33,6 +33,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
     sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.
+    sys.unraisablehook = _show_unraisable
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -57,6 +58,12 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.',
             1,
         )
+
+
+def _show_unraisable(unraisable) -> None:
+    # TensorStore's threads report to the event loop that a failed read or write has closed.
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -116,6 +116,12 @@ def test_train_in_a_relative_workdir_then_evaluate_and_report(tmp_path):
     assert '%' in out
     for name in ('curves.png', 'predictions.png'):
         assert (tmp_path / workdir / name).stat().st_size > 10_000
+    for path in (tmp_path / workdir / 'checkpoints').glob('*/default/**/d/*'):
+        path.write_bytes(path.read_bytes()[:40])
+    code, out, err = _run('main', '--mode=evaluate', f'--workdir={workdir}', cwd=tmp_path)
+    assert (code, out) == (1, '')
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
