@@ -21,7 +21,8 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     With W warm-up steps of T in all, and the peak p:
       step < W: p * (step + 1) / W, so that the first step moves and step W - 1 is at the peak;
       constant: p;
-      step: p * decay_factor ** (milestones passed), a milestone counting from its first step;
+      step: p * decay_factor ** (milestones passed), a milestone counting from its first step, and
+        one after the last epoch, as where a recipe is cut short, not at all;
       cosine: p * (1 + cos(pi * (step - W) / (T - W))) / 2, whose last step is just above zero.
 
     Raises:
@@ -37,10 +38,10 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
             'steps; warm up for less, or train for longer.'
         )
     boundaries = [round(epoch * steps_per_epoch) - warmup for epoch in schedule.milestones]
-    if len(set(boundaries)) < len(boundaries) or max(boundaries, default=0) >= total - warmup:
+    if len(set(boundaries)) < len(boundaries):
         raise UserError(
-            f'config.schedule.milestones={schedule.milestones} lie less than a step apart, or '
-            f'from the end, an epoch having {steps_per_epoch} steps; space them out.'
+            f'config.schedule.milestones={schedule.milestones} lie less than a step apart, an '
+            f'epoch having {steps_per_epoch} steps; space them out.'
         )
     if schedule.name == 'constant':
         main = optax.constant_schedule(peak)

@@ -127,7 +127,7 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
         f' = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}' if base else ''
     )
     print(config_lib.to_json(config), end='')
-    for note in source.notes:
+    for note in (*source.notes, *_schedule_notes(config)):
         print(f'Note: {note}')
     print(
         f'{config.model.name}: {parameters:,} parameters, on {setup.mesh.size} '
@@ -138,6 +138,16 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
         f'peak learning rate {peak:g}{scaling}',
         flush=True,
     )
+
+
+def _schedule_notes(config: ConfigDict) -> list[str]:
+    missed = [f'{m:g}' for m in config.schedule.milestones if m >= config.num_epochs]
+    if not missed:
+        return []
+    return [
+        f'config.num_epochs={config.num_epochs} ends before the milestones {", ".join(missed)} '
+        'of the learning rate.'
+    ]
 
 
 def _train(

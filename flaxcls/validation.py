@@ -80,12 +80,10 @@ def _refuse_contradictions(config: ConfigDict) -> None:
             f'config.schedule.milestones={schedule.milestones} belongs to schedule.name=step, '
             f'and it is {schedule.name!r}; set one of the two.'
         )
-    outside = [m for m in schedule.milestones if not schedule.warmup_epochs <= m < epochs]
-    if outside:
+    if min(schedule.milestones, default=epochs) < schedule.warmup_epochs:
         raise UserError(
-            f'config.schedule.milestones={schedule.milestones}: epoch {outside[0]:g} does not lie '
-            f'between the end of warm-up ({schedule.warmup_epochs:g}) and '
-            f'config.num_epochs={epochs}.'
+            f'config.schedule.milestones={schedule.milestones} begin before the end of '
+            f'config.schedule.warmup_epochs={schedule.warmup_epochs:g}; warm up for less.'
         )
     if config.optimizer.nesterov and not config.optimizer.momentum:
         raise UserError(

@@ -94,7 +94,11 @@ def test_wrong_override_is_one_sentence(key, text, says):
         {'schedule.name': 'step'},
         {'schedule.milestones': (5,)},
         {'schedule.name': 'step', 'schedule.milestones': (5, 3)},
-        {'schedule.name': 'step', 'schedule.milestones': (5, 20)},
+        {
+            'schedule.name': 'step',
+            'schedule.milestones': (5, 10),
+            'schedule.warmup_epochs': 6.0,
+        },
         {'schedule.warmup_epochs': 20.0},
     ],
     ids=str,

@@ -171,6 +171,13 @@ def test_shorter_run_than_already_made_is_refused_and_changes_nothing(finished):
     assert (workdir / 'config.json').read_text() == before
 
 
+def test_recipe_cut_short_says_which_milestones_it_misses(tiny_config, tmp_path, capsys):
+    config = tiny_config(num_epochs=1, schedule__name='step', schedule__milestones='0.5,30,60')
+    _, history = flaxcls.train_and_evaluate(config, tmp_path)
+    assert 'num_epochs=1 ends before the milestones 30, 60 of' in capsys.readouterr().out
+    assert history[-1]['val/count'] == 360
+
+
 def test_diverging_loss_stops_the_run_with_a_sentence(tiny_config, tmp_path):
     config = tiny_config(optimizer__learning_rate=1e30)
     with pytest.raises(RunError, match=r'nan at step|inf at step|not finite at step') as caught:
