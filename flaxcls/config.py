@@ -41,6 +41,13 @@ def default_config() -> ConfigDict:
     config.model.stage_sizes = placeholder(tuple)  # ResNet: residual blocks per stage.
     config.model.block_sizes = placeholder(tuple)  # DenseNet: layers per dense block.
     config.model.growth_rate = placeholder(int)  # DenseNet: channels that each layer adds (k).
+    config.model.bottleneck = placeholder(bool)  # DenseNet: 1x1 convolutions before the 3x3 ones.
+    config.model.compression = placeholder(float)  # DenseNet: channels that transitions keep.
+    config.model.shortcut = placeholder(str)  # ResNet: A, B, C or D, for maps of another shape.
+    config.model.zero_init_residual = placeholder(bool)  # ResNet: blocks begin as their shortcuts.
+    config.model.stochastic_depth_rate = placeholder(float)  # ResNet: of the last block.
+    config.model.lrn = placeholder(str)  # AlexNet: none, paper or caffe (alpha divided by n).
+    config.model.initializer = placeholder(str)  # AlexNet: paper, he or filters (1/sqrt(filters)).
 
     config.batch_norm = ConfigDict()
     config.batch_norm.group_size = placeholder(int)  # Examples sharing statistics; None: the batch.

@@ -24,6 +24,8 @@ _RANGES = {
     'model.stage_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
     'model.block_sizes': (lambda x: _positive_ints(x), 'positive whole numbers'),
     'model.growth_rate': (lambda x: x > 0, 'positive'),
+    'model.compression': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    'model.stochastic_depth_rate': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'batch_norm.group_size': (lambda x: x > 0, 'positive'),
     'batch_norm.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'batch_norm.eps': (lambda x: x > 0, 'positive'),
@@ -46,6 +48,9 @@ _RANGES = {
 
 _CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
+    'model.shortcut': ('A', 'B', 'C', 'D'),
+    'model.lrn': ('none', 'paper', 'caffe'),
+    'model.initializer': ('paper', 'he', 'filters'),
     'augment.crop': ('none', 'pad', 'random_resized'),
     'schedule.name': ('cosine', 'step', 'constant'),
 }
@@ -62,7 +67,8 @@ def validate(config: ConfigDict) -> None:
         if values[key] is not None and not is_right(values[key]):
             raise UserError(f'config.{key}={values[key]!r} must be {requirement}.')
     for key, choices in _CHOICES.items():
-        require_choice(key, values[key], choices)
+        if values[key] is not None:
+            require_choice(key, values[key], choices)
     _refuse_contradictions(config)
 
 

@@ -11,9 +11,11 @@ from flaxcls.models.layers import (
     BatchNorm,
     Conv,
     Dropout,
+    StochasticDepth,
     adaptive_avg_pool,
     avg_pool,
     local_response_norm,
+    matches,
     max_pool,
 )
 
@@ -130,13 +132,62 @@ def test_dropout_draws_by_example_key_and_keeps_the_mean():
     np.testing.assert_allclose(by_linen.mean(), 1, atol=0.02)
 
 
+def test_stochastic_depth_drops_whole_examples_by_their_keys_and_keeps_the_mean():
+    layer = StochasticDepth(0.25)
+    x = jnp.ones((2048, 2, 2, 3))
+    keys = jax.random.split(jax.random.key(0), 2048)
+    dropped = layer.apply({}, x, train=True, example_keys=keys)
+    assert (dropped == dropped[:, :1, :1, :1]).all()
+    assert set(np.unique(dropped)) == {0, np.float32(1 / 0.75)}
+    np.testing.assert_allclose(dropped.mean(), 1, atol=0.04)
+    order = np.array([4, 0, 2])
+    again = layer.apply({}, x[order], train=True, example_keys=keys[order])
+    np.testing.assert_array_equal(again, dropped[order])
+    np.testing.assert_array_equal(layer.apply({}, x, train=False), x)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 3), (7, 8), (57, 57)])
+def test_partial_windows_are_averaged_over_the_pixels_they_have(shape):
+    x = _noise(2, *shape, 3)
+    got = avg_pool(x, 2, 2, partial_windows=True)
+    assert got.shape[1:3] == tuple(-(-size // 2) for size in shape)
+    for i in range(got.shape[1]):
+        for j in range(got.shape[2]):
+            window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            np.testing.assert_allclose(got[:, i, j], window.mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_batch_norm_uses_its_running_statistics_and_keeps_them():
+    x = _noise(4, 3, 3, 2)
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+    variables['batch_stats']['mean'] += 1
+    for frozen in ((), ('*',)):
+        norm = BatchNorm(frozen=frozen)
+        got, updates = norm.apply(variables, x, train=True, mutable=['batch_stats'])
+        before, after = variables['batch_stats'], updates['batch_stats']
+        same = jax.tree.map(lambda a, b: (a == b).all(), before, after)
+        evaluated = norm.apply(variables, x, train=False)
+        assert bool((got == evaluated).all()) == bool(frozen)
+        assert all(jax.tree.leaves(same)) == bool(frozen)
+
+
+def test_patterns_fit_a_path_and_all_that_is_below_it():
+    assert matches('stage1_block1/bn1', ['stage1*'])
+    assert matches('stage1_block1/bn1/scale', ['stem', 'stage?_block1'])
+    assert matches('stage1_block1/bn1', ['*/bn1'])
+    assert not matches('stage1_block1/bn1', ['stage1', 'bn1', 'stage2*'])
+    assert not matches('stem', [])
+
+
+@pytest.mark.parametrize('mean', [False, True])
 @pytest.mark.parametrize('size', [1, 4, 5])
-def test_local_response_norm_is_the_papers(size):
+def test_local_response_norm_is_the_papers_or_caffes(size, mean):
     x = 20 * _noise(2, 2, 2, 9)
-    got = local_response_norm(x, size=size, k=2.0, alpha=0.3, beta=0.75)
+    got = local_response_norm(x, size=size, k=2.0, alpha=0.3, beta=0.75, mean=mean)
+    alpha = 0.3 / size if mean else 0.3
     for c in range(9):  # Section 3.3: the sum runs over max(0, i - n/2) .. min(N - 1, i + n/2).
         neighbours = x[..., max(0, c - size // 2) : c + (size - 1) // 2 + 1]
-        expected = x[..., c] / (2 + 0.3 * (neighbours**2).sum(-1)) ** 0.75
+        expected = x[..., c] / (2 + alpha * (neighbours**2).sum(-1)) ** 0.75
         np.testing.assert_allclose(got[..., c], expected, rtol=1e-4)
 
 

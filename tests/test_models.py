@@ -1,5 +1,8 @@
 """The zoo: every row counted, run, differentiated."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,48 +10,69 @@ import pytest
 from flaxcls.errors import UserError
 from flaxcls.models import (
     MODELS,
-    count_parameters,
     create_model,
     init_variables,
     require_image_size,
 )
+from flaxcls.models.__main__ import summary, table
+from flaxcls.models.summary import count_cost, list_layers
 
-# Of the papers and of torchvision: name, options, trainable parameters at the paper's size.
-PARAMETERS = [
-    ('alexnet_2012', {}, 60_965_224),
-    ('alexnet', {}, 61_100_840),
+# What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
+# convolutions and fully connected layers where they are known.
+COSTS = [
+    ('alexnet_2012', {}, 60_965_224, 0.7244),
+    ('alexnet', {}, 61_100_840, 0.7142),
     # AlexNet with a scale and a bias per channel in place of the convolutions' 1,152 biases.
-    ('alexnet_bn', {}, 61_100_840 + 1_152),
-    ('resnet18', {}, 11_689_512),
-    ('resnet34', {}, 21_797_672),
-    ('resnet50', {}, 25_557_032),
-    ('resnet101', {}, 44_549_160),
-    ('resnet152', {}, 60_192_808),
-    ('resnet20', {}, 269_722),
-    ('resnet32', {}, 464_154),
-    ('resnet44', {}, 658_586),
-    ('resnet56', {}, 853_018),
-    ('resnet110', {}, 1_727_962),
-    ('resnet20', {'shortcut': 'B'}, 272_474),
-    ('resnet32', {'shortcut': 'B'}, 466_906),
-    ('resnet44', {'shortcut': 'B'}, 661_338),
-    ('resnet56', {'shortcut': 'B'}, 855_770),
-    ('resnet110', {'shortcut': 'B'}, 1_730_714),
-    ('densenet121', {}, 7_978_856),
-    ('densenet169', {}, 14_149_480),
-    ('densenet201', {}, 20_013_928),
-    ('densenet161', {}, 28_681_000),
-    ('densenet264', {}, 33_337_704),
-    ('densenet264', {'growth_rate': 48}, 72_686_632),
-    ('densenet_40_12', {}, 1_019_722),
-    ('densenet_100_12', {}, 6_979_642),
-    ('densenet_100_12', {'growth_rate': 24}, 27_249_082),
-    ('densenet_bc_100_12', {}, 769_162),
-    ('densenet_bc_250_24', {}, 15_324_406),
-    ('densenet_bc_190_40', {}, 25_624_430),
+    ('alexnet_bn', {}, 61_100_840 + 1_152, 0.7142),
+    ('vgg16', {}, 138_357_544, 15.4703),
+    ('vgg16_bn', {}, 138_365_992, 15.4703),
+    ('resnet18', {}, 11_689_512, 1.8141),
+    ('resnet34', {}, 21_797_672, 3.6638),
+    ('resnet50', {}, 25_557_032, 4.0892),
+    ('resnet101', {}, 44_549_160, 7.8014),
+    ('resnet152', {}, 60_192_808, 11.5136),
+    ('resnet50_v1', {}, 25_557_032, 3.8580),
+    ('resnet101_v1', {}, 44_549_160, None),
+    ('resnet152_v1', {}, 60_192_808, None),
+    ('resnet18_v2', {}, 11_687_720, 1.8141),
+    ('resnet34_v2', {}, 21_795_880, 3.6638),
+    ('resnet50_v2', {}, 25_549_352, 4.0892),
+    ('resnet101_v2', {}, 44_541_480, 7.8014),
+    ('resnet152_v2', {}, 60_185_128, 11.5136),
+    ('resnet18_d', {}, 11_708_744, 2.0537),
+    ('resnet34_d', {}, 21_816_904, 3.9034),
+    ('resnet50_d', {}, 25_576_264, 4.3288),
+    ('resnet101_d', {}, 44_568_392, 8.0410),
+    ('resnet152_d', {}, 60_212_040, 11.7533),
+    ('resnext50_32x4d', {}, 25_028_904, None),
+    ('resnext101_32x8d', {}, 88_791_336, None),
+    ('wide_resnet50_2', {}, 68_883_240, None),
+    ('wide_resnet101_2', {}, 126_886_696, None),
+    ('resnet20', {}, 269_722, 0.0406),
+    ('resnet32', {}, 464_154, 0.0689),
+    ('resnet44', {}, 658_586, 0.0972),
+    ('resnet56', {}, 853_018, 0.1255),
+    ('resnet110', {}, 1_727_962, 0.2529),
+    ('resnet20', {'shortcut': 'B'}, 272_474, None),
+    ('resnet32', {'shortcut': 'B'}, 466_906, None),
+    ('resnet44', {'shortcut': 'B'}, 661_338, None),
+    ('resnet56', {'shortcut': 'B'}, 855_770, None),
+    ('resnet110', {'shortcut': 'B'}, 1_730_714, None),
+    ('densenet121', {}, 7_978_856, 2.8342),
+    ('densenet169', {}, 14_149_480, 3.3598),
+    ('densenet201', {}, 20_013_928, 4.2914),
+    ('densenet161', {}, 28_681_000, 7.7279),
+    ('densenet264', {}, 33_337_704, 5.7517),
+    ('densenet264_48', {}, 72_686_632, 12.8507),
+    ('densenet_40_12', {}, 1_019_722, 0.2648),
+    ('densenet_100_12', {}, 6_979_642, 1.7695),
+    ('densenet_100_24', {}, 27_249_082, 6.8893),
+    ('densenet_bc_100_12', {}, 769_162, 0.2879),
+    ('densenet_bc_250_24', {}, 15_324_406, 5.4188),
+    ('densenet_bc_190_40', {}, 25_624_430, 9.3019),
 ]
 # The least that each family's strides take; checked against the search in a test below.
-SMALLEST = {'alexnet_2012': 67, 'alexnet': 63, 'alexnet_bn': 63}
+SMALLEST = {'alexnet_2012': 67, 'alexnet': 63, 'alexnet_bn': 63, 'vgg16': 32, 'vgg16_bn': 32}
 
 # A tenth of the compile time; the numbers are those of the same operations, unoptimised.
 _QUICK_COMPILE = {
@@ -62,25 +86,31 @@ def _smallest(name):
     if name in SMALLEST:
         return SMALLEST[name]
     small_images = MODELS[name].image_size == 32
-    if name.startswith('resnet'):
+    if 'res' in name:
         return 3 if small_images else 17
     return 4 if small_images else 29
 
 
-def test_every_row_has_a_known_parameter_count():
-    assert {name for name, options, _ in PARAMETERS if not options} == set(MODELS)
+def test_every_row_has_a_known_cost():
+    assert {name for name, options, *_ in COSTS if not options} == set(MODELS)
 
 
-@pytest.mark.parametrize(('name', 'options', 'parameters'), PARAMETERS, ids=str)
-def test_parameter_count_is_exact(name, options, parameters):
-    model = create_model(name, **options)
-    assert count_parameters(model, MODELS[name].image_size) == parameters
+@pytest.mark.parametrize(('name', 'options', 'parameters', 'gmacs'), COSTS, ids=str)
+def test_parameters_and_multiply_adds_are_exact(name, options, parameters, gmacs):
+    row = MODELS[name]
+    cost = count_cost(create_model(name, **options), row.image_size)
+    assert cost.parameters == parameters
+    if not options:
+        counted = round(cost.macs / 1e9, 4), round(cost.activations / 1e6, 3)
+        assert (row.parameters, row.gmacs, row.activations) == (parameters, *counted)
+        assert gmacs in (None, row.gmacs)
 
 
 # Minutes of compilation each, on the code of the shallower rows: make test-slow.
-DEEP = {'resnet101', 'resnet152', 'resnet110', 'densenet169', 'densenet201', 'densenet161'}
+DEEP = {'resnet110', 'densenet169', 'densenet201', 'densenet161'}
 DEEP |= {'densenet264', 'densenet_100_12', 'densenet_bc_100_12'}
-DEEP |= {'densenet_bc_250_24', 'densenet_bc_190_40'}
+DEEP |= {'densenet_bc_250_24', 'densenet_bc_190_40', 'densenet264_48', 'densenet_100_24'}
+DEEP |= {name for name in MODELS if re.search('101|152', name)}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +154,7 @@ def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(na
         assert jnp.isfinite(leaf).all()
         assert leaf.any() or leaf.size < 1e4  # A disconnected kernel would have no gradient at all.
     before = jax.tree.leaves(variables['batch_stats'])
-    assert bool(before) == (name not in ('alexnet', 'alexnet_2012'))
+    assert bool(before) == (name not in ('alexnet', 'alexnet_2012', 'vgg16'))
     assert all((a == b).all() for a, b in zip(before, jax.tree.leaves(evaluated), strict=True))
     moved = jax.tree.leaves(updated['batch_stats'])
     assert all((a != b).any() for a, b in zip(before, moved, strict=True))
@@ -133,7 +163,9 @@ def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(na
 
 
 # One of each stem and family: their search takes the same code for all depths.
-@pytest.mark.parametrize('name', ['alexnet_2012', 'alexnet_bn', 'resnet18', 'resnet20'])
+@pytest.mark.parametrize(
+    'name', ['alexnet_2012', 'alexnet_bn', 'vgg16', 'resnet18', 'resnet18_d', 'resnet20']
+)
 def test_too_small_images_are_refused_naming_the_smallest(name):
     smallest = _smallest(name)
     model = create_model(name)
@@ -166,7 +198,7 @@ def test_unknown_networks_and_options_are_refused(name, options, says):
 
 
 def test_options_change_the_network():
-    count = lambda name, **options: count_parameters(create_model(name, **options), 64)  # noqa: E731
+    count = lambda name, **options: count_cost(create_model(name, **options), 64).parameters  # noqa: E731
     assert count('resnet20', width_multiplier=2.0) > 3 * count('resnet20')
     assert count('resnet20', stage_sizes=(1, 1, 1)) < count('resnet20')
     assert count('alexnet', width_multiplier=0.25) < count('alexnet') / 10
@@ -186,3 +218,82 @@ def test_bfloat16_computes_with_float32_parameters_and_logits(name):
     )
     assert program.out_avals[0].dtype == jnp.float32
     assert 'bf16' in str(program)
+
+
+@pytest.mark.parametrize('name', ['alexnet_2012', 'vgg16_bn', 'resnext50_32x4d', 'densenet_40_12'])
+def test_layers_add_up_to_the_network(name):
+    layers = list_layers(create_model(name), MODELS[name].image_size)
+    assert sum(layer.parameters for layer in layers) == MODELS[name].parameters
+    assert round(sum(layer.macs for layer in layers) / 1e9, 4) == MODELS[name].gmacs
+    assert layers[-1].output == (1, MODELS[name].num_classes)
+
+
+def test_zoo_is_printed_with_every_row_and_every_layer():
+    lines = table().splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(MODELS)
+    lines = summary('resnet20', 48).splitlines()
+    assert lines[1].split() == ['stem', 'Conv', '48x48x16', '432', '1.00']
+    assert lines[-1].startswith('resnet20 at 48x48: 269,722 parameters')
+    with pytest.raises(UserError, match='did you mean'):
+        summary('resnet21')
+
+
+def test_shortcut_c_projects_in_every_block_and_a_never():
+    for shortcut, blocks in {'A': 0, 'B': 2, 'C': 9}.items():
+        layers = list_layers(create_model('resnet20', shortcut=shortcut), 32)
+        assert sum(layer.path.endswith('conv_proj') for layer in layers) == blocks
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet18_v2', 'resnet50'])
+def test_zero_initialised_blocks_are_their_shortcuts(name):
+    options = {'shortcut': 'A', 'stage_sizes': (1, 1), 'width_multiplier': 0.25}
+    model = create_model(name, zero_init_residual=True, **options)
+    variables = init_variables(model, jax.random.key(0), 32)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    logits = model.apply(variables, images, train=False)
+    kernels = lambda path, p: path[0].key.startswith('stage') and path[-1].key == 'kernel'  # noqa: E731
+    other = jax.tree_util.tree_map_with_path(
+        lambda path, p: 2 * p if kernels(path, p) else p, variables['params']
+    )
+    changed = model.apply(variables | {'params': other}, images, train=False)
+    assert (logits == changed).all()
+    assert not (logits == model.clone(zero_init_residual=False).apply(
+        init_variables(model.clone(zero_init_residual=False), jax.random.key(0), 32),
+        images, train=False)).all()  # fmt: skip
+
+
+def test_stochastic_depth_rises_to_the_last_block_and_is_off_in_evaluation():
+    options = {'stage_sizes': (2, 2), 'width_multiplier': 0.25}
+    model = create_model('resnet20', stochastic_depth_rate=0.5, **options)
+    plain = create_model('resnet20', **options)
+    variables = init_variables(plain, jax.random.key(0), 16)
+    images = jax.random.normal(jax.random.key(1), (64, 16, 16, 3))
+    assert (
+        model.apply(variables, images, train=False) == plain.apply(variables, images, train=False)
+    ).all()
+    rates = {}
+
+    def record(call, args, kwargs, context):
+        if type(context.module).__name__ == 'StochasticDepth':
+            rates[context.module.path[0]] = context.module.rate
+        return call(*args, **kwargs)
+
+    keys = jax.random.split(jax.random.key(2), 64)
+    with nn.intercept_methods(record):
+        model.apply(variables, images, train=True, example_keys=keys, mutable=['batch_stats'])
+    assert list(rates.values()) == [0.125, 0.25, 0.375, 0.5]
+
+
+@pytest.mark.parametrize(
+    ('initializer', 'std'), [('paper', 0.01), ('he', None), ('filters', 1 / 8)]
+)
+def test_alexnets_initialisers_have_their_spread(initializer, std):
+    params = init_variables(
+        create_model('alexnet', initializer=initializer), jax.random.key(0), 63
+    )['params']
+    kernel = params['conv1']['kernel']
+    assert abs(float(kernel.std()) / (std or (2 / (11 * 11 * 3)) ** 0.5) - 1) < 0.02
+    biased = {name for name, layer in params.items() if (layer['bias'] == 1).all()}
+    assert biased == (
+        {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'} if initializer == 'paper' else set()
+    )

@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,48 +12,8 @@ from ml_collections import ConfigDict
 
 from flaxcls.config import require_choice
 from flaxcls.errors import UserError
-from flaxcls.models import alexnet, densenet, resnet
 from flaxcls.models.layers import BatchNorm, ImageTooSmall
-
-
-class Variant(NamedTuple):
-    """One row of the table of models."""
-
-    constructor: Callable[..., nn.Module]
-    image_size: int  # Side of the paper's training images, pixels.
-    num_classes: int  # Of the paper's data set.
-    paper: str
-
-
-_ALEX, _OWT, _IOFFE = 'NIPS 2012, sec. 3', 'arXiv:1404.5997', 'arXiv:1502.03167'
-_RES, _RES_CIFAR = 'arXiv:1512.03385, table 1', 'arXiv:1512.03385, sec. 4.2'
-_DENSE, _DENSE_CIFAR = 'arXiv:1608.06993, table 1', 'arXiv:1608.06993, table 2'
-
-MODELS: dict[str, Variant] = {
-    'alexnet_2012': Variant(alexnet.alexnet_2012, 227, 1000, _ALEX),
-    'alexnet': Variant(alexnet.AlexNet, 224, 1000, _OWT),
-    'alexnet_bn': Variant(alexnet.alexnet_bn, 224, 1000, _IOFFE),
-    'resnet18': Variant(resnet.resnet18, 224, 1000, _RES),
-    'resnet34': Variant(resnet.resnet34, 224, 1000, _RES),
-    'resnet50': Variant(resnet.resnet50, 224, 1000, _RES),
-    'resnet101': Variant(resnet.resnet101, 224, 1000, _RES),
-    'resnet152': Variant(resnet.resnet152, 224, 1000, _RES),
-    'resnet20': Variant(resnet.cifar_resnet(20), 32, 10, _RES_CIFAR),
-    'resnet32': Variant(resnet.cifar_resnet(32), 32, 10, _RES_CIFAR),
-    'resnet44': Variant(resnet.cifar_resnet(44), 32, 10, _RES_CIFAR),
-    'resnet56': Variant(resnet.cifar_resnet(56), 32, 10, _RES_CIFAR),
-    'resnet110': Variant(resnet.cifar_resnet(110), 32, 10, _RES_CIFAR),
-    'densenet121': Variant(densenet.densenet121, 224, 1000, _DENSE),
-    'densenet169': Variant(densenet.densenet169, 224, 1000, _DENSE),
-    'densenet201': Variant(densenet.densenet201, 224, 1000, _DENSE),
-    'densenet161': Variant(densenet.densenet161, 224, 1000, _DENSE),
-    'densenet264': Variant(densenet.densenet264, 224, 1000, _DENSE),
-    'densenet_40_12': Variant(densenet.cifar_densenet(40, 12), 32, 10, _DENSE_CIFAR),
-    'densenet_100_12': Variant(densenet.cifar_densenet(100, 12), 32, 10, _DENSE_CIFAR),
-    'densenet_bc_100_12': Variant(densenet.cifar_densenet_bc(100, 12), 32, 10, _DENSE_CIFAR),
-    'densenet_bc_250_24': Variant(densenet.cifar_densenet_bc(250, 24), 32, 10, _DENSE_CIFAR),
-    'densenet_bc_190_40': Variant(densenet.cifar_densenet_bc(190, 40), 32, 10, _DENSE_CIFAR),
-}
+from flaxcls.models.zoo import MODELS
 
 
 def create_model(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
@@ -82,8 +41,10 @@ def create_model(name: str, *, num_classes: int | None = None, **options: Any) -
     return model.clone(**options)
 
 
-_SHAPING = {
-    'dropout_rate', 'width_multiplier', 'stage_sizes', 'block_sizes', 'growth_rate', 'num_classes',
+_SHAPING = {  # Of config.model, besides the name and the dtype.
+    'num_classes', 'dropout_rate', 'width_multiplier', 'stage_sizes', 'block_sizes', 'growth_rate',
+    'bottleneck', 'compression', 'shortcut', 'zero_init_residual', 'stochastic_depth_rate', 'lrn',
+    'initializer',
 }  # fmt: skip
 
 
@@ -130,12 +91,6 @@ def _on_cpu() -> contextlib.AbstractContextManager:
         return jax.default_device(jax.local_devices(backend='cpu')[0])
     except RuntimeError:  # JAX_PLATFORMS=cuda or tpu leaves no CPU to compute on.
         return contextlib.nullcontext()
-
-
-def count_parameters(model: nn.Module, image_size: int) -> int:
-    """Returns the number of trainable parameters, without computing any."""
-    shapes = _shapes(model, image_size)['params']
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def require_image_size(model: nn.Module, name: str, image_size: int) -> None:

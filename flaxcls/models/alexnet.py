@@ -13,7 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxcls.models.initializers import he_normal_fan_in, normal, ones, zeros
+from flaxcls.models.initializers import (
+    he_normal_fan_in,
+    normal,
+    normal_per_filter,
+    ones,
+    zeros,
+)
 from flaxcls.models.layers import (
     BatchNorm,
     Conv,
@@ -23,7 +29,7 @@ from flaxcls.models.layers import (
     max_pool,
 )
 
-_normal_001 = normal(0.01)
+_INITIALIZERS = {'paper': normal(0.01), 'he': he_normal_fan_in, 'filters': normal_per_filter}
 
 
 class AlexNet(nn.Module):
@@ -36,10 +42,12 @@ class AlexNet(nn.Module):
       width_multiplier: scales features and hidden.
       two_groups: convolutions 2, 4 and 5 see half of the channels each (2012, section 3.2).
       stem_padding: zeros around the image; 2012's 227 pixels need none.
-      use_lrn: local response normalisation after convolutions 1 and 2 (2012, section 3.3).
+      lrn: local response normalisation after convolutions 1 and 2 (2012, section 3.3): 'none',
+        'paper', or 'caffe', which divides alpha by the number of neighbours as torch does too.
       use_batch_norm: BatchNorm before each convolution's ReLU, in place of its bias.
-      paper_init: N(0, 0.01) weights, biases of 1 in convolutions 2, 4, 5 and the hidden layers
-        (2012, section 5), in place of He's.
+      initializer: of the weights: 'paper' is N(0, 0.01**2), with biases of 1 in convolutions 2, 4,
+        5 and the hidden layers (2012, section 5); 'he' is He's; 'filters' is N(0, 1 / filters), as
+        some introductions have it.
       dropout_rate: after both hidden layers (2012, section 4.2).
       norm: BatchNorm with the run's settings.
       dtype: of the computation; logits are float32.
@@ -51,9 +59,9 @@ class AlexNet(nn.Module):
     width_multiplier: float = 1.0
     two_groups: bool = False
     stem_padding: int = 2
-    use_lrn: bool = False
+    lrn: str = 'none'
     use_batch_norm: bool = False
-    paper_init: bool = False
+    initializer: str = 'he'
     dropout_rate: float = 0.5
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -97,8 +105,8 @@ class AlexNet(nn.Module):
             padding,
             groups=2 if in_two_groups and self.two_groups else 1,
             use_bias=not self.use_batch_norm,
-            kernel_init=_normal_001 if self.paper_init else he_normal_fan_in,
-            bias_init=bias_init if self.paper_init else zeros,
+            kernel_init=_INITIALIZERS[self.initializer],
+            bias_init=bias_init if self.initializer == 'paper' else zeros,
             dtype=self.dtype,
             name=f'conv{index}',
         )(x)
@@ -107,13 +115,13 @@ class AlexNet(nn.Module):
         return nn.relu(x)
 
     def _lrn(self, x):
-        return local_response_norm(x) if self.use_lrn else x
+        return x if self.lrn == 'none' else local_response_norm(x, mean=self.lrn == 'caffe')
 
     def _dense(self, features, name, *, bias_init, dtype):
         return nn.Dense(
             features,
-            kernel_init=_normal_001 if self.paper_init else he_normal_fan_in,
-            bias_init=bias_init if self.paper_init else zeros,
+            kernel_init=_INITIALIZERS[self.initializer],
+            bias_init=bias_init if self.initializer == 'paper' else zeros,
             dtype=dtype,
             name=name,
         )
@@ -124,7 +132,7 @@ alexnet_2012 = functools.partial(
     features=(96, 256, 384, 384, 256),
     two_groups=True,
     stem_padding=0,
-    use_lrn=True,
-    paper_init=True,
+    lrn='paper',
+    initializer='paper',
 )
 alexnet_bn = functools.partial(AlexNet, use_batch_norm=True)

@@ -131,9 +131,10 @@ densenet169 = functools.partial(DenseNet, block_sizes=(6, 12, 32, 32))
 densenet201 = functools.partial(DenseNet, block_sizes=(6, 12, 48, 32))
 densenet161 = functools.partial(DenseNet, block_sizes=(6, 12, 36, 24), growth_rate=48)
 densenet264 = functools.partial(DenseNet, block_sizes=(6, 12, 64, 48))
+densenet264_48 = functools.partial(densenet264, growth_rate=48)
 
 
-def cifar_densenet(depth: int, growth_rate: int) -> functools.partial:
+def cifar(depth: int, growth_rate: int) -> functools.partial:
     """Returns the constructor of the CIFAR network with `depth` layers, without B and C."""
     return functools.partial(
         DenseNet,
@@ -146,7 +147,7 @@ def cifar_densenet(depth: int, growth_rate: int) -> functools.partial:
     )
 
 
-def cifar_densenet_bc(depth: int, growth_rate: int) -> functools.partial:
+def cifar_bc(depth: int, growth_rate: int) -> functools.partial:
     """Returns the constructor of the CIFAR DenseNet-BC with `depth` layers."""
     return functools.partial(
         DenseNet,

@@ -29,6 +29,11 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) ->
     return draw(key, shape, dtype)
 
 
+def normal_per_filter(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+    """Draws from N(0, 1 / filters), the filters being the layer's outputs."""
+    return normal(1 / math.sqrt(shape[-1]))(key, shape, dtype)
+
+
 def he_normal_fan_in(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     """Draws from N(0, 2 / fan in): He et al., arXiv:1502.01852, equation 10."""
     return normal(math.sqrt(2 / math.prod(shape[:-1])))(key, shape, dtype)

@@ -4,7 +4,9 @@ Images are [B, H, W, C]. Padding is written as a number of pixels on every side,
 'SAME' pads a strided convolution unevenly and gives other logits.
 """
 
+import fnmatch
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -85,6 +87,9 @@ class BatchNorm(nn.Module):
       eps: added to the variance.
       group_size: examples per group; None: the global batch.
       axis_name: the mapped axis over which the global batch is split; None: it is not split.
+      scale_init: of the scale.
+      frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
+        uses its running statistics in training too, and leaves them alone.
       dtype: of the result.
     """
 
@@ -92,17 +97,19 @@ class BatchNorm(nn.Module):
     eps: float = 1e-5
     group_size: int | None = None
     axis_name: str | None = None
+    scale_init: initializers.Initializer = initializers.ones
+    frozen: tuple[str, ...] = ()
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = x.shape[-1]
-        scale = self.param('scale', initializers.ones, (channels,), jnp.float32)
+        scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
         bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
         zeros, ones = jnp.zeros, jnp.ones
         running_mean = self.variable('batch_stats', 'mean', zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', ones, (channels,), jnp.float32)
-        if not train:
+        if not train or matches('/'.join(self.path), self.frozen):
             return self._normalize(x, running_mean.value, running_var.value, scale, bias)
 
         axis_name = None if self.is_initializing() else self.axis_name
@@ -126,6 +133,13 @@ class BatchNorm(nn.Module):
     def _normalize(self, x, mean, var, scale, bias):
         factor = scale * lax.rsqrt(var + self.eps)
         return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Tells whether a path such as stage1_block1/bn1/scale, or a folder of it, fits a pattern."""
+    parts = path.split('/')
+    folders = ['/'.join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(fnmatch.fnmatchcase(folder, pattern) for folder in folders for pattern in patterns)
 
 
 def _group(local: int, group_size: int | None, axis_name: str | None):
@@ -176,22 +190,56 @@ class Dropout(nn.Module):
         """
         if not train or self.rate == 0:
             return x
-        if example_keys is None:
-            example_keys = jax.random.split(self.make_rng('dropout'), x.shape[0])
-        layer = zlib.crc32('/'.join(self.path).encode())  # Layers draw apart from one another.
-        keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, layer)
-        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        keep = _draw_kept(self, x.shape[0], x.shape[1:], self.rate, example_keys)
         return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
 
 
+class StochasticDepth(nn.Module):
+    """Drops whole examples of a residual branch in training (arXiv:1603.09382).
+
+    Kept branches are divided by the probability of being kept, so that evaluation changes nothing.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, *, train: bool, example_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Zeroes examples of x [B, ...]; the arguments are those of `Dropout`."""
+        if not train or self.rate == 0:
+            return x
+        keep = _draw_kept(self, x.shape[0], (), self.rate, example_keys)
+        return jnp.where(jnp.expand_dims(keep, range(1, x.ndim)), x / (1 - self.rate), 0).astype(
+            x.dtype
+        )
+
+
+def _draw_kept(layer: nn.Module, batch: int, shape, rate: float, example_keys) -> jax.Array:
+    """Returns bools [batch, *shape], False with probability `rate`, drawn for each example."""
+    if example_keys is None:
+        example_keys = jax.random.split(layer.make_rng('dropout'), batch)
+    # Layers draw apart from one another.
+    path = zlib.crc32('/'.join(layer.path).encode())
+    keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, path)
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+
+
 def local_response_norm(
-    x: jax.Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+    x: jax.Array,
+    *,
+    size: int = 5,
+    k: float = 2.0,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    mean: bool = False,
 ) -> jax.Array:
     """Divides x [B, H, W, C] by (k + alpha * sum of squares of `size` neighbour channels)**beta.
 
-    As printed in the AlexNet paper, section 3.3: alpha is not divided by `size`, which Caffe and
-    torch do. Computed in float32; returns x's dtype.
+    As printed in the AlexNet paper, section 3.3. With `mean`, alpha is divided by `size`, as Caffe
+    and torch do. Computed in float32; returns x's dtype.
     """
+    alpha = alpha / size if mean else alpha
     squares = jnp.square(x.astype(jnp.float32))
     padded = jnp.pad(squares, [(0, 0)] * 3 + [(size // 2, (size - 1) // 2)])
     total = sum(padded[..., i : i + x.shape[-1]] for i in range(size))
@@ -205,8 +253,19 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.A
     return nn.max_pool(x, (window, window), strides=(strides, strides), padding=pads)
 
 
-def avg_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
-    """Mean over square windows of x [B, H, W, C], without padding."""
+def avg_pool(
+    x: jax.Array, window: int, strides: int, *, partial_windows: bool = False
+) -> jax.Array:
+    """Mean over square windows of x [B, H, W, C], without padding.
+
+    With `partial_windows`, what is left at the right and at the bottom is averaged as well, as
+    torch does with ceil_mode=True and count_include_pad=False.
+    """
+    if partial_windows:
+        pads = [(0, -(size - window) % strides) for size in x.shape[1:3]]
+        return nn.avg_pool(
+            x, (window, window), (strides, strides), padding=pads, count_include_pad=False
+        )
     _require_room(x.shape, window, strides, 0)
     return nn.avg_pool(x, (window, window), strides=(strides, strides), padding='VALID')
 

@@ -1,0 +1,66 @@
+"""Prints the table of networks, or one network layer by layer.
+
+python -m flaxcls.models
+python -m flaxcls.models resnet50 --image_size=288
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from flaxcls.config import require_choice
+from flaxcls.errors import UserError, run_command
+from flaxcls.models import MODELS, create_model, require_image_size
+from flaxcls.models.summary import count_cost, list_layers
+
+
+def table() -> str:
+    """Returns a line for each network: what it costs at its paper's image size, and the paper."""
+    form = '{:<20} {:>14} {:>8} {:>14} {:>7}  {}'
+    lines = [form.format('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
+    for name, row in MODELS.items():
+        numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
+        lines.append(form.format(name, *numbers, row.image_size, row.paper))
+    return '\n'.join(lines)
+
+
+def summary(name: str, image_size: int | None = None) -> str:
+    """Returns a line for each layer of a network: its output, parameters and multiply-adds.
+
+    Raises:
+      UserError: there is no such network, or it does not take images of this size.
+    """
+    require_choice('model.name', name, list(MODELS))
+    size = image_size or MODELS[name].image_size
+    model = create_model(name)
+    require_image_size(model, name, size)
+    form = '{:<28} {:<10} {:>16} {:>12} {:>10}'
+    lines = [form.format('layer', '', 'output', 'parameters', 'MMACs')]
+    for layer in list_layers(model, size):
+        output = 'x'.join(map(str, layer.output[1:]))
+        mmacs = f'{layer.macs / 1e6:.2f}' if layer.macs else ''
+        lines.append(form.format(layer.path, layer.kind, output, f'{layer.parameters:,}', mmacs))
+    cost = count_cost(model, size)
+    lines.append(
+        f'{name} at {size}x{size}: {cost.parameters:,} parameters, {cost.macs / 1e9:.4f} GMACs, '
+        f'{cost.activations / 1e6:.2f} M activations; {MODELS[name].paper}'
+    )
+    return '\n'.join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        'python -m flaxcls.models',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('name', nargs='?', help='of a network; none: the table of all')
+    parser.add_argument('--image_size', type=int, help="pixels; default: the paper's")
+    flags = parser.parse_args(argv)
+    if flags.image_size is not None and (flags.name is None or flags.image_size < 1):
+        raise UserError(f'--image_size={flags.image_size} needs a network, and a positive size.')
+    print(summary(flags.name, flags.image_size) if flags.name else table())
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,112 @@
+"""What a network costs: parameters, multiply-adds, activations; counted, with none computed."""
+
+import collections
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+
+class Cost(NamedTuple):
+    """Of one forward pass of one image.
+
+    Attributes:
+      parameters: trainable ones.
+      macs: multiply-adds of convolutions and fully connected layers; each is two FLOPs.
+      activations: numbers that these layers put out (arXiv:2003.13678, section 3.1).
+    """
+
+    parameters: int
+    macs: int
+    activations: int
+
+
+class Layer(NamedTuple):
+    """A layer that has parameters.
+
+    Attributes:
+      path: where its parameters are, such as stage1_block1/conv1.
+      kind: the name of its class.
+      output: shape for one image.
+      parameters: trainable ones.
+      macs: multiply-adds for one image.
+    """
+
+    path: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
+    """Returns the layers with parameters in the order in which an image meets them."""
+    calls = []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.method_name == '__call__':
+            calls.append((context.module.path, type(context.module).__name__, output))
+        return output
+
+    with nn.intercept_methods(record):
+        params = _variables(model, image_size)['params']
+    own = collections.defaultdict(dict)
+    for path, leaf in flatten_dict(params).items():
+        own[path[:-1]][path[-1]] = leaf
+    return [
+        Layer(
+            '/'.join(path),
+            kind,
+            output.shape,
+            sum(leaf.size for leaf in own[path].values()),
+            # Every pixel of the output takes every weight of the kernel once.
+            math.prod(output.shape[1:-1]) * own[path]['kernel'].size
+            if 'kernel' in own[path]
+            else 0,
+        )
+        for path, kind, output in calls
+        if path in own
+    ]
+
+
+def _variables(model: nn.Module, image_size: int) -> Any:
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+
+def count_cost(model: nn.Module, image_size: int) -> Cost:
+    """Returns the cost of an image of `image_size` x `image_size` pixels."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables = _variables(model, image_size)
+    apply = lambda variables, x: model.apply(variables, x, train=False)  # noqa: E731
+    program = jax.make_jaxpr(apply)(variables, images)
+    products = list(_products(program.jaxpr))
+    return Cost(
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
+        macs=sum(macs for macs, _ in products),
+        activations=sum(size for _, size in products),
+    )
+
+
+def _products(jaxpr: Any) -> Iterator[tuple[int, int]]:
+    """Yields (multiply-adds, size of the result) of every convolution and matrix product."""
+    for equation in jaxpr.eqns:
+        result = equation.outvars[0].aval
+        if equation.primitive.name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval.shape
+            outputs = equation.params['dimension_numbers'].rhs_spec[0]
+            yield result.size * math.prod(kernel) // kernel[outputs], result.size
+        elif equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            left = equation.invars[0].aval.shape
+            yield result.size * math.prod(left[axis] for axis in contracted), result.size
+        for parameter in equation.params.values():
+            for inner in jax.tree.leaves(parameter, is_leaf=lambda p: hasattr(p, 'eqns')):
+                inner = getattr(inner, 'jaxpr', inner)
+                if hasattr(inner, 'eqns'):
+                    yield from _products(inner)

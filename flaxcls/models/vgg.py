@@ -1,0 +1,81 @@
+"""VGG, the plain network that the ResNet paper compares with.
+
+Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition,
+arXiv:1409.1556.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxcls.models.initializers import he_normal_fan_out, normal
+from flaxcls.models.layers import BatchNorm, Conv, Dropout, adaptive_avg_pool, max_pool
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions, each ended by a max pooling; three fully connected layers.
+
+    Attributes:
+      num_classes: length of the logits.
+      stage_sizes: convolutions per stage (table 1; column D is VGG-16).
+      width: channels of the first stage; they double up to eight times as many.
+      width_multiplier: scales the width and the hidden layers.
+      hidden: units of the two hidden fully connected layers.
+      use_batch_norm: BatchNorm before each convolution's ReLU; the convolutions keep their biases,
+        as torchvision's do.
+      dropout_rate: after both hidden layers (section 3.1).
+      norm: BatchNorm with the run's settings.
+      dtype: of the computation; logits are float32.
+    """
+
+    num_classes: int = 1000
+    stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
+    width: int = 64
+    width_multiplier: float = 1.0
+    hidden: int = 4096
+    use_batch_norm: bool = False
+    dropout_rate: float = 0.5
+    norm: Callable[..., nn.Module] = BatchNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, example_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns float32 logits [B, num_classes] of normalised images [B, H, W, 3]."""
+        x = images
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            features = max(1, round(self.width * min(2 ** (stage - 1), 8) * self.width_multiplier))
+            for index in range(1, size + 1):
+                x = Conv(
+                    features,
+                    3,
+                    padding=1,
+                    use_bias=True,
+                    kernel_init=he_normal_fan_out,
+                    dtype=self.dtype,
+                    name=f'conv{stage}_{index}',
+                )(x)
+                if self.use_batch_norm:
+                    norm = self.norm(dtype=self.dtype, name=f'bn{stage}_{index}')
+                    x = norm(x, train=train)
+                x = nn.relu(x)
+            x = max_pool(x, 2, 2)
+        x = adaptive_avg_pool(x, 7)  # The identity at the paper's 224 pixels.
+        x = x.reshape(x.shape[0], -1)
+        hidden = max(1, round(self.hidden * self.width_multiplier))
+        for index in (1, 2):
+            x = nn.relu(self._dense(hidden, f'fc{index}', self.dtype)(x))
+            dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
+            x = dropout(x, train=train, example_keys=example_keys)
+        return self._dense(self.num_classes, 'head', jnp.float32)(x.astype(jnp.float32))
+
+    def _dense(self, features, name, dtype):
+        return nn.Dense(features, kernel_init=normal(0.01), dtype=dtype, name=name)
+
+
+vgg16_bn = functools.partial(VGG, use_batch_norm=True)
