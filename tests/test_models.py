@@ -78,7 +78,6 @@ SMALLEST = {'alexnet_2012': 67, 'alexnet': 63, 'alexnet_bn': 63, 'vgg16': 32, 'v
 _QUICK_COMPILE = {
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
-    'xla_cpu_use_fusion_emitters': False,
 }
 
 
@@ -106,11 +105,9 @@ def test_parameters_and_multiply_adds_are_exact(name, options, parameters, gmacs
         assert gmacs in (None, row.gmacs)
 
 
-# Minutes of compilation each, on the code of the shallower rows: make test-slow.
-DEEP = {'resnet110', 'densenet169', 'densenet201', 'densenet161'}
-DEEP |= {'densenet264', 'densenet_100_12', 'densenet_bc_100_12'}
-DEEP |= {'densenet_bc_250_24', 'densenet_bc_190_40', 'densenet264_48', 'densenet_100_24'}
-DEEP |= {name for name in MODELS if re.search('101|152', name)}
+# A minute of compilation and more each; test_parity.py has shallower ones of every kind.
+DEEP = {name for name in MODELS if re.search('101|152|110|densenet|_v1|_v2|_d$|wide|bn', name)}
+DEEP -= {'densenet_40_12', 'resnet18_d', 'resnet18_v2', 'alexnet_bn'}
 
 
 @pytest.mark.parametrize(
