@@ -31,6 +31,8 @@ class Checkpoints:
         rank = lambda metrics: metrics[BEST_BY]  # noqa: E731
         best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
         self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+        if read_only and not self._folder.is_dir():
+            raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
         options = ocp.CheckpointManagerOptions(
             best_fn=rank,
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
@@ -53,6 +55,20 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of the checkpoint with the highest validation accuracy, if any has one."""
         return self._manager.best_step()
+
+    def find(self, name: str) -> int:
+        """Returns the step of the checkpoint `name`: newest, best, or the step itself.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        named = {'newest': self.newest_step, 'best': self.best_step}
+        steps = {str(step): step for step in named.values() if step is not None}
+        step = named[name] if name in named else steps.get(name)
+        if step is None:
+            there = f'it has {", ".join(steps)}' if steps else 'it has none yet'
+            raise UserError(f'--checkpoint={name} is not in {str(self._folder)!r}; {there}.')
+        return step
 
     def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
         """Starts to save; `metrics` are those of an evaluation of this very state, or None."""
@@ -79,6 +95,17 @@ class Checkpoints:
                     f'and {wanted.get(name, "absent")} here.'
                 )
         with self._access('read', _RESTORE):
+            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def restore_arrays(self, step: int) -> dict[str, Any]:
+        """Returns the NumPy arrays saved at `step` in nested dicts, whatever they belong to.
+
+        Raises:
+          RunError: the checkpoint cannot be read.
+        """
+        with self._access('read', _RESTORE):
+            metadata = self._manager.item_metadata(step).tree
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
             return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
     def _require_room(self, size: int) -> None:

@@ -30,6 +30,8 @@ def default_config() -> ConfigDict:
     config.log_every_steps = 50  # Steps between two records of the training metrics.
     config.eval_every_epochs = 1  # Epochs between two evaluations; the last epoch always has one.
     config.checkpoint_every_steps = 1000  # Beside those after each evaluation.
+    config.init_from = placeholder(str)  # Workdir whose newest weights are the initial ones.
+    config.freeze = ''  # Layers left as they are: comma-separated patterns such as stem,stage[12]*.
     config.tensorboard = False  # Also write TensorBoard events (extra [tensorboard]).
 
     config.model = ConfigDict()
@@ -75,6 +77,7 @@ def default_config() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.1  # Peak, for a batch of base_batch_size examples.
     config.optimizer.base_batch_size = 0  # Peak scales with batch_size / this; 0: it does not.
+    config.optimizer.head_multiplier = 1.0  # Of the classifier's learning rate, in fine-tuning.
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4  # Added to the gradient as weight_decay * weight.
@@ -232,12 +235,38 @@ def _convert(value: Any, kind: type) -> Any:
     return int(value) if str(value).lstrip('+-').isdigit() else int(number)
 
 
+def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
+    """Returns {KEY: VALUE} of arguments --config.KEY=VALUE and --config.KEY VALUE.
+
+    Args:
+      arguments: of the command line, without the command's own flags.
+      flags: the command's own, to name the nearest to a misspelt one.
+
+    Raises:
+      UserError: an argument is of neither form.
+    """
+    overrides, arguments = {}, list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
+        if not match:
+            remedy = nearest(argument.partition('=')[0], flags)
+            raise UserError(f'the argument {argument!r} is unknown{remedy}.')
+        key, value = match.groups()
+        if value is None:
+            if not arguments:
+                raise UserError(f'--config.{key} needs a value, as in --config.{key}=VALUE.')
+            value = arguments.pop(0)
+        overrides[key] = value
+    return overrides
+
+
 def nearest(word: str, candidates: Sequence[str]) -> str:
-    """Returns '; did you mean ...?' with the candidate most like `word`, or ''."""
+    """Returns ' (did you mean ...?)' with the candidate most like `word`, or ''."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
     if not near:  # `dropout_rate` is best answered with `model.dropout_rate`.
         near = [known for known in candidates if known.split('.')[-1] == word]
-    return f'; did you mean {near[0]}?' if near else ''
+    return f' (did you mean {near[0]}?)' if near else ''
 
 
 def require_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from flaxcls import metrics, parallel, steps
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.config import set_option
 from flaxcls.data import pipeline
-from flaxcls.errors import UserError
 from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
 from flaxcls.train_state import TrainState
 
@@ -63,25 +62,13 @@ def load_run(
     require_stored_classes(setup, workdir)
     for note in setup.source.notes:
         print(f'Note: {note}')
-    if not (workdir / 'checkpoints').is_dir():
-        raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         return setup, checkpoints.restore(
-            _find(checkpoints, checkpoint, workdir), setup.init_state()
+            checkpoints.find(checkpoint), setup.init_state(take_weights=False)
         )
     finally:
         checkpoints.close()
-
-
-def _find(checkpoints: Checkpoints, checkpoint: str, workdir: pathlib.Path) -> int:
-    named = {'newest': checkpoints.newest_step, 'best': checkpoints.best_step}
-    steps = {str(step): step for step in named.values() if step is not None}
-    step = named[checkpoint] if checkpoint in named else steps.get(checkpoint)
-    if step is None:
-        there = f'it has {", ".join(steps)}' if steps else 'it has none yet'
-        raise UserError(f'--checkpoint={checkpoint} is not in {str(workdir)!r}; {there}.')
-    return step
 
 
 def evaluate_workdir(

@@ -15,7 +15,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from flaxcls.config import describe_options, load_config, nearest, set_option
+from flaxcls.config import describe_options, load_config, parse_overrides, set_option
 from flaxcls.errors import UserError, run_command
 
 _FLAGS = ('--config', '--workdir', '--mode', '--checkpoint')
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
     parser.add_argument('--checkpoint', help='to evaluate: newest (the default), best or a step')
     flags, rest = parser.parse_known_args(argv)
-    overrides = parse_overrides(rest)
+    overrides = parse_overrides(rest, _FLAGS)
     workdir = flags.workdir or default_workdir(flags.config, overrides)
     if flags.mode == 'evaluate':
         if flags.config and flags.workdir:
@@ -69,28 +69,6 @@ def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> No
 
     values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
     print(f'step {values["step"]}: {describe(values)}')
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
-    """Returns {KEY: VALUE} of arguments --config.KEY=VALUE and --config.KEY VALUE.
-
-    Raises:
-      UserError: an argument is of neither form.
-    """
-    overrides, arguments = {}, list(arguments)
-    while arguments:
-        argument = arguments.pop(0)
-        match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
-        if not match:
-            remedy = nearest(argument.partition('=')[0], _FLAGS)
-            raise UserError(f'the argument {argument!r} is unknown{remedy}.')
-        key, value = match.groups()
-        if value is None:
-            if not arguments:
-                raise UserError(f'--config.{key} needs a value, as in --config.{key}=VALUE.')
-            value = arguments.pop(0)
-        overrides[key] = value
-    return overrides
 
 
 def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:

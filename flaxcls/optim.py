@@ -1,12 +1,15 @@
 """Learning-rate schedules and optimizers, put together from optax."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
+from flaxcls.config import nearest
 from flaxcls.errors import UserError
+from flaxcls.models.layers import matches
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
@@ -56,6 +59,36 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([rise, main], [warmup])
 
 
+def split_frozen(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
+    """Returns (trained, frozen): two trees like `params`, with None for what is in the other.
+
+    Only the first is differentiated and given to the optimizer: the second is never touched.
+    """
+    is_frozen = lambda path, _: matches('/'.join(key.key for key in path), patterns)  # noqa: E731
+    frozen = jax.tree_util.tree_map_with_path(is_frozen, params)
+    return (
+        jax.tree.map(lambda leaf, out: None if out else leaf, params, frozen),
+        jax.tree.map(lambda leaf, out: leaf if out else None, params, frozen),
+    )
+
+
+def merge_frozen(trained: Any, frozen: Any) -> Any:
+    """Returns the tree that `split_frozen` took apart."""
+    pick = lambda left, right: right if left is None else left  # noqa: E731
+    return jax.tree.map(pick, trained, frozen, is_leaf=lambda leaf: leaf is None)
+
+
+def require_trained(params: Any, patterns: Sequence[str]) -> None:
+    """Raises UserError if a pattern of config.freeze fits no layer, or all of them are frozen."""
+    for pattern in patterns:
+        if not jax.tree.leaves(split_frozen(params, [pattern])[1]):
+            layers = ', '.join(list(params)[:8])
+            remedy = nearest(pattern, list(params)) or f'; the first ones are {layers}'
+            raise UserError(f'config.freeze: {pattern!r} fits no layer{remedy}.')
+    if not jax.tree.leaves(split_frozen(params, patterns)[0]):
+        raise UserError(f'config.freeze={",".join(patterns)} leaves nothing to train.')
+
+
 def kernels_only(params: Any) -> Any:
     """Returns a tree of bools: True for kernels, False for BatchNorm's parameters and biases."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
@@ -65,7 +98,14 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     """Returns SGD with momentum, weight decay being added to the gradient before the momentum."""
     options = config.optimizer
     mask = None if options.decay_all else kernels_only
-    return optax.chain(
+    steps = [
         optax.add_decayed_weights(options.weight_decay, mask),
         optax.sgd(schedule, options.momentum or None, options.nesterov),
-    )
+    ]
+    if options.head_multiplier != 1:
+        steps.append(optax.masked(optax.scale(options.head_multiplier), _head_only))
+    return optax.chain(*steps)
+
+
+def _head_only(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key == 'head', params)

@@ -3,15 +3,18 @@
 import json
 import os
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxcls import config as config_lib
 from flaxcls import models, optim, parallel, steps, train_state, writers
+from flaxcls.checkpoint import Checkpoints
 from flaxcls.data import pipeline
 from flaxcls.data.sources import open_source
 from flaxcls.data.splits import Source
@@ -37,12 +40,20 @@ class Setup(NamedTuple):
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
 
-    def init_state(self) -> TrainState:
-        """Returns the state before the first step, on all devices."""
+    def init_state(self, *, take_weights: bool = True) -> TrainState:
+        """Returns the state before the first step, on all devices.
+
+        Args:
+          take_weights: heed config.init_from, which a resumed run has no more use for.
+        """
         config = self.config
-        state = train_state.create_train_state(
-            self.model, self.optimizer, config.seed, config.data.image_size
+        variables = models.init_variables(
+            self.model, jax.random.key(config.seed), config.data.image_size
         )
+        if config.init_from and take_weights:
+            variables = _take_weights(variables, config.init_from)
+        patterns = models.frozen_patterns(config)
+        state = train_state.create_train_state(variables, self.optimizer, patterns)
         return parallel.replicate(state, self.mesh)
 
 
@@ -79,6 +90,38 @@ def prepare(config: ConfigDict) -> Setup:
     return Setup(config.lock(), source, model, mesh, per_epoch, schedule, optimizer)
 
 
+def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
+    """Returns the newest weights of the run in `workdir`, in the places of `variables`.
+
+    A classifier of another number of classes stays as it is in `variables`, which is said.
+
+    Raises:
+      UserError: there is no such run, or it is another network's.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    load_stored_config(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    saved = checkpoints.restore_arrays(checkpoints.find('newest'))
+    checkpoints.close()
+    ours = flatten_dict({name: variables[name] for name in ('params', 'batch_stats')})
+    theirs = flatten_dict({name: saved.get(name) or {} for name in ('params', 'batch_stats')})
+    other_head = False
+    for path in sorted(ours.keys() | theirs.keys()):
+        shapes = [getattr(tree.get(path), 'shape', 'absent') for tree in (ours, theirs)]
+        if shapes[0] == shapes[1]:
+            ours[path] = theirs[path]
+        elif path[1] == 'head' and 'absent' not in shapes:
+            other_head = True
+        else:
+            raise UserError(
+                f'config.init_from={str(workdir)!r} is another network: {"/".join(path[1:])} is '
+                f'{shapes[1]} there, and {shapes[0]} here.'
+            )
+    note = '; its classifier has other classes, and a new one is trained' if other_head else ''
+    print(f'Initial weights from {str(workdir)!r}{note}.')
+    return {'params': {}, 'batch_stats': {}} | unflatten_dict(ours)
+
+
 def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
     """Returns the resolved config of a run.
 
@@ -94,13 +137,21 @@ def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
 
 
 def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:
-    """Raises UserError unless the classes are, in their order, those the run began with."""
+    """Raises UserError unless the classes are, in their order, those the run began with.
+
+    Imported weights do not tell the names of their classes: any are taken, with a note.
+    """
     path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
     try:
         names = json.loads(path.read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
         raise UserError(f'{str(path)!r} is missing or damaged; train in a new workdir.') from None
-    if names != list(setup.source.class_names):
+    if names is None:
+        print(
+            f'Note: the weights in {str(workdir)!r} tell no names of classes; those of '
+            f'{setup.config.data.source} are taken, in their order.'
+        )
+    elif names != list(setup.source.class_names):
         raise UserError(
             f'the classes of {setup.config.data.source} are not those that the run in '
             f'{str(workdir)!r} began with, which {CLASSES_FILE} lists; give it the same ones.'

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from flaxcls.data.augment import make_augment, make_normalize
 from flaxcls.metrics import Sums, batch_sums
+from flaxcls.models import frozen_patterns
+from flaxcls.optim import merge_frozen, split_frozen
 from flaxcls.train_state import TrainState
 
 AXIS = 'devices'
@@ -32,12 +34,16 @@ def make_train_step(
     position in the global batch, so that it does not depend on the layout of devices.
     """
     augment, normalize = make_augment(config), make_normalize(config)
+    patterns = frozen_patterns(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
         augment_keys, model_keys = _example_keys(config.seed, state.step, len(batch['label']))
         images = normalize(augment(augment_keys, batch['image'].astype(jnp.float32)))
 
-        def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+        trained, frozen = split_frozen(state.params, patterns)
+
+        def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            params = merge_frozen(trained, frozen)
             logits, updates = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
                 images,
@@ -56,13 +62,13 @@ def make_train_step(
             loss = sums['loss_sum'] / len(batch['label'])
             return loss, (updates.get('batch_stats', {}), sums)
 
-        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(trained)
         # The one reduction over devices (BatchNorm's groups apart, where they span devices).
         gradients, batch_stats = lax.pmean((gradients, batch_stats), AXIS)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=merge_frozen(optax.apply_updates(trained, updates), frozen),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )

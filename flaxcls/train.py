@@ -79,10 +79,10 @@ def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoin
     newest = checkpoints.newest_step
     if newest is not None:
         _require_same_run(setup, workdir, newest)
+    state = setup.init_state(take_weights=newest is None)
     writers.write_atomically(workdir / CONFIG_FILE, config_lib.to_json(setup.config))
     names = json.dumps(setup.source.class_names, indent=1)
     writers.write_atomically(workdir / CLASSES_FILE, names + '\n')
-    state = setup.init_state()
     _print_plan(setup, state, workdir)
     if newest is None:
         return state

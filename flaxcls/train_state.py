@@ -1,14 +1,14 @@
 """What a run carries from step to step: arrays, and nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcls.models import init_variables
+from flaxcls.optim import require_trained, split_frozen
 
 
 @flax.struct.dataclass
@@ -20,7 +20,7 @@ class TrainState:
 
     Attributes:
       step: int32 [], updates made so far.
-      params: trainable parameters, float32.
+      params: parameters, trained and frozen, float32.
       batch_stats: BatchNorm's running means and variances, float32; {} for a network without.
       opt_state: the optimizer's.
     """
@@ -32,13 +32,23 @@ class TrainState:
 
 
 def create_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_size: int
+    variables: dict[str, Any], optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> TrainState:
-    """Returns the state before the first step, which follows from the seed alone."""
-    variables = init_variables(model, jax.random.key(seed), image_size)
+    """Returns the state before the first step.
+
+    Args:
+      variables: {'params': ..., 'batch_stats': ...}.
+      optimizer: gets a state for what is trained.
+      frozen: patterns of the layers that are not.
+
+    Raises:
+      UserError: a pattern fits no layer, or all layers are frozen.
+    """
+    require_trained(variables['params'], frozen)
+    trained, _ = split_frozen(variables['params'], frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
-        opt_state=optimizer.init(variables['params']),
+        opt_state=optimizer.init(trained),
     )

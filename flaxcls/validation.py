@@ -39,6 +39,7 @@ _RANGES = {
     'augment.min_area': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
     'optimizer.learning_rate': (lambda x: 0 < x < math.inf, 'positive'),
     'optimizer.base_batch_size': (lambda x: x >= 0, 'zero or positive'),
+    'optimizer.head_multiplier': (lambda x: 0 < x < math.inf, 'positive'),
     'optimizer.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'optimizer.weight_decay': (lambda x: 0 <= x < math.inf, 'zero or positive'),
     'schedule.warmup_epochs': (lambda x: x >= 0, 'zero or positive'),

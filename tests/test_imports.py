@@ -13,7 +13,7 @@ ORDER = [
     {'config'},
     {'validation', 'data'},
     {'models'},
-    {'metrics', 'optim'},
+    {'metrics', 'optim', 'torch_layout'},
     {'train_state'},
     {'steps'},
     {'parallel'},
@@ -21,7 +21,7 @@ ORDER = [
     {'run_setup'},
     {'evaluate'},
     {'train'},
-    {'main', 'report', 'prepare_data'},
+    {'main', 'report', 'prepare_data', 'torch_weights'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

@@ -11,9 +11,10 @@ import pytest
 from conftest import TINY
 
 from flaxcls.checkpoint import fingerprint
+from flaxcls.config import parse_overrides
 from flaxcls.errors import UserError
 from flaxcls.evaluate import load_run
-from flaxcls.main import default_workdir, parse_overrides
+from flaxcls.main import default_workdir
 
 # One device and the optimised program, as users have them.
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'}
@@ -235,6 +236,6 @@ def test_default_workdirs_differ_where_experiments_do():
 
 
 def test_overrides_are_parsed_in_both_forms():
-    assert parse_overrides(['--config.a.b=1=2', '--config.c', '3']) == {'a.b': '1=2', 'c': '3'}
+    assert parse_overrides(['--config.a.b=1=2', '--config.c', '3'], []) == {'a.b': '1=2', 'c': '3'}
     with pytest.raises(UserError, match='is unknown'):
-        parse_overrides(['batch_size=3'])
+        parse_overrides(['batch_size=3'], [])

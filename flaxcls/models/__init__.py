@@ -64,6 +64,7 @@ def model_from_config(config: ConfigDict, *, axis_name: str | None = None) -> nn
         eps=config.batch_norm.eps,
         group_size=config.batch_norm.group_size,
         axis_name=axis_name,
+        frozen=frozen_patterns(config),
     )
     options = {name: config.model[name] for name in _SHAPING - {'num_classes'}}
     options = {name: value for name, value in options.items() if value is not None}
@@ -74,6 +75,11 @@ def model_from_config(config: ConfigDict, *, axis_name: str | None = None) -> nn
         dtype=jnp.dtype(config.model.dtype),
         **options,
     )
+
+
+def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the patterns of `config.freeze`."""
+    return tuple(pattern.strip() for pattern in config.freeze.split(',') if pattern.strip())
 
 
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:

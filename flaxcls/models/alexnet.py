@@ -25,6 +25,7 @@ from flaxcls.models.layers import (
     Conv,
     Dropout,
     adaptive_avg_pool,
+    at_least_float32,
     local_response_norm,
     max_pool,
 )
@@ -90,8 +91,9 @@ class AlexNet(nn.Module):
             x = nn.relu(self._dense(hidden, f'fc{index}', bias_init=ones, dtype=self.dtype)(x))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        head = self._dense(self.num_classes, 'head', bias_init=zeros, dtype=jnp.float32)
-        return head(x.astype(jnp.float32))
+        dtype = at_least_float32(self.dtype)
+        head = self._dense(self.num_classes, 'head', bias_init=zeros, dtype=dtype)
+        return head(x.astype(dtype))
 
     def _conv(
         self, x, index, features, kernel_size, *, train, strides=1, padding, in_two_groups=False,

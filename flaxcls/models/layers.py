@@ -12,11 +12,17 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flaxcls.errors import UserError
 from flaxcls.models import initializers
 from flaxcls.models.convolution import convolve
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Returns the dtype for sums and statistics: float32, or float64 where that is computed in."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 class ImageTooSmall(UserError):
@@ -115,7 +121,7 @@ class BatchNorm(nn.Module):
         axis_name = None if self.is_initializing() else self.axis_name
         size, average = _group(x.shape[0], self.group_size, axis_name)
         grouped = x.reshape(-1, min(size, x.shape[0]), *x.shape[1:])
-        values = grouped.astype(jnp.float32)
+        values = grouped.astype(at_least_float32(x.dtype))
         mean = average(jnp.mean(values, axis=(1, 2, 3), keepdims=True))
         var = average(jnp.mean(jnp.square(values - mean), axis=(1, 2, 3), keepdims=True))
         if not self.is_initializing():
@@ -132,7 +138,8 @@ class BatchNorm(nn.Module):
 
     def _normalize(self, x, mean, var, scale, bias):
         factor = scale * lax.rsqrt(var + self.eps)
-        return ((x.astype(jnp.float32) - mean) * factor + bias).astype(self.dtype)
+        centred = x.astype(at_least_float32(x.dtype)) - mean
+        return (centred * factor + bias).astype(self.dtype)
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
@@ -240,7 +247,7 @@ def local_response_norm(
     and torch do. Computed in float32; returns x's dtype.
     """
     alpha = alpha / size if mean else alpha
-    squares = jnp.square(x.astype(jnp.float32))
+    squares = jnp.square(x.astype(at_least_float32(x.dtype)))
     padded = jnp.pad(squares, [(0, 0)] * 3 + [(size // 2, (size - 1) // 2)])
     total = sum(padded[..., i : i + x.shape[-1]] for i in range(size))
     return (x * (k + alpha * total) ** -beta).astype(x.dtype)
@@ -272,7 +279,7 @@ def avg_pool(
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over the pixels: [B, H, W, C] -> float32 [B, C]."""
-    return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    return jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype))
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
@@ -284,17 +291,17 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     if x.shape[1:3] == (size, size):
         return x
     rows, columns = (_cell_weights(length, size) for length in x.shape[1:3])
-    pooled = jnp.einsum('bhwc,ph,qw->bpqc', x.astype(jnp.float32), rows, columns)
+    values = x.astype(at_least_float32(x.dtype))
+    pooled = jnp.einsum('bhwc,ph,qw->bpqc', values, rows, columns)
     return pooled.astype(x.dtype)
 
 
 def _cell_weights(length: int, cells: int) -> jax.Array:
-    weights = [[0.0] * length for _ in range(cells)]
+    weights = np.zeros((cells, length))
     for cell in range(cells):
         first, last = cell * length // cells, -(-(cell + 1) * length // cells)
-        for pixel in range(first, last):
-            weights[cell][pixel] = 1 / (last - first)
-    return jnp.array(weights, jnp.float32)
+        weights[cell, first:last] = 1 / (last - first)
+    return jnp.asarray(weights)
 
 
 class Head(nn.Module):
@@ -306,4 +313,4 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = nn.Dense(self.num_classes, kernel_init=self.kernel_init, name='dense')
-        return dense(x.astype(jnp.float32))
+        return dense(x.astype(at_least_float32(x.dtype)))

@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from flaxcls.models.initializers import he_normal_fan_out, normal
-from flaxcls.models.layers import BatchNorm, Conv, Dropout, adaptive_avg_pool, max_pool
+from flaxcls.models.layers import (
+    BatchNorm,
+    Conv,
+    Dropout,
+    adaptive_avg_pool,
+    at_least_float32,
+    max_pool,
+)
 
 
 class VGG(nn.Module):
@@ -72,7 +79,8 @@ class VGG(nn.Module):
             x = nn.relu(self._dense(hidden, f'fc{index}', self.dtype)(x))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        return self._dense(self.num_classes, 'head', jnp.float32)(x.astype(jnp.float32))
+        dtype = at_least_float32(self.dtype)
+        return self._dense(self.num_classes, 'head', dtype)(x.astype(dtype))
 
     def _dense(self, features, name, dtype):
         return nn.Dense(features, kernel_init=normal(0.01), dtype=dtype, name=name)

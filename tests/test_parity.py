@@ -1,0 +1,105 @@
+"""Networks against torchvision, timm and pytorchcv, by what benchmarks/make_goldens.py has kept."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from benchmarks import parity_cases
+from benchmarks.parity_cases import CASES
+from flaxcls.models import create_model
+from flaxcls.torch_layout import from_state_dict, to_state_dict, torch_layout
+
+# Minutes each: the same code as the shallower ones.
+DEEP = {'resnet101', 'resnet152', 'densenet161', 'densenet169', 'densenet201'}
+_COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
+
+
+def _load(name):
+    path = pathlib.Path(__file__).parent / f'goldens/{name}.npz'
+    return dict(np.load(path))
+
+
+def _build(name):
+    case = CASES[name]
+    model = create_model(case.model, **case.options)
+    if hasattr(model, 'dropout_rate'):
+        model = model.clone(dropout_rate=0.0)
+    entries = torch_layout(model, max(case.eval_sizes[0]))
+    tensors = {entry.key: parity_cases.make_tensor(entry.key, entry.shape) for entry in entries}
+    return model, entries, from_state_dict(tensors, entries)
+
+
+def _assert_close(got, expected, relative):
+    """The error of each row of numbers is small beside the largest of them."""
+    scale = np.abs(expected).max(-1, keepdims=True)
+    assert (np.abs(np.asarray(got, np.float64) - expected) <= relative * scale).all()
+
+
+each_case = pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in CASES],
+)
+
+
+@each_case
+def test_logits_are_the_reference_implementations(name):
+    case, golden = CASES[name], _load(name)
+    model, entries, variables = _build(name)
+    shapes = {entry.key: entry.shape for entry in entries}
+    assert parity_cases.digest(shapes) == golden['keys']
+
+    evaluate = jax.jit(lambda v, x: model.apply(v, x, train=False), compiler_options=_COMPILER)
+    for height, width in case.eval_sizes:
+        logits = evaluate(variables, parity_cases.make_images(1, height, width))
+        _assert_close(logits[:, :32], golden[f'eval_{height}x{width}'], 1e-4)
+
+
+@each_case
+def test_training_step_is_the_reference_implementations(name):
+    with jax.enable_x64(True):  # Rounding flips a few ReLUs, and with them some gradients.
+        _compare_training(name)
+
+
+def _compare_training(name):
+    case, golden = CASES[name], _load(name)
+    model, entries, variables = _build(name)
+    model = model.clone(dtype=jnp.float64)
+    images = parity_cases.make_images(4, case.train_size, case.train_size)
+
+    @jax.jit(compiler_options=_COMPILER)
+    def train(variables):
+        def loss_fn(params):
+            logits, updates = model.apply(
+                variables | {'params': params}, images, train=True, mutable=['batch_stats']
+            )
+            labels = parity_cases.make_labels(4, logits.shape[1])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array(labels))
+            return losses.mean(), (logits, updates.get('batch_stats', {}))
+
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            variables['params']
+        )
+        params = jax.tree.map(
+            lambda p, g: p - parity_cases.LEARNING_RATE * g, variables['params'], gradients
+        )
+        return loss, logits, gradients, statistics, {'params': params, 'batch_stats': statistics}
+
+    loss, logits, gradients, statistics, updated = train(variables)
+    _assert_close(logits[:, :32], golden['train_logits'], 1e-6)
+    np.testing.assert_allclose(loss, golden['loss'], rtol=1e-6)
+    state = to_state_dict({'params': gradients, 'batch_stats': statistics}, entries)
+    trained = {k: v for k, v in state.items() if 'running_' not in k}
+    norms, projections = parity_cases.sketch(trained).T
+    expected_norms, expected_projections = golden['gradients'].astype(np.float64).T
+    # A bias before BatchNorm has no gradient: what is left there is rounding.
+    tolerance = 1e-5 * expected_norms + 1e-9 * expected_norms.max()
+    assert (np.abs(norms - expected_norms) <= tolerance).all()
+    assert (np.abs(projections - expected_projections) <= tolerance).all()
+    running = parity_cases.sketch({k: v for k, v in state.items() if 'running_' in k})
+    expected = golden['statistics'].astype(np.float64)
+    assert (np.abs(running - expected) <= 1e-6 * expected[:, :1]).all()
+    np.testing.assert_allclose(train(updated)[0], golden['loss_after_step'], rtol=1e-6)
