@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format test-newest clean
+.PHONY: demo test test-slow lint format test-newest parity clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -29,8 +29,13 @@ format: .venv/.ready
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest -n 2 -m 'not slow'
 
+# Makes the goldens anew with the libraries as they are today, and compares every network to them.
+parity: .venv/.ready .venv-parity/.ready
+	.venv-parity/bin/python -m benchmarks.make_goldens
+	$(BIN)/python -m pytest tests/test_parity.py
+
 clean:
-	rm -rf .venv .venv-newest build *.egg-info
+	rm -rf .venv .venv-newest .venv-parity build *.egg-info
 
 .venv/.ready: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,4 +46,9 @@ clean:
 	@test -n "$(NEWEST_PYTHON)" || { echo 'test-newest needs Python 3.12 or newer; name one with NEWEST_PYTHON=...' >&2; exit 2; }
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv-parity/.ready:
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install -q torch torchvision timm pytorchcv
 	touch $@

@@ -13,9 +13,13 @@ from benchmarks.parity_cases import CASES
 from flaxcls.models import create_model
 from flaxcls.torch_layout import from_state_dict, to_state_dict, torch_layout
 
-# Minutes each: the same code as the shallower ones.
+# The same code as the shallower ones, and a minute or more each: make test-slow.
 DEEP = {'resnet101', 'resnet152', 'densenet161', 'densenet169', 'densenet201'}
-_COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
+DEEP_IN_TRAINING = DEEP | {
+    'vgg16', 'resnet34', 'resnet56_b', 'resnet50_d', 'resnet50_v1', 'resnet50_v2', 'densenet121',
+    'resnext50_32x4d', 'wide_resnet50_2', 'densenet_c_40_12', 'densenet_bc_100_12',
+}  # fmt: skip
+_COMPILER = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 def _load(name):
@@ -39,13 +43,12 @@ def _assert_close(got, expected, relative):
     assert (np.abs(np.asarray(got, np.float64) - expected) <= relative * scale).all()
 
 
-each_case = pytest.mark.parametrize(
-    'name',
-    [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in CASES],
-)
+def _cases(deep):
+    marks = {name: pytest.mark.slow if name in deep else () for name in CASES}
+    return pytest.mark.parametrize('name', [pytest.param(n, marks=m) for n, m in marks.items()])
 
 
-@each_case
+@_cases(DEEP)
 def test_logits_are_the_reference_implementations(name):
     case, golden = CASES[name], _load(name)
     model, entries, variables = _build(name)
@@ -58,7 +61,7 @@ def test_logits_are_the_reference_implementations(name):
         _assert_close(logits[:, :32], golden[f'eval_{height}x{width}'], 1e-4)
 
 
-@each_case
+@_cases(DEEP_IN_TRAINING)
 def test_training_step_is_the_reference_implementations(name):
     with jax.enable_x64(True):  # Rounding flips a few ReLUs, and with them some gradients.
         _compare_training(name)
@@ -102,4 +105,4 @@ def _compare_training(name):
     running = parity_cases.sketch({k: v for k, v in state.items() if 'running_' in k})
     expected = golden['statistics'].astype(np.float64)
     assert (np.abs(running - expected) <= 1e-6 * expected[:, :1]).all()
-    np.testing.assert_allclose(train(updated)[0], golden['loss_after_step'], rtol=1e-6)
+    np.testing.assert_allclose(train(updated)[0], golden['loss_after_step'], rtol=1e-5)
