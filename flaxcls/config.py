@@ -64,6 +64,7 @@ def default_config() -> ConfigDict:
     config.data.val_fraction = placeholder(float)  # Held out of a folder without splits; None: 0.2.
     config.data.image_size = placeholder(int)  # Side in pixels; None: the model's usual size.
     config.data.eval_crop_fraction = 1.0  # Side of the central crop / shorter side, in evaluation.
+    config.data.eval_crops = 'center'  # center, or ten: corners, center, mirrored; averaged.
     config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
     config.data.std = (0.229, 0.224, 0.225)  # Then divided by.
     config.data.num_threads = placeholder(int)  # Threads that decode images; None: one per core.

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from flaxcls.data.augment import make_normalize
 from flaxcls.data.pipeline import make_eval_batches
 from flaxcls.data.splits import Subset
 from flaxcls.errors import UserError, run_command
 from flaxcls.evaluate import load_run
 from flaxcls.run_setup import Setup, load_stored_config
+from flaxcls.steps import make_classify
 from flaxcls.train_state import TrainState
 from flaxcls.writers import Record, read_metrics
 
@@ -100,17 +100,16 @@ def plot_predictions(workdir: str) -> pathlib.Path:
 
 def _predict(setup: Setup, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns labels [N], answers [N] and their probabilities [N] of all validation images."""
-    normalize = make_normalize(setup.config)
-    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    classify = make_classify(setup.config, setup.model)
 
     @jax.jit
-    def predict(variables, images):
-        logits = setup.model.apply(variables, normalize(images), train=False)
+    def predict(state, images):
+        logits = classify(state, images)
         return logits.argmax(-1), jax.nn.softmax(logits).max(-1)
 
     parts = []
     for batch in make_eval_batches(setup.config, setup.source.val)():
-        outputs = batch['label'], *predict(variables, batch['image'])
+        outputs = batch['label'], *predict(state, batch['image'])
         parts.append([np.asarray(output)[batch['mask']] for output in outputs])
     labels, answers, confidence = (np.concatenate(part) for part in zip(*parts, strict=True))
     return labels, answers, confidence

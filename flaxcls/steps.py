@@ -14,7 +14,7 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from flaxcls.data.augment import make_augment, make_normalize
+from flaxcls.data.augment import make_augment, make_normalize, ten_crops
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
 from flaxcls.optim import merge_frozen, split_frozen
@@ -83,15 +83,36 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's
     share. Running statistics are used and left alone; the loss has no label smoothing.
     """
-    normalize = make_normalize(config)
+    classify = make_classify(config, model)
 
     def eval_step(state: TrainState, batch: Batch) -> Sums:
-        variables = {'params': state.params, 'batch_stats': state.batch_stats}
-        logits = model.apply(variables, normalize(batch['image']), train=False)
+        logits = classify(state, batch['image'])
         sums = batch_sums(logits, batch['label'], batch['mask'], top_k=config.top_k)
         return lax.psum(sums, AXIS)
 
     return eval_step
+
+
+def make_classify(
+    config: ConfigDict, model: nn.Module
+) -> Callable[[TrainState, jax.Array], jax.Array]:
+    """Returns (state, images uint8 [B, S, S, 3] of an evaluation batch) -> float32 logits [B, C].
+
+    With ten crops, these are the logarithms of the probabilities averaged over the crops.
+    """
+    normalize = make_normalize(config)
+
+    def classify(state: TrainState, images: jax.Array) -> jax.Array:
+        variables = {'params': state.params, 'batch_stats': state.batch_stats}
+        return model.apply(variables, normalize(images), train=False)
+
+    def classify_ten_crops(state: TrainState, images: jax.Array) -> jax.Array:
+        crops = ten_crops(images, config.data.image_size)
+        # One crop at a time, so that evaluation takes no more memory than with one crop.
+        log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(state, x)), crops)
+        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(crops))
+
+    return classify_ten_crops if config.data.eval_crops == 'ten' else classify
 
 
 def _example_keys(seed: int, step: jax.Array, local: int) -> tuple[jax.Array, jax.Array]:

@@ -52,6 +52,7 @@ _CHOICES = {
     'model.shortcut': ('A', 'B', 'C', 'D'),
     'model.lrn': ('none', 'paper', 'caffe'),
     'model.initializer': ('paper', 'he', 'filters'),
+    'data.eval_crops': ('center', 'ten'),
     'augment.crop': ('none', 'pad', 'random_resized'),
     'schedule.name': ('cosine', 'step', 'constant'),
 }
@@ -96,6 +97,11 @@ def _refuse_contradictions(config: ConfigDict) -> None:
         raise UserError(
             'config.optimizer.nesterov=True needs momentum above 0; '
             'set config.optimizer.nesterov=false with config.optimizer.momentum=0.'
+        )
+    if config.data.eval_crops == 'ten' and config.data.eval_crop_fraction == 1:
+        raise UserError(
+            'config.data.eval_crops=ten needs config.data.eval_crop_fraction below 1, such as '
+            '0.875, or all crops are the same.'
         )
     group, batch = config.batch_norm.group_size, config.batch_size
     if group and batch % group:

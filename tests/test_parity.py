@@ -1,5 +1,6 @@
 """Networks against torchvision, timm and pytorchcv, by what benchmarks/make_goldens.py has kept."""
 
+import collections
 import pathlib
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 from benchmarks import parity_cases
 from benchmarks.parity_cases import CASES
-from flaxcls.models import create_model
+from flaxcls.models import MODELS, create_model
+from flaxcls.models.summary import trace
 from flaxcls.torch_layout import from_state_dict, to_state_dict, torch_layout
 
 # The same code as the shallower ones, and a minute or more each: make test-slow.
@@ -106,3 +108,52 @@ def _compare_training(name):
     expected = golden['statistics'].astype(np.float64)
     assert (np.abs(running - expected) <= 1e-6 * expected[:, :1]).all()
     np.testing.assert_allclose(train(updated)[0], golden['loss_after_step'], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('graph', 'name'),
+    [
+        ('bvlc_alexnet', 'alexnet_2012'),
+        ('densenet121', 'densenet121'),
+        ('resnet50', 'resnet50'),
+    ],
+)
+def test_onnx_wheels_graph_has_the_same_convolutions(graph, name):
+    import onnx
+
+    path = pathlib.Path(onnx.__file__).parent / f'backend/test/data/light/light_{graph}.onnx'
+    assert _convolutions_of(onnx.load(path).graph) == _convolutions_here(name)
+
+
+def _convolutions_of(graph):
+    """Returns the multiset of (kernel [out, in, height, width], stride, groups)."""
+    import onnx
+
+    values = {value.name: value for value in graph.initializer}
+    shapes = {
+        node.output[0]: tuple(onnx.numpy_helper.to_array(values[node.input[0]]).tolist())
+        for node in graph.node
+        if node.op_type == 'ConstantOfShape'
+    }
+    found = collections.Counter()
+    for node in graph.node:
+        if node.op_type in ('Conv', 'Gemm'):
+            options = {option.name: option for option in node.attribute}
+            strides = options['strides'].ints[0] if 'strides' in options else 1
+            groups = options['group'].i if 'group' in options else 1
+            found[(*shapes[node.input[1]], 1, 1)[:4], strides, groups] += 1
+    return found
+
+
+def _convolutions_here(name):
+    found = collections.Counter()
+    for equation in trace(create_model(name), MODELS[name].image_size):
+        if equation.primitive.name == 'conv_general_dilated':
+            height, width, inputs, outputs = equation.invars[1].aval.shape
+            strides = equation.params['window_strides'][0]
+            groups = equation.params['feature_group_count']
+            found[(outputs, inputs, height, width), strides, groups] += 1
+        elif equation.primitive.name == 'dot_general':
+            inputs, outputs = equation.invars[1].aval.shape
+            found[(outputs, inputs, 1, 1), 1, 1] += 1
+    return found

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import flaxcls
-from flaxcls import train
+from flaxcls import steps, train
 from flaxcls.checkpoint import Checkpoints, fingerprint
+from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import evaluate_workdir, load_run
 from flaxcls.interrupts import SignalFlag
@@ -72,6 +73,24 @@ def test_evaluation_repeats_trainings_last_value_exactly(finished):
     last = [record for record in history if 'val/loss' in record][-1]
     assert values == {k: v for k, v in last.items() if k != 'epoch'}
     assert fingerprint(load_run(workdir)[1]) == fingerprint(state)
+
+
+def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished):
+    _, workdir, _, _ = finished
+    overrides = {'data.eval_crop_fraction': 0.8, 'data.image_size': 8, 'data.eval_crops': 'ten'}
+    setup, state = load_run(workdir, overrides=overrides)
+    batch = next(pipeline.make_eval_batches(setup.config, setup.source.val)())
+    assert batch['image'].shape[1:] == (10, 10, 3)
+    logits = steps.make_classify(setup.config, setup.model)(state, batch['image'])
+    one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'})[0].config
+    classify = steps.make_classify(one_crop, setup.model)
+    expected = 0
+    for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
+        crop = batch['image'][:, top : top + 8, left : left + 8]
+        for image in (crop, crop[:, :, ::-1]):
+            expected += jax.nn.softmax(classify(state, image)) / 10
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4, atol=1e-6)
+    assert evaluate_workdir(workdir, overrides=overrides)['val/count'] == 360
 
 
 def test_best_and_newest_are_kept_and_differ_in_the_step(finished):

@@ -24,6 +24,17 @@ def flip_left_right(key: jax.Array, image: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
+def ten_crops(images: jax.Array, size: int) -> jax.Array:
+    """Returns [10, B, size, size, 3] of [B, H, W, 3]: four corners, the center, and all mirrored.
+
+    The test of Krizhevsky et al., NIPS 2012, section 4.1.
+    """
+    bottom, right = images.shape[1] - size, images.shape[2] - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = [images[:, top : top + size, left : left + size] for top, left in corners]
+    return jnp.stack(crops + [crop[:, :, ::-1] for crop in crops])
+
+
 def make_augment(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Returns (keys [B], images [B, H, W, 3]) -> images, as `config.augment` says.
 

@@ -52,7 +52,7 @@ def make_train_batches(
     """
     share = config.batch_size // process_count
     first_row = process_index * share
-    load = _make_loader(config, split, random_crop=config.augment.crop == 'random_resized')
+    load = _make_loader(config, split, training=True)
 
     def load_step(step: int, indices: np.ndarray) -> Batch:
         def make_rng(row: int) -> np.random.Generator:  # Of the example, not of a thread.
@@ -70,9 +70,10 @@ def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator
     """Returns () -> batches with every example once, in order.
 
     A batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]} with
-    B = batch_size; the last one is filled up with zeros that the mask leaves out.
+    B = batch_size; the last one is filled up with zeros that the mask leaves out. S is image_size,
+    or with ten crops the side of the image that they are cut from.
     """
-    load = _make_loader(config, split, random_crop=False)
+    load = _make_loader(config, split, training=False)
 
     def load_batch(first: int) -> Batch:
         indices = np.arange(first, min(first + config.batch_size, len(split)))
@@ -84,24 +85,25 @@ def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator
     return lambda: iter(batches.to_iter_dataset(_READ_AHEAD))
 
 
-def _make_loader(config: ConfigDict, split: Split, *, random_crop: bool) -> Callable[..., Batch]:
+def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callable[..., Batch]:
     """Returns (indices [B], make_rng) -> {'image', 'label'}, the images cut to their size.
 
     make_rng(row) gives the generator of an example, where crops are random.
     """
-    size = config.data.image_size
+    size, crop_fraction = config.data.image_size, config.data.eval_crop_fraction
+    if not training and config.data.eval_crops == 'ten':
+        size, crop_fraction = round(size / crop_fraction), 1.0
+    random_crop = training and config.augment.crop == 'random_resized'
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     if random_crop:
         cut = functools.partial(
             images.random_resized_crop, size=size, min_area=config.augment.min_area
         )
-        return _make_threaded_loader(config, split, lambda image, rng: cut(image, rng=rng))
-    cut = functools.partial(
-        images.resize_and_center_crop, size=size, crop_fraction=config.data.eval_crop_fraction
-    )
+        return _make_threaded_loader(config, split, size, lambda image, rng: cut(image, rng=rng))
+    cut = functools.partial(images.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
     if isinstance(split, ArraySplit) and fits_in_memory:
         return _make_memory_loader(split, cut)
-    return _make_threaded_loader(config, split, lambda image, rng: cut(image))
+    return _make_threaded_loader(config, split, size, lambda image, rng: cut(image))
 
 
 def _make_memory_loader(split: ArraySplit, cut: Callable[..., np.ndarray]) -> Callable[..., Batch]:
@@ -116,11 +118,10 @@ def _make_memory_loader(split: ArraySplit, cut: Callable[..., np.ndarray]) -> Ca
 
 
 def _make_threaded_loader(
-    config: ConfigDict, split: Split, cut: Callable[..., np.ndarray]
+    config: ConfigDict, split: Split, size: int, cut: Callable[..., np.ndarray]
 ) -> Callable[..., Batch]:
     """Images are read, decoded and cut by threads, each straight into its row of the batch."""
     pool = futures.ThreadPoolExecutor(num_threads(config))
-    size = config.data.image_size
 
     def load(indices: np.ndarray, make_rng: Callable[[int], np.random.Generator] | None) -> Batch:
         batch = {

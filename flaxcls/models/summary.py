@@ -81,11 +81,8 @@ def _variables(model: nn.Module, image_size: int) -> Any:
 
 def count_cost(model: nn.Module, image_size: int) -> Cost:
     """Returns the cost of an image of `image_size` x `image_size` pixels."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     variables = _variables(model, image_size)
-    apply = lambda variables, x: model.apply(variables, x, train=False)  # noqa: E731
-    program = jax.make_jaxpr(apply)(variables, images)
-    products = list(_products(program.jaxpr))
+    products = [_cost_of_product(equation) for equation in _trace(model, variables, image_size)]
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
         macs=sum(macs for macs, _ in products),
@@ -93,20 +90,36 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
     )
 
 
-def _products(jaxpr: Any) -> Iterator[tuple[int, int]]:
-    """Yields (multiply-adds, size of the result) of every convolution and matrix product."""
+def trace(model: nn.Module, image_size: int) -> Iterator[Any]:
+    """Returns the equations (jax.core.JaxprEqn) that classify an image, of inner programs too."""
+    return _trace(model, _variables(model, image_size), image_size)
+
+
+def _trace(model: nn.Module, variables: Any, image_size: int) -> Iterator[Any]:
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    apply = lambda variables, x: model.apply(variables, x, train=False)  # noqa: E731
+    return _flatten(jax.make_jaxpr(apply)(variables, images).jaxpr)
+
+
+def _flatten(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
-        result = equation.outvars[0].aval
-        if equation.primitive.name == 'conv_general_dilated':
-            kernel = equation.invars[1].aval.shape
-            outputs = equation.params['dimension_numbers'].rhs_spec[0]
-            yield result.size * math.prod(kernel) // kernel[outputs], result.size
-        elif equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            left = equation.invars[0].aval.shape
-            yield result.size * math.prod(left[axis] for axis in contracted), result.size
+        yield equation
         for parameter in equation.params.values():
             for inner in jax.tree.leaves(parameter, is_leaf=lambda p: hasattr(p, 'eqns')):
                 inner = getattr(inner, 'jaxpr', inner)
                 if hasattr(inner, 'eqns'):
-                    yield from _products(inner)
+                    yield from _flatten(inner)
+
+
+def _cost_of_product(equation: Any) -> tuple[int, int]:
+    """Returns multiply-adds and size of the result of a convolution or matrix product, or 0, 0."""
+    result = equation.outvars[0].aval
+    if equation.primitive.name == 'conv_general_dilated':
+        kernel = equation.invars[1].aval.shape
+        outputs = equation.params['dimension_numbers'].rhs_spec[0]
+        return result.size * math.prod(kernel) // kernel[outputs], result.size
+    if equation.primitive.name == 'dot_general':
+        (contracted, _), _ = equation.params['dimension_numbers']
+        left = equation.invars[0].aval.shape
+        return result.size * math.prod(left[axis] for axis in contracted), result.size
+    return 0, 0
