@@ -1,10 +1,12 @@
-"""The two ways a command ends badly, and how each is shown."""
+"""The two ways a command ends badly, how each is shown, and the parser that all commands use."""
 
+import argparse
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import logging
 
@@ -27,6 +29,22 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser for `python -m MODULE`, described by its docstring; a wrong flag is a UserError."""
+
+    def __init__(self, module: str, description: str, **options):
+        super().__init__(
+            f'python -m {module}',
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; {self.prog} --help lists the arguments.')
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

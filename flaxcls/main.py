@@ -8,7 +8,6 @@
 Without --config and --workdir, the defaults below are run. --config.KEY=VALUE changes an option.
 """
 
-import argparse
 import hashlib
 import os
 import pathlib
@@ -16,19 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flaxcls.config import describe_options, load_config, parse_overrides, set_option
-from flaxcls.errors import UserError, run_command
+from flaxcls.errors import CommandParser, UserError, run_command
 
 _FLAGS = ('--config', '--workdir', '--mode', '--checkpoint')
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        'python -m flaxcls.main',
-        description=__doc__,
-        epilog='options:\n' + describe_options(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser('flaxcls.main', __doc__, epilog='options:\n' + describe_options())
     parser.add_argument('--config', help='Python file with get_config(); see experiments/')
     parser.add_argument(
         '--workdir', help='where the run lives; default: runs/, named by --config and the options'

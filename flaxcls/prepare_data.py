@@ -7,13 +7,12 @@ Stock data sets need TensorFlow (pip install "flaxcls[prepare]"), and the networ
 files are in --manual_dir. Fashion-MNIST needs neither.
 """
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.tfds import default_data_dir
-from flaxcls.errors import RunError, UserError, run_command
+from flaxcls.errors import CommandParser, RunError, UserError, run_command
 
 
 def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path | None) -> None:
@@ -46,12 +45,7 @@ def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path | 
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        'python -m flaxcls.prepare_data',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser('flaxcls.prepare_data', __doc__)
     parser.add_argument('--name', required=True, help='as TFDS writes it, such as cifar10')
     folder = lambda text: pathlib.Path(text).expanduser()  # noqa: E731
     parser.add_argument('--data_dir', type=folder, help='default: as TFDS')

@@ -5,7 +5,6 @@
 Writes curves.png and predictions.png into each workdir.
 """
 
-import argparse
 import os
 import pathlib
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 
 from flaxcls.data.pipeline import make_eval_batches
 from flaxcls.data.splits import Subset
-from flaxcls.errors import UserError, run_command
+from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.evaluate import load_run
 from flaxcls.run_setup import Setup, load_stored_config
 from flaxcls.steps import make_classify
@@ -137,12 +136,7 @@ def _save(figure, path: pathlib.Path) -> pathlib.Path:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        'python -m flaxcls.report',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser('flaxcls.report', __doc__)
     parser.add_argument('--workdir', action='append', required=True, help='of a run; repeatable')
     workdirs = [os.path.expanduser(workdir) for workdir in parser.parse_args(argv).workdir]
     print(table(workdirs))

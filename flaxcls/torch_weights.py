@@ -9,7 +9,6 @@ torchvision or timm; see flaxcls/torch_layout.py. --config.KEY=VALUE sets option
 such as config.model.num_classes, whose change gives the network a new classifier.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ from ml_collections import ConfigDict
 from flaxcls import config as config_lib
 from flaxcls import models, optim
 from flaxcls.checkpoint import Checkpoints
-from flaxcls.errors import UserError, run_command
+from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, load_stored_config
 from flaxcls.torch_layout import Entry, from_state_dict, to_state_dict, torch_layout
 from flaxcls.train_state import create_train_state
@@ -271,12 +270,7 @@ def _sha256(path: pathlib.Path) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        'python -m flaxcls.torch_weights',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser('flaxcls.torch_weights', __doc__)
     parser.add_argument('action', choices=['import', 'export'])
     parser.add_argument('--model', help='to import: a row of python -m flaxcls.models')
     parser.add_argument('--weights', required=True, help='the .pth or .safetensors file')

@@ -54,6 +54,7 @@ def _run(module, *arguments, **options):
         (['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
         (['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'], 'leave it out'),
         (['--checkpoint=best'], 'belongs to --mode=evaluate'),
+        (['--mode=evalute'], "invalid choice: 'evalute'"),
     ],
     ids=str,
 )

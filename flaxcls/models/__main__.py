@@ -4,11 +4,10 @@ python -m flaxcls.models
 python -m flaxcls.models resnet50 --image_size=288
 """
 
-import argparse
 from collections.abc import Sequence
 
 from flaxcls.config import require_choice
-from flaxcls.errors import UserError, run_command
+from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.models import MODELS, create_model, require_image_size
 from flaxcls.models.summary import count_cost, list_layers
 
@@ -48,12 +47,7 @@ def summary(name: str, image_size: int | None = None) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        'python -m flaxcls.models',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser('flaxcls.models', __doc__)
     parser.add_argument('name', nargs='?', help='of a network; none: the table of all')
     parser.add_argument('--image_size', type=int, help="pixels; default: the paper's")
     flags = parser.parse_args(argv)
