@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxcls.models import abstract_variables
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.resnet import PreActivationBlock, ResNet
@@ -47,9 +46,7 @@ class Entry(NamedTuple):
 
 def torch_layout(model: nn.Module, image_size: int) -> list[Entry]:
     """Returns an entry for each array of `model`, sorted by its path."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
-    variables = flatten_dict(jax.eval_shape(init, images))
+    variables = flatten_dict(abstract_variables(model, image_size))
     rename = _make_rename(model)
     entries = []
     for path, leaf in sorted(variables.items()):

@@ -116,12 +116,13 @@ def require_image_size(model: nn.Module, name: str, image_size: int) -> None:
 
 def _fits(model: nn.Module, image_size: int) -> bool:
     try:
-        _shapes(model, image_size)
+        abstract_variables(model, image_size)
     except ImageTooSmall:
         return False
     return True
 
 
-def _shapes(model: nn.Module, image_size: int) -> Any:
+def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
+    """Returns shapes and dtypes of what `init_variables` would, with nothing computed."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from flaxcls.models import abstract_variables
+
 
 class Cost(NamedTuple):
     """Of one forward pass of one image.
@@ -54,7 +56,7 @@ def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
         return output
 
     with nn.intercept_methods(record):
-        params = _variables(model, image_size)['params']
+        params = abstract_variables(model, image_size)['params']
     own = collections.defaultdict(dict)
     for path, leaf in flatten_dict(params).items():
         own[path[:-1]][path[-1]] = leaf
@@ -74,14 +76,9 @@ def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
     ]
 
 
-def _variables(model: nn.Module, image_size: int) -> Any:
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-
-
 def count_cost(model: nn.Module, image_size: int) -> Cost:
     """Returns the cost of an image of `image_size` x `image_size` pixels."""
-    variables = _variables(model, image_size)
+    variables = abstract_variables(model, image_size)
     products = [_cost_of_product(equation) for equation in _trace(model, variables, image_size)]
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
@@ -92,7 +89,7 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
 
 def trace(model: nn.Module, image_size: int) -> Iterator[Any]:
     """Returns the equations (jax.core.JaxprEqn) that classify an image, of inner programs too."""
-    return _trace(model, _variables(model, image_size), image_size)
+    return _trace(model, abstract_variables(model, image_size), image_size)
 
 
 def _trace(model: nn.Module, variables: Any, image_size: int) -> Iterator[Any]:
