@@ -18,7 +18,8 @@ from flaxcls.torch_layout import from_state_dict, to_state_dict, torch_layout
 # The same code as the shallower ones, and a minute or more each: make test-slow.
 DEEP = {'resnet101', 'resnet152', 'densenet161', 'densenet169', 'densenet201'}
 DEEP_IN_TRAINING = DEEP | {
-    'vgg16', 'vgg16_bn', 'resnet34', 'resnet56_b', 'resnet50_d', 'resnet50_v1', 'resnet50_v2',
+    'vgg16', 'vgg16_bn', 'resnet34', 'resnet56_b', 'resnet18_d', 'resnet18_v2', 'resnet50_d',
+    'resnet50_v1', 'resnet50_v2',
     'densenet121', 'resnext50_32x4d', 'wide_resnet50_2', 'densenet_c_40_12', 'densenet_bc_100_12',
 }  # fmt: skip
 _COMPILER = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
