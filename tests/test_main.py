@@ -169,7 +169,7 @@ def _kill_after_a_save(command, folder, *, during_save, delay):
 
 
 def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
-    command = [*TINY_FLAGS, '--config.num_epochs=30', '--config.checkpoint_every_steps=7']
+    command = [*TINY_FLAGS, '--config.num_epochs=8', '--config.checkpoint_every_steps=7']
     straight, killed = tmp_path / 'straight', tmp_path / 'killed'
     assert _run('main', *command, f'--workdir={straight}')[0] == 0
     command.append(f'--workdir={killed}')
@@ -181,13 +181,13 @@ def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
     assert code == 0, err
     assert 'Resuming at step' in out
     states = [load_run(workdir)[1] for workdir in (straight, killed)]
-    assert int(states[0].step) == 30 * 22
+    assert int(states[0].step) == 8 * 22
     for part in ('params', 'batch_stats', 'opt_state'):
         assert fingerprint(getattr(states[0], part)) == fingerprint(getattr(states[1], part)), part
     evaluations = [
         (path / 'metrics.jsonl').read_text().count('val/loss') for path in (straight, killed)
     ]
-    assert evaluations == [30, 30]
+    assert evaluations == [8, 8]
 
 
 def test_folder_of_23_validation_images_counts_23(write_images):
