@@ -57,7 +57,9 @@ def default_config() -> ConfigDict:
     config.batch_norm.eps = 1e-5  # Added to the variance.
 
     config.data = ConfigDict()
-    config.data.source = 'digits'  # digits, fashion_mnist, tfds:NAME or folder:PATH.
+    config.data.source = (
+        'digits'  # fashion_mnist, tfds:NAME, folder:PATH, manifest:FILE, synthetic:N.
+    )
     config.data.data_dir = placeholder(str)  # Of TFDS; None: $TFDS_DATA_DIR, ~/tensorflow_datasets.
     config.data.train_split = placeholder(str)  # None: train.
     config.data.val_split = placeholder(str)  # None: the first of validation, val, test there is.
@@ -68,6 +70,8 @@ def default_config() -> ConfigDict:
     config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
     config.data.std = (0.229, 0.224, 0.225)  # Then divided by.
     config.data.num_threads = placeholder(int)  # Threads that decode images; None: one per core.
+    config.data.on_error = 'stop'  # Or skip: leave out files that cannot be read, with a note.
+    config.data.cache = 'none'  # memory or disk: keep images decoded and reduced, for small sets.
 
     config.augment = ConfigDict()
     config.augment.crop = 'none'  # none, pad (zero-pad and crop) or random_resized (Inception's).

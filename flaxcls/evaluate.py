@@ -58,7 +58,7 @@ def load_run(
     config = load_stored_config(workdir)
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
-    setup = prepare(config)
+    setup = prepare(config, for_training=False)
     require_stored_classes(setup, workdir)
     for note in setup.source.notes:
         print(f'Note: {note}')

@@ -16,7 +16,7 @@ from flaxcls import config as config_lib
 from flaxcls import models, optim, parallel, steps, train_state, writers
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.data import pipeline
-from flaxcls.data.sources import open_source
+from flaxcls.data.sources import prepare_source
 from flaxcls.data.splits import Source
 from flaxcls.errors import UserError
 from flaxcls.train_state import TrainState
@@ -57,8 +57,12 @@ class Setup(NamedTuple):
         return parallel.replicate(state, self.mesh)
 
 
-def prepare(config: ConfigDict) -> Setup:
+def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     """Checks the config against itself, the model, the devices and the data.
+
+    Args:
+      config: a full config.
+      for_training: False leaves the training images unread.
 
     Raises:
       UserError: the first thing that does not fit, and what to do.
@@ -71,7 +75,7 @@ def prepare(config: ConfigDict) -> Setup:
     config = config.copy_and_resolve_references().unlock()
     models.model_from_config(config)  # Names and options of the model, before any data is read.
     config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
-    source = open_source(config)
+    source = prepare_source(config, for_training=for_training)
     classes = len(source.class_names)
     if config.model.num_classes not in (None, classes):
         raise UserError(

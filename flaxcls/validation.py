@@ -53,6 +53,8 @@ _CHOICES = {
     'model.lrn': ('none', 'paper', 'caffe'),
     'model.initializer': ('paper', 'he', 'filters'),
     'data.eval_crops': ('center', 'ten'),
+    'data.on_error': ('stop', 'skip'),
+    'data.cache': ('none', 'memory', 'disk'),
     'augment.crop': ('none', 'pad', 'random_resized'),
     'schedule.name': ('cosine', 'step', 'constant'),
 }

@@ -1,15 +1,15 @@
 """Sources, image files and batches."""
 
 import gzip
-import io
+import os
+import pathlib
 import struct
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from flaxcls.config import load_config
-from flaxcls.data import images
+from flaxcls.data import crops, images
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.sources import open_source
@@ -66,7 +66,7 @@ def test_folder_classes_have_one_order(write_images, names, order):
     assert list(source.class_names) == order
     for split in (source.train, source.val):
         for index, path in enumerate(split.paths):
-            assert path.parent.name == order[split[index][1]]
+            assert pathlib.Path(path).parent.name == order[split[index][1]]
 
 
 def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
@@ -85,7 +85,7 @@ def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
     (folder / 'train/README').write_text('')
     source = open_source(_config(**{'data.source': f'folder:{folder}'}))
     assert source.class_names == ('a', 'b')
-    assert [path.name for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
+    assert [os.path.basename(path) for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
     assert source.val.labels.tolist() == [1]  # A class missing in val shifts no label.
     assert source.notes == (
         '4 files that are no images of a class were left out: 2 .png, 1 README, 1 .txt.',
@@ -97,6 +97,23 @@ def test_folders_without_images_have_no_say_in_the_order(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in ('10', '9') for i in range(5)})
     (folder / 'notes').mkdir()
     assert open_source(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
+
+
+def test_files_are_looked_into_where_their_names_do_not_tell(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
+    (folder / 'a/0.png').rename(folder / 'a/0')
+    (folder / 'a/1.png').rename(folder / 'a/1.photo')
+    (folder / 'b/list.csv').write_text('path,label')
+    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    assert len(source.train) + len(source.val) == 10
+    assert '1 files that are no images of a class were left out: 1 .csv.' in source.notes
+
+
+def test_folder_that_contains_itself_is_one_sentence(write_images):
+    folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
+    (folder / 'a/again').symlink_to(folder / 'a')
+    with pytest.raises(UserError, match='is a link to a folder that it lies in'):
+        open_source(_config(**{'data.source': f'folder:{folder}'}))
 
 
 def test_link_to_a_class_folder_is_followed_and_a_dangling_one_is_named(write_images):
@@ -148,6 +165,7 @@ def test_folder_that_is_not_one_is_one_sentence(write_images, files, says):
         ('digits', 'val_split', 'test'),
         ('digits', 'val_fraction', 0.3),
         ('tfds:cifar10', 'val_fraction', 0.3),
+        ('synthetic:100', 'val_split', 'val'),
         ('folder:', 'val_fraction', 0.3),
         ('folder:', 'val_split', 'test'),
         ('folder:', 'train_split', 'training'),
@@ -160,58 +178,83 @@ def test_option_that_a_source_cannot_heed_is_refused(write_images, source, optio
         open_source(_config(**{'data.source': source, f'data.{option}': value}))
 
 
-def _encode(image, kind='PNG', **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+def _write_manifest(folder, text, name='labels.csv'):
+    (folder / name).write_text(text, encoding='utf-8-sig')
+    return _config(**{'data.source': f'manifest:{folder / name}'})
 
 
-def test_decode_reads_what_the_content_is():
-    rgb = Image.new('RGB', (5, 3), (10, 20, 30))
-    for kind in ('PNG', 'BMP', 'TIFF', 'WEBP'):
-        options = {'lossless': True} if kind == 'WEBP' else {}
-        got = images.decode(_encode(rgb, kind, **options))
-        assert (got.dtype, got.shape) == (np.uint8, (3, 5, 3))
-        assert (got == [10, 20, 30]).all()
-    for mode, value in (('L', 77), ('P', 3), ('1', 1), ('CMYK', (0, 0, 0, 0))):
-        kind = 'TIFF' if mode == 'CMYK' else 'PNG'
-        assert images.decode(_encode(Image.new(mode, (5, 3), value), kind)).shape == (3, 5, 3)
-    sixteen = Image.fromarray(np.full((3, 5), 200 * 257, np.uint16))
-    assert (images.decode(_encode(sixteen)) == 200).all()
-    hidden = Image.new('RGBA', (5, 3), (255, 0, 0, 0))
-    assert (images.decode(_encode(hidden)) == 255).all()
-    turned = Image.new('RGB', (5, 3))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    assert images.decode(_encode(turned, 'JPEG', exif=exif)).shape == (5, 3, 3)
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_manifest_names_images_labels_and_splits(write_images, delimiter):
+    folder = write_images({f'images/{i}.png': (8, 8) for i in range(6)})
+    lines = ['Path,Label,Split', 'images/0.png,10,train', '"images/1.png",9,train', '']
+    lines += [f'{folder}/images/2.png,10,val', 'images/3.png,9,holdout', 'images/4.png,9,train']
+    text = '\n'.join(lines).replace(',', delimiter)
+    source = open_source(_write_manifest(folder, text))
+    assert source.class_names == ('9', '10')
+    assert [os.path.basename(path) for path in source.train.paths] == ['0.png', '1.png', '4.png']
+    assert source.train.labels.tolist() == [1, 0, 0]
+    assert source.val.labels.tolist() == [1]
+    assert source.notes == ("1 rows of the split 'holdout' were left out.",)
+    for split in (source.train, source.val):
+        assert images.decode(split[0][0]).shape == (8, 8, 3)
 
 
-@pytest.mark.parametrize('data', [b'', b'text', 'half'])
-def test_decode_refuses_what_is_no_whole_image(data):
-    if data == 'half':
-        noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        data = _encode(Image.fromarray(noise))[:2000]
-    with pytest.raises(ValueError, match='no readable image'):
-        images.decode(data)
+def test_manifest_without_splits_holds_out_a_share_of_every_class(tmp_path):
+    text = 'label,path\n' + '\n'.join(f'{"ab"[i % 2]},{i}.png' for i in range(20))
+    config = _write_manifest(tmp_path, text)
+    config.data.val_fraction = 0.3
+    source = open_source(config)
+    assert np.bincount(source.val.labels).tolist() == [3, 3]
+    assert len(set(source.train.paths) | set(source.val.paths)) == 20
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        ('', 'must name the columns'),
+        ('file,class\na.png,b', "it is 'file,class'"),
+        ('path,label\n', 'has no rows'),
+        ('path,label\na.png,b\nc.png\n', 'line 3 of .* has no label'),
+        ('path,label\na.png,b\nc.png,d,e\n', 'line 3 of .* has 3 cells for 2 columns'),
+        ('path,label,split\na.png,b,train', 'no rows of the split validation or val or test'),
+        ('path,label,split\na.png,b,val', 'no rows of the split train; its splits are val'),
+        ('path,label,split\na.png,b,train\nc.png,d,val', "validation images of 'd'"),
+    ],
+)
+def test_manifest_that_is_not_one_is_one_sentence(tmp_path, text, says):
+    with pytest.raises(UserError, match=says) as caught:
+        open_source(_write_manifest(tmp_path, text))
+    assert '\n' not in str(caught.value)
+
+
+def test_synthetic_source_is_of_any_size_and_small_in_memory():
+    source = open_source(_config(**{'data.source': 'synthetic:100000'}))
+    assert (len(source.train), len(source.val)) == (100_000, 10_000)
+    config = _config(**{'data.source': 'synthetic:100000', 'batch_size': 64})
+    batch = next(make_train_batches(config, source.train)(0))
+    assert batch['image'].shape == (64, 8, 8, 3)
+    for text in ('synthetic', 'synthetic:x', 'synthetic:9'):
+        with pytest.raises(UserError, match='how many images'):
+            open_source(_config(**{'data.source': text}))
 
 
 @pytest.mark.parametrize(('height', 'width'), [(64, 64), (100, 60), (3, 200), (1, 1)])
 def test_crops_have_their_size_and_the_evaluation_crop_is_antialiased(height, width):
     checkerboard = (np.indices((height, width)).sum(0) % 2 * 255).astype(np.uint8)[..., None]
-    got = images.resize_and_center_crop(checkerboard, 4, 1.0)
+    got = crops.resize_and_center_crop(checkerboard, 4, 1.0)
     assert (got.dtype, got.shape) == (np.uint8, (4, 4, 3))
     if min(height, width) >= 60:
         assert abs(got.astype(int) - 127).max() <= 8
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        cut = images.random_resized_crop(checkerboard, 4, rng, 0.08)
+        cut = crops.random_resized_crop(checkerboard, 4, rng, 0.08)
         assert (cut.dtype, cut.shape) == (np.uint8, (4, 4, 3))
 
 
 def test_evaluation_crop_takes_the_middle():
     image = np.zeros((256, 320, 3), np.uint8)
     image[16:-16, 48:-48] = 200
-    assert (images.resize_and_center_crop(image, 224, 224 / 256) == 200).all()
+    assert (crops.resize_and_center_crop(image, 224, 224 / 256) == 200).all()
 
 
 def test_batches_follow_from_seed_and_step():

@@ -3,18 +3,19 @@
 import collections
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from flaxcls.data.splits import FileSplit, Source
+from flaxcls.data.images import is_image
+from flaxcls.data.splits import DEFAULT_VAL_FRACTION, FileSplit, Source, hold_out, in_order
 from flaxcls.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    {'.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm'}
+# Taken for images unseen; files of other names are looked into.
+_IMAGE_SUFFIXES = frozenset(
+    {'.jpg', '.jpeg', '.png', '.gif', '.webp', '.bmp', '.tif', '.tiff', '.ppm', '.pgm', '.avif'}
 )
-_DEFAULT_VAL_FRACTION = 0.2
 _SPLIT_NAMES = frozenset(
     {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing', 'eval', 'evaluation'}
 )
@@ -52,8 +53,11 @@ def open_folder(
     if not train_root.is_dir() and not train_split and val_root is None:
         listing = _list_images(root)
         _refuse_unknown_splits(root, listing)
-        fraction = _DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        return _split_at_random(root, listing, fraction, seed)
+        _require_images(listing, root)
+        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
+        every = _to_split(listing.images, list(listing.images))
+        train, val, note = hold_out(every.paths, every.labels, fraction, seed)
+        return Source(train, val, tuple(listing.images), (note, *_notes(listing)))
     if not train_root.is_dir():
         raise UserError(
             f'there is no folder {str(train_root)!r}; name the one with the training images in '
@@ -85,66 +89,54 @@ def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Source:
     return Source(*splits, tuple(names), _notes(train, val))
 
 
-def _split_at_random(root, listing, val_fraction, seed) -> Source:
-    _require_images(listing, root)
-    names = list(listing.images)
-    every = _to_split(listing.images, names)
-    held_out = np.zeros(len(every), bool)
-    for label in range(len(names)):
-        rng = np.random.default_rng((seed, label))
-        members = rng.permutation(np.nonzero(every.labels == label)[0])
-        held_out[members[: round(len(members) * val_fraction)]] = True
-    if held_out.all() or not held_out.any():
-        raise UserError(
-            f'config.data.val_fraction={val_fraction:g} of the {len(every)} images in '
-            f'{str(root)!r} leaves one side without any; choose another fraction.'
-        )
-    paths = np.array(every.paths, dtype=object)
-    parts = [FileSplit(list(paths[rows]), every.labels[rows]) for rows in (~held_out, held_out)]
-    note = f'{int(held_out.sum())} of {len(every)} images held out for validation (seed {seed}).'
-    return Source(*parts, tuple(names), (note, *_notes(listing)))
-
-
 class _Listing(NamedTuple):
     """The files below a folder."""
 
-    images: dict[str, list[pathlib.Path]]  # By class; classes and paths in their order.
+    images: dict[str, list[str]]  # By class; classes and paths in their order.
     others: collections.Counter  # Suffix -> number of files that are no images of a class.
     empty: list[str]  # Folders that would be classes, had they an image.
 
 
 def _list_images(root: pathlib.Path) -> _Listing:
     images, others = collections.defaultdict(list), collections.Counter()
-    for folder, _, files in os.walk(root, onerror=_reraise, followlinks=True):
+    for folder, below, files in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
+        _refuse_loops(folder, below)
         inside = pathlib.Path(folder).relative_to(root).parts
+        hidden_folder = any(part.startswith('.') for part in inside)
         for file in files:
-            path = pathlib.Path(folder, file)
-            hidden = any(part.startswith('.') for part in (*inside, file))
-            if inside and not hidden and path.suffix.lower() in IMAGE_SUFFIXES:
+            path, suffix = os.path.join(folder, file), os.path.splitext(file)[1]
+            hidden = hidden_folder or file.startswith('.')
+            is_candidate = inside and not hidden
+            if is_candidate and (suffix.lower() in _IMAGE_SUFFIXES or is_image(path)):
                 images[inside[0]].append(path)
             else:
-                others[path.suffix or path.name] += 1
+                others[suffix or file] += 1
     folders = [entry.name for entry in root.iterdir() if entry.is_dir()]
     empty = [name for name in folders if name not in images and not name.startswith('.')]
     return _Listing(
-        {name: sorted(images[name]) for name in _in_order(images)}, others, sorted(empty)
+        {name: sorted(images[name]) for name in in_order(images)}, others, sorted(empty)
     )
 
 
-def _reraise(error: OSError) -> None:
-    raise error  # os.walk would leave out a folder that it may not read.
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    """Called by os.walk, which would leave out a folder that it may not read."""
+    raise UserError(f'the folder {error.filename!r} cannot be read ({error.strerror}).')
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
-    names = list(names)
-    all_numbers = all(name.isdecimal() for name in names)
-    return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
+def _refuse_loops(folder: str, below: list[str]) -> None:
+    """Refuses links that os.walk would follow dozens of times round."""
+    for name in below:
+        path = os.path.join(folder, name)
+        if os.path.islink(path):
+            here, target = os.path.realpath(folder), os.path.realpath(path)
+            if os.path.commonpath([here, target]) == target:
+                raise UserError(f'{path!r} is a link to a folder that it lies in; remove it.')
 
 
 def _refuse_unknown_splits(root: pathlib.Path, listing: _Listing) -> None:
     """Refuses to take folders such as `Train` for classes, of whose folders they consist."""
     for name, paths in listing.images.items():
-        direct = any(path.parent == root / name for path in paths)
+        direct = any(os.path.dirname(path) == str(root / name) for path in paths)
         if name.lower() in _SPLIT_NAMES and not direct:
             raise UserError(
                 f'{str(root / name)!r} looks like a part of the data, not like a class; name the '
@@ -152,7 +144,7 @@ def _refuse_unknown_splits(root: pathlib.Path, listing: _Listing) -> None:
             )
 
 
-def _to_split(images: dict[str, list[pathlib.Path]], names: list[str]) -> FileSplit:
+def _to_split(images: dict[str, list[str]], names: list[str]) -> FileSplit:
     members = [images.get(name, []) for name in names]
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(paths) for paths in members])
     return FileSplit([path for paths in members for path in paths], labels)

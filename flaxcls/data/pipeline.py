@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxcls.data import images
-from flaxcls.data.sources import num_threads
-from flaxcls.data.splits import ArraySplit, Split
+from flaxcls.data import crops
+from flaxcls.data.splits import ArraySplit, Split, Subset
+from flaxcls.data.threads import num_threads
 from flaxcls.errors import RunError, UserError
 
 Batch = dict[str, np.ndarray]
@@ -97,22 +97,28 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     if random_crop:
         cut = functools.partial(
-            images.random_resized_crop, size=size, min_area=config.augment.min_area
+            crops.random_resized_crop, size=size, min_area=config.augment.min_area
         )
         return _make_threaded_loader(config, split, size, lambda image, rng: cut(image, rng=rng))
-    cut = functools.partial(images.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
-    if isinstance(split, ArraySplit) and fits_in_memory:
+    cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
+    is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
+    if is_array and fits_in_memory:
         return _make_memory_loader(split, cut)
     return _make_threaded_loader(config, split, size, lambda image, rng: cut(image))
 
 
-def _make_memory_loader(split: ArraySplit, cut: Callable[..., np.ndarray]) -> Callable[..., Batch]:
+def _make_memory_loader(
+    split: ArraySplit | Subset, cut: Callable[..., np.ndarray]
+) -> Callable[..., Batch]:
     """All images are cut now, so that a batch is one gather."""
+    rows = np.arange(len(split))
+    if isinstance(split, Subset):
+        rows, split = np.asarray(split.indices), split.split
     resized = np.stack([cut(image) for image in split.images])
 
     def load(indices: np.ndarray, make_rng: Any) -> Batch:
         del make_rng  # Nothing is random here.
-        return {'image': resized[indices], 'label': split.labels[indices]}
+        return {'image': resized[rows[indices]], 'label': split.labels[rows[indices]]}
 
     return load
 
@@ -130,19 +136,17 @@ def _make_threaded_loader(
         }
 
         def load_row(row: int) -> None:
-            image, batch['label'][row] = _read(split, int(indices[row]))
-            batch['image'][row] = cut(image, make_rng(row) if make_rng else None)
+            index = int(indices[row])
+            try:
+                image, batch['label'][row] = split[index]
+                batch['image'][row] = cut(image, make_rng(row) if make_rng else None)
+            except (ValueError, OSError) as error:
+                raise RunError(
+                    f'{split.name(index)}: {error}; repair it or move it away.'
+                ) from None
 
         for _ in pool.map(load_row, range(len(indices))):  # Raises here what a thread raised.
             pass
         return batch
 
     return load
-
-
-def _read(split: Split, index: int) -> tuple[np.ndarray, int]:
-    try:
-        image, label = split[index]
-        return (images.decode(image) if isinstance(image, bytes) else image), label
-    except (ValueError, OSError) as error:
-        raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None

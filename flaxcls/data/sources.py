@@ -1,20 +1,26 @@
 """Where examples come from: the name in config.data.source -> a Source."""
 
-import os
+import dataclasses
 import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from flaxcls.data.cache import cached
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.folder import open_folder
-from flaxcls.data.splits import ArraySplit, Source
+from flaxcls.data.manifest import open_manifest
+from flaxcls.data.scan import readable_part
+from flaxcls.data.splits import ArraySplit, FileSplit, Source, Subset
 from flaxcls.data.tfds import default_data_dir, find_prepared, open_tfds
+from flaxcls.data.threads import num_threads
 from flaxcls.errors import UserError
+
+_SYNTHETIC_POOL = 256  # Different images.
 
 
 def open_source(config: ConfigDict) -> Source:
-    """Returns the data set that `config.data` names.
+    """Returns the data set that `config.data` names, without having looked into its files.
 
     Raises:
       UserError: there is no such source, or it is not where it should be; says what to do.
@@ -26,18 +32,49 @@ def open_source(config: ConfigDict) -> Source:
     if kind == 'digits' and not rest:
         _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
         return _digits()
-    if kind == 'folder' and rest:
-        return open_folder(rest, data.train_split, val_splits, data.val_fraction, config.seed)
+    if kind == 'synthetic':
+        _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
+        return _synthetic(rest, config)
+    if kind in ('folder', 'manifest') and rest:
+        open_files = open_folder if kind == 'folder' else open_manifest
+        return open_files(rest, data.train_split, val_splits, data.val_fraction, config.seed)
     if kind == 'fashion_mnist' and not rest:
         _prepare_fashion_mnist_from_debian(data_dir)
     elif kind != 'tfds' or not rest:
         raise UserError(
             f'config.data.source={data.source!r} is unknown; choose digits, fashion_mnist, '
-            'tfds:NAME or folder:PATH.'
+            'tfds:NAME, folder:PATH, manifest:FILE.csv or synthetic:COUNT.'
         )
     _refuse_options(data, 'val_fraction')
     train_split = data.train_split or 'train'
     return open_tfds(rest or kind, data_dir, train_split, val_splits, num_threads(config))
+
+
+def prepare_source(config: ConfigDict, *, for_training: bool = True) -> Source:
+    """Returns the data set that `config.data` names, without unreadable files, cached if wanted.
+
+    Args:
+      config: a full config, with its image size.
+      for_training: False leaves the training files unread.
+
+    Raises:
+      UserError: as `open_source`, or what is to be cached would not fit.
+      RunError: some files cannot be read, and config.data.on_error is stop.
+    """
+    source = open_source(config)
+    for name in ('train', 'val') if for_training else ('val',):
+        split, notes = getattr(source, name), []
+        if isinstance(split, FileSplit):
+            split, notes = readable_part(
+                split,
+                {'train': 'training', 'val': 'validation'}[name],
+                on_error=config.data.on_error,
+                num_threads=num_threads(config),
+            )
+        if config.data.cache != 'none':
+            split = cached(split, config, training=name == 'train')
+        source = dataclasses.replace(source, **{name: split}, notes=(*source.notes, *notes))
+    return source
 
 
 def _refuse_options(data: ConfigDict, *names: str) -> None:
@@ -46,14 +83,6 @@ def _refuse_options(data: ConfigDict, *names: str) -> None:
             raise UserError(
                 f'config.data.{name}={data[name]!r} has no meaning for {data.source}; leave it out.'
             )
-
-
-def num_threads(config: ConfigDict) -> int:
-    """Returns how many threads decode images: as configured, or one per core at hand."""
-    if config.data.num_threads:
-        return config.data.num_threads
-    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
-    return len(cores)
 
 
 def _digits() -> Source:
@@ -69,6 +98,25 @@ def _digits() -> Source:
     )
     splits = [ArraySplit(pixels[rows], labels[rows]) for rows in (train, val)]
     return Source(*splits, tuple(str(name) for name in digits.target_names))
+
+
+def _synthetic(count: str, config: ConfigDict) -> Source:
+    """Noise that costs nothing to load, to find out what loading costs; a tenth is held out."""
+    if not count.isdecimal() or int(count) < 10:
+        raise UserError(
+            f'config.data.source={config.data.source!r} must tell how many images to make up, at '
+            'least 10, as in synthetic:10000.'
+        )
+    size = config.data.image_size
+    rng = np.random.default_rng(config.seed)
+    pixels = rng.integers(0, 256, (_SYNTHETIC_POOL, size, size, 3), dtype=np.uint8)
+    classes = config.model.num_classes or 1000
+    pool = ArraySplit(pixels, rng.integers(0, classes, _SYNTHETIC_POOL, np.int32))
+    train, val = (
+        Subset(pool, np.arange(number) % _SYNTHETIC_POOL)
+        for number in (int(count), int(count) // 10)
+    )
+    return Source(train, val, tuple(str(label) for label in range(classes)))
 
 
 def _prepare_fashion_mnist_from_debian(data_dir: pathlib.Path) -> None:

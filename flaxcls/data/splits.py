@@ -4,11 +4,17 @@ An image is a uint8 array [H, W, C] of 1 or 3 channels, or the bytes of an image
 """
 
 import dataclasses
+import hashlib
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+
+from flaxcls.errors import UserError
+
+DEFAULT_VAL_FRACTION = 0.2
 
 
 class Split(Protocol):
@@ -43,17 +49,25 @@ class ArraySplit:
 class FileSplit:
     """Image files, read when asked for, with int32 labels [N]."""
 
-    paths: Sequence[pathlib.Path]
+    paths: Sequence[str]
     labels: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[bytes, int]:
-        return self.paths[index].read_bytes(), int(self.labels[index])
+        with open(self.paths[index], 'rb') as file:
+            return file.read(), int(self.labels[index])
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return self.paths[index]
+
+    def fingerprints(self) -> np.ndarray:
+        """Returns uint64 [N] that change with a file's path, size or time of change."""
+        return np.array([_fingerprint(path) for path in self.paths], np.uint64)
+
+    def identity(self) -> str:
+        return f'{hashlib.sha256(self.fingerprints()).hexdigest()} {self.labels.tolist()}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +76,7 @@ class RecordSplit:
 
     records: Sequence[dict]
     describe: Callable[[int], str]
+    prepared_in: pathlib.Path
 
     def __len__(self) -> int:
         return len(self.records)
@@ -72,6 +87,10 @@ class RecordSplit:
 
     def name(self, index: int) -> str:
         return self.describe(index)
+
+    def identity(self) -> str:
+        changed = (self.prepared_in / 'dataset_info.json').stat().st_mtime_ns
+        return f'{self.prepared_in} {changed} {len(self)} {self.describe(0)}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,3 +121,51 @@ class Source:
     val: Split
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+
+
+def _fingerprint(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0  # Of no file that can be read.
+    text = f'{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}'
+    digest = hashlib.blake2b(os.fsencode(text), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') or 1
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Returns the names of classes in the order of their labels: by number, if all are numbers."""
+    names = list(names)
+    all_numbers = all(name.isdecimal() for name in names)
+    return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
+
+
+def hold_out(
+    paths: Sequence[str], labels: np.ndarray, fraction: float, seed: int
+) -> tuple[FileSplit, FileSplit, str]:
+    """Returns the training and the validation files, and a note about them.
+
+    Args:
+      paths: [N].
+      labels: int32 [N].
+      fraction: of every class, for validation.
+      seed: of the draw, which each class makes for itself.
+
+    Raises:
+      UserError: one of the two would have none.
+    """
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rng = np.random.default_rng((seed, int(label)))
+        members = rng.permutation(np.nonzero(labels == label)[0])
+        held_out[members[: round(len(members) * fraction)]] = True
+    if held_out.all() or not held_out.any():
+        raise UserError(
+            f'config.data.val_fraction={fraction:g} of the {len(labels)} images leaves one side '
+            'without any; choose another fraction.'
+        )
+    train, val = (
+        FileSplit([paths[row] for row in np.nonzero(rows)[0]], labels[rows])
+        for rows in (~held_out, held_out)
+    )
+    return train, val, f'{len(val)} of {len(labels)} images held out for validation (seed {seed}).'

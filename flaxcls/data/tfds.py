@@ -111,7 +111,8 @@ def _load_split(builder, split: str, *, num_threads: int) -> Split:
         records = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, AssertionError) as error:
         raise UserError(f'the split {split!r} is empty or does not exist ({error}).') from None
-    lazy = RecordSplit(records, lambda index: f'record {index} of {builder.info.name}:{split}')
+    describe = lambda index: f'record {index} of {builder.info.name}:{split}'  # noqa: E731
+    lazy = RecordSplit(records, describe, pathlib.Path(builder.data_dir))
     shape = builder.info.features['image'].shape
     if None in shape or len(lazy) * np.prod(shape) > _MAX_BYTES_IN_MEMORY:
         return lazy

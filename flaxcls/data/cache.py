@@ -1,0 +1,125 @@
+"""Images kept decoded and reduced, in memory or on disk, so that later epochs only cut them."""
+
+import os
+import pathlib
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python import array_record_data_source, array_record_module
+from ml_collections import ConfigDict
+
+from flaxcls.data import crops
+from flaxcls.data.splits import FileSplit, RecordSplit, Split
+from flaxcls.data.threads import num_threads
+from flaxcls.data.user_cache import user_cache_path
+from flaxcls.errors import RunError, UserError
+
+_HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
+_SAMPLE = 32  # Images that tell how large all of them will be.
+_RECORDS_AT_ONCE = 256
+_SHARE_OF_MEMORY = 0.5
+_SHARE_OF_DISK = 0.9
+
+
+class CachedSplit(NamedTuple):
+    """Another split's examples, with the images as arrays."""
+
+    records: Sequence[bytes]
+    split: Split
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        record = self.records[index]
+        height, width, label = _HEADER.unpack_from(record)
+        pixels = np.frombuffer(record, np.uint8, offset=_HEADER.size)
+        return pixels.reshape(height, width, 3), label
+
+    def name(self, index: int) -> str:
+        return self.split.name(index)
+
+
+def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
+    """Returns the split with its images kept as `config.data.cache` says; arrays stay as they are.
+
+    They are reduced to the shorter side that the evaluation crop needs, which leaves that crop as
+    it was, or for random resized crops to twice the image size. On disk they lie in the user's
+    cache folder, and are made anew when a file has changed.
+
+    Args:
+      split: files or records.
+      config: a full config.
+      training: whether the split is for training.
+
+    Raises:
+      UserError: they would not fit.
+      RunError: an image cannot be read.
+    """
+    if not isinstance(split, FileSplit | RecordSplit):
+        return split
+    size = config.data.image_size
+    random_crops = training and config.augment.crop == 'random_resized'
+    shorter = 2 * size if random_crops else round(size / config.data.eval_crop_fraction)
+    path = user_cache_path('images', f'{shorter} {split.identity()}')
+    on_disk = config.data.cache == 'disk'
+    if on_disk and path.exists():
+        return CachedSplit(_open_records(path), split)
+    sample = np.linspace(0, len(split) - 1, _SAMPLE).astype(int)
+    sampled = [len(_to_record(split, index, shorter)) for index in sample]
+    _require_space(np.mean(sampled) * len(split), path, on_disk=on_disk)
+    records = _all_records(split, shorter, num_threads(config))
+    if on_disk:
+        _write_records(path, records)
+    return CachedSplit(_open_records(path) if on_disk else list(records), split)
+
+
+def _to_record(split: Split, index: int, shorter: int) -> bytes:
+    try:
+        image, label = split[index]
+        image = crops.reduce_shorter_side(image, shorter)
+    except (ValueError, OSError) as error:
+        raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None
+    return _HEADER.pack(*image.shape[:2], label) + image.tobytes()
+
+
+def _all_records(split: Split, shorter: int, threads: int) -> Iterator[bytes]:
+    print(f'Decoding {len(split):,} images for data.cache, once ...', flush=True)
+    with futures.ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(split), _RECORDS_AT_ONCE):  # So that few wait to be written.
+            indices = range(first, min(first + _RECORDS_AT_ONCE, len(split)))
+            yield from pool.map(lambda index: _to_record(split, index, shorter), indices)
+
+
+def _require_space(needed: float, path: pathlib.Path, *, on_disk: bool) -> None:
+    if on_disk:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        limit = _SHARE_OF_DISK * shutil.disk_usage(path.parent).free
+    else:
+        limit = _SHARE_OF_MEMORY * os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if needed > limit:
+        kind, place = ('disk', f'{path.parent} has') if on_disk else ('memory', 'the machine has')
+        raise UserError(
+            f'config.data.cache={kind!r} needs about {needed / 2**30:.1f} GiB, and {place} '
+            f'{limit / 2**30:.1f} to give; choose config.data.cache=none.'
+        )
+
+
+def _write_records(path: pathlib.Path, records: Iterator[bytes]) -> None:
+    partial = path.with_name(f'{path.name}.{os.getpid()}')
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(partial), 'group_size:1,uncompressed')
+        for record in records:
+            writer.write(record)
+        writer.close()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open_records(path: pathlib.Path) -> Sequence[bytes]:
+    return array_record_data_source.ArrayRecordDataSource(str(path))

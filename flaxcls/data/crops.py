@@ -1,0 +1,159 @@
+"""Cutting an image to the wanted size, on the host.
+
+Evaluation reduces as Pillow does, with antialiasing. Random crops are resized by OpenCV, twice as
+fast: bilinear up to a reduction by two, where every pixel still counts, by area beyond.
+"""
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from flaxcls.data import images
+
+cv2.setNumThreads(0)  # The pipeline has its own threads.
+_LEAST_REDUCTION_BY_AREA = 2.0
+_ASPECT_RATIOS = (3 / 4, 4 / 3)
+
+
+def resize_and_center_crop(
+    image: np.ndarray | bytes, size: int, crop_fraction: float
+) -> np.ndarray:
+    """Resizes the shorter side to size / crop_fraction and cuts the middle size x size.
+
+    Args:
+      image: uint8 [H, W, C] of 1 or 3 channels, or the bytes of an image file.
+      size: side of the result, pixels.
+      crop_fraction: 224 / 256 is usual for ImageNet.
+
+    Returns:
+      uint8 [size, size, 3]. Reduction is antialiased.
+
+    Raises:
+      ValueError: the bytes are no readable image.
+    """
+    shorter = max(size, round(size / crop_fraction))
+    image, (height, width) = _decode_for(image, shorter)
+    new_height, new_width = _resized(height, width, shorter)
+    rows, columns = _middle(new_height, size), _middle(new_width, size)
+    # Only what is kept, and around it what its pixels are made of: an image may be very long.
+    outer = [_widened(part, limit) for part, limit in ((rows, new_height), (columns, new_width))]
+    vertical, horizontal = image.shape[0] / new_height, image.shape[1] / new_width
+    box = (
+        outer[1].start * horizontal,
+        outer[0].start * vertical,
+        outer[1].stop * horizontal,
+        outer[0].stop * vertical,
+    )
+    resized = Image.fromarray(_as_rgb(image)).resize(
+        (len(outer[1]), len(outer[0])), Image.Resampling.BILINEAR, box
+    )
+    top, left = rows.start - outer[0].start, columns.start - outer[1].start
+    return np.asarray(resized)[top : top + size, left : left + size]
+
+
+def reduce_shorter_side(image: np.ndarray | bytes, shorter: int) -> np.ndarray:
+    """Returns uint8 [H, W, 3] whose shorter side has `shorter` pixels, or what it had if less.
+
+    `resize_and_center_crop` to a size and fraction that ask for this shorter side, or a larger
+    one where the image had less, gives the same pixels from the result.
+    """
+    image, (height, width) = _decode_for(image, shorter)
+    if min(height, width) <= shorter:
+        return _as_rgb(image)
+    new_height, new_width = _resized(height, width, shorter)
+    picture = Image.fromarray(_as_rgb(image))
+    return np.asarray(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
+
+
+def _decode_for(image: np.ndarray | bytes, shorter: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the image as an array, and its full (height, width).
+
+    JPEGs of more than twice the wanted size are decoded smaller, to no less than twice; that
+    changes what is resized from it by less than a grey level on average.
+    """
+    if not isinstance(image, bytes):
+        return image, image.shape[:2]
+    full = images.scalable_size(image)
+    image = images.decode(image, min_scale=min(1.0, 2 * shorter / min(full)) if full else 1.0)
+    return image, full or image.shape[:2]
+
+
+def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
+    scale = shorter / min(height, width)
+    return max(shorter, round(height * scale)), max(shorter, round(width * scale))
+
+
+def _middle(length: int, size: int) -> range:
+    first = (length - size) // 2
+    return range(first, first + size)
+
+
+def _widened(part: range, limit: int) -> range:
+    """Returns two more pixels on both sides; the bilinear filter reaches over one."""
+    return range(max(0, part.start - 2), min(limit, part.stop + 2))
+
+
+def random_resized_crop(
+    image: np.ndarray | bytes, size: int, rng: np.random.Generator, min_area: float
+) -> np.ndarray:
+    """Cuts a random part and resizes it, as in Szegedy et al. 2015 (arXiv:1409.4842, section 6).
+
+    Args:
+      image: uint8 [H, W, C] of 1 or 3 channels, or the bytes of an image file.
+      size: side of the result, pixels.
+      rng: the example's own generator.
+      min_area: the part covers from this share to all of the image; its aspect ratio lies between
+        3/4 and 4/3. Where ten tries do not fit, the largest square in the middle is cut.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      ValueError: the bytes are no readable image.
+    """
+    if not isinstance(image, bytes):
+        height, width = image.shape[:2]
+        box = draw_box(height, width, rng, min_area)
+    else:
+        full = images.scalable_size(image)
+        if full is None:
+            return random_resized_crop(images.decode(image), size, rng, min_area)
+        height, width = full
+        box = draw_box(height, width, rng, min_area)
+        image = images.decode(image, min_scale=min(1.0, size / min(box[2:])))
+    return _resize_box(image, box, (height, width), size)
+
+
+def draw_box(
+    height: int, width: int, rng: np.random.Generator, min_area: float
+) -> tuple[int, int, int, int]:
+    """Returns (top, left, height, width) of a part of an image, in pixels."""
+    low, high = np.log(_ASPECT_RATIOS)
+    for _ in range(10):
+        area = height * width * rng.uniform(min_area, 1.0)
+        ratio = np.exp(rng.uniform(low, high))
+        box_width, box_height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(rng.integers(width - box_width + 1))
+            top = int(rng.integers(height - box_height + 1))
+            return top, left, box_height, box_width
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _resize_box(
+    image: np.ndarray, box: tuple[int, int, int, int], full: tuple[int, int], size: int
+) -> np.ndarray:
+    """Cuts `box`, counted in pixels of the full image, of an image that may have been reduced."""
+    scale = np.array(image.shape[:2]) / full
+    first = np.floor(box[:2] * scale).astype(int)
+    last = np.maximum(np.ceil(np.add(box[:2], box[2:]) * scale).astype(int), first + 1)
+    part = np.ascontiguousarray(_as_rgb(image[first[0] : last[0], first[1] : last[1]]))
+    by_area = min(part.shape[:2]) >= _LEAST_REDUCTION_BY_AREA * size
+    return cv2.resize(
+        part, (size, size), interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
+    )
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    return np.broadcast_to(image, (*image.shape[:2], 3))
