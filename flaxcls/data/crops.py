@@ -4,6 +4,8 @@ Evaluation reduces as Pillow does, with antialiasing. Random crops are resized b
 fast: bilinear up to a reduction by two, where every pixel still counts, by area beyond.
 """
 
+import math
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -12,7 +14,8 @@ from flaxcls.data import images
 
 cv2.setNumThreads(0)  # The pipeline has its own threads.
 _LEAST_REDUCTION_BY_AREA = 2.0
-_ASPECT_RATIOS = (3 / 4, 4 / 3)
+BOX_TRIES = 10
+_LOG_RATIOS = math.log(3 / 4), math.log(4 / 3)
 
 
 def resize_and_center_crop(
@@ -73,9 +76,11 @@ def _decode_for(image: np.ndarray | bytes, shorter: int) -> tuple[np.ndarray, tu
     """
     if not isinstance(image, bytes):
         return image, image.shape[:2]
-    full = images.scalable_size(image)
-    image = images.decode(image, min_scale=min(1.0, 2 * shorter / min(full)) if full else 1.0)
-    return image, full or image.shape[:2]
+    encoded = images.open_image(image)
+    if encoded.size is None:
+        image = encoded.decode()
+        return image, image.shape[:2]
+    return encoded.decode(min(1.0, 2 * shorter / min(encoded.size))), encoded.size
 
 
 def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
@@ -94,14 +99,14 @@ def _widened(part: range, limit: int) -> range:
 
 
 def random_resized_crop(
-    image: np.ndarray | bytes, size: int, rng: np.random.Generator, min_area: float
+    image: np.ndarray | bytes, size: int, uniforms: np.ndarray, min_area: float
 ) -> np.ndarray:
     """Cuts a random part and resizes it, as in Szegedy et al. 2015 (arXiv:1409.4842, section 6).
 
     Args:
       image: uint8 [H, W, C] of 1 or 3 channels, or the bytes of an image file.
       size: side of the result, pixels.
-      rng: the example's own generator.
+      uniforms: the example's own random numbers, as for `draw_box`.
       min_area: the part covers from this share to all of the image; its aspect ratio lies between
         3/4 and 4/3. Where ten tries do not fit, the largest square in the middle is cut.
 
@@ -111,31 +116,32 @@ def random_resized_crop(
     Raises:
       ValueError: the bytes are no readable image.
     """
-    if not isinstance(image, bytes):
-        height, width = image.shape[:2]
-        box = draw_box(height, width, rng, min_area)
-    else:
-        full = images.scalable_size(image)
-        if full is None:
-            return random_resized_crop(images.decode(image), size, rng, min_area)
-        height, width = full
-        box = draw_box(height, width, rng, min_area)
-        image = images.decode(image, min_scale=min(1.0, size / min(box[2:])))
-    return _resize_box(image, box, (height, width), size)
+    encoded = images.open_image(image) if isinstance(image, bytes) else None
+    if encoded and encoded.size is None:
+        image, encoded = encoded.decode(), None
+    full = encoded.size if encoded else image.shape[:2]
+    box = draw_box(*full, uniforms, min_area)
+    if encoded:
+        image = encoded.decode(min(1.0, size / min(box[2:])))
+    return _resize_box(image, box, full, size)
 
 
 def draw_box(
-    height: int, width: int, rng: np.random.Generator, min_area: float
+    height: int, width: int, uniforms: np.ndarray, min_area: float
 ) -> tuple[int, int, int, int]:
-    """Returns (top, left, height, width) of a part of an image, in pixels."""
-    low, high = np.log(_ASPECT_RATIOS)
-    for _ in range(10):
-        area = height * width * rng.uniform(min_area, 1.0)
-        ratio = np.exp(rng.uniform(low, high))
-        box_width, box_height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            left = int(rng.integers(width - box_width + 1))
-            top = int(rng.integers(height - box_height + 1))
+    """Returns (top, left, height, width) of a part of an image, in pixels.
+
+    Args:
+      height, width: of the image, pixels.
+      uniforms: [BOX_TRIES, 4] in 0..1: for each try the area, the ratio, the row and the column.
+      min_area: smallest share of the image's area.
+    """
+    for area, ratio, row, column in uniforms.tolist():
+        pixels = height * width * (min_area + (1 - min_area) * area)
+        aspect = math.exp(_LOG_RATIOS[0] + (_LOG_RATIOS[1] - _LOG_RATIOS[0]) * ratio)
+        box_height, box_width = round(math.sqrt(pixels / aspect)), round(math.sqrt(pixels * aspect))
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top, left = int(row * (height - box_height + 1)), int(column * (width - box_width + 1))
             return top, left, box_height, box_width
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
@@ -145,15 +151,19 @@ def _resize_box(
     image: np.ndarray, box: tuple[int, int, int, int], full: tuple[int, int], size: int
 ) -> np.ndarray:
     """Cuts `box`, counted in pixels of the full image, of an image that may have been reduced."""
-    scale = np.array(image.shape[:2]) / full
-    first = np.floor(box[:2] * scale).astype(int)
-    last = np.maximum(np.ceil(np.add(box[:2], box[2:]) * scale).astype(int), first + 1)
-    part = np.ascontiguousarray(_as_rgb(image[first[0] : last[0], first[1] : last[1]]))
-    by_area = min(part.shape[:2]) >= _LEAST_REDUCTION_BY_AREA * size
+    top, left, height, width = box
+    if image.shape[:2] != full:
+        vertical, horizontal = image.shape[0] / full[0], image.shape[1] / full[1]
+        top, height = int(top * vertical), max(1, math.ceil(height * vertical))
+        left, width = int(left * horizontal), max(1, math.ceil(width * horizontal))
+    part = _as_rgb(image[top : top + height, left : left + width])
+    by_area = min(height, width) >= _LEAST_REDUCTION_BY_AREA * size
     return cv2.resize(
-        part, (size, size), interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR
+        np.ascontiguousarray(part),
+        (size, size),
+        interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR,
     )
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(image, (*image.shape[:2], 3))
+    return image if image.shape[2] == 3 else np.broadcast_to(image, (*image.shape[:2], 3))

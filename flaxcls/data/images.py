@@ -5,7 +5,9 @@ for its pixels; ordinary JPEGs are decoded by libjpeg-turbo, which gives the sam
 """
 
 import io
+import math
 import os
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -27,43 +29,65 @@ _UPRIGHT = (
 )
 
 
-def decode(data: bytes, *, min_scale: float = 1.0) -> np.ndarray:
+def decode(data: bytes) -> np.ndarray:
     """Returns the first frame of an image file, upright, as uint8 RGB [H, W, 3].
 
     The kind of file is told by its content. Transparency is composited on white, grey is repeated,
     the upper eight of sixteen bits are kept. Colour profiles are not applied.
 
-    Args:
-      data: the bytes of the file.
-      min_scale: at most 1. JPEGs of which less is wanted are decoded smaller where that is
-        quicker, but to no less than this share of their sides.
-
     Raises:
       ValueError: the bytes are no readable image, or end too early.
     """
-    if _jpeg_size(data):
-        image = _decode_jpeg(data, min_scale)
-        if image is not None:
-            return image
+    return open_image(data).decode()
+
+
+class EncodedImage(NamedTuple):
+    """The bytes of an image file, and what the header of an ordinary JPEG says."""
+
+    data: bytes
+    stored_size: tuple[int, int] | None = None  # (height, width) of a JPEG; None for all else.
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width), upright, of what can be decoded smaller than it is; None otherwise."""
+        return self.stored_size[::-1] if self.orientation >= 5 else self.stored_size
+
+    def decode(self, min_scale: float = 1.0) -> np.ndarray:
+        """Returns what the function `decode` does, of this share of its sides or larger.
+
+        Args:
+          min_scale: at most 1. Up to a half, an image that has a `size` is decoded smaller.
+
+        Raises:
+          ValueError: the bytes are no readable image, or end too early.
+        """
+        if self.stored_size:
+            min_height, min_width = (math.ceil(side * min_scale) for side in self.stored_size)
+            try:
+                image = simplejpeg.decode_jpeg(
+                    self.data,
+                    min_height=min_height,
+                    min_width=min_width,
+                    min_factor=2,  # Between half and full size it takes longer than it saves.
+                )
+                return _UPRIGHT[self.orientation](image)
+            except ValueError:
+                pass  # It has some damage, and Pillow is the judge of that.
+        return _decode_with_pillow(self.data)
+
+
+def open_image(data: bytes) -> EncodedImage:
+    """Returns the image of a file's bytes, which need not be one; a JPEG's header is read."""
+    if not data.startswith(b'\xff\xd8'):
+        return EncodedImage(data)
     try:
-        with _open(data) as picture:
-            picture.load()
-            return _UPRIGHT[_orientation(picture)](np.asarray(_to_rgb(picture)))
-    except MemoryError:
-        raise
-    except Exception as error:  # Damage makes Pillow raise TypeError, struct.error and many more.
-        raise ValueError(f'no readable image ({error})') from None
-
-
-def scalable_size(data: bytes) -> tuple[int, int] | None:
-    """Returns (height, width), upright, of a file that `decode` can give smaller; otherwise None.
-
-    These are ordinary JPEGs; reading their header costs a hundredth of decoding them.
-    """
-    size = _jpeg_size(data)
-    if size and _orientation_of_file(data) >= 5:
-        return size[::-1]
-    return size
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return EncodedImage(data)
+    if colorspace in ('CMYK', 'YCCK'):
+        return EncodedImage(data)
+    return EncodedImage(data, (height, width), _orientation_of_jpeg(data))
 
 
 def is_image(path: str | os.PathLike) -> bool:
@@ -79,34 +103,19 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Returns (height, width) as stored, of a grey or colour JPEG; None for all else."""
-    if not data.startswith(b'\xff\xd8'):
-        return None
+def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    return None if colorspace in ('CMYK', 'YCCK') else (height, width)
+        with _open(data) as picture:
+            picture.load()
+            return _UPRIGHT[_orientation(picture)](np.asarray(_to_rgb(picture)))
+    except MemoryError:
+        raise
+    except Exception as error:  # Damage makes Pillow raise TypeError, struct.error and many more.
+        raise ValueError(f'no readable image ({error})') from None
 
 
-def _decode_jpeg(data: bytes, min_scale: float) -> np.ndarray | None:
-    """Returns a grey or colour JPEG as RGB, upright; None for one with the least damage."""
-    height, width = _jpeg_size(data)
-    try:
-        image = simplejpeg.decode_jpeg(
-            data,
-            min_height=int(np.ceil(height * min_scale)),
-            min_width=int(np.ceil(width * min_scale)),
-            min_factor=2,  # Between half and full size, scaling takes longer than it saves.
-        )
-    except ValueError:
-        return None  # Pillow is the judge of it.
-    return _UPRIGHT[_orientation_of_file(data)](image)
-
-
-def _orientation_of_file(data: bytes) -> int:
-    """Returns the Orientation of a JPEG without the cost of opening it where it has none."""
+def _orientation_of_jpeg(data: bytes) -> int:
+    """Returns EXIF's Orientation, without the cost of opening a file that has none."""
     header = data[: data.find(b'\xff\xda')]  # Up to the start of the scan.
     if b'Exif\0' not in header and b'tiff:Orientation' not in header:
         return 1

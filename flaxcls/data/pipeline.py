@@ -55,10 +55,11 @@ def make_train_batches(
     load = _make_loader(config, split, training=True)
 
     def load_step(step: int, indices: np.ndarray) -> Batch:
-        def make_rng(row: int) -> np.random.Generator:  # Of the example, not of a thread.
-            return np.random.default_rng((config.seed, step, first_row + row))
-
-        return load(indices[first_row : first_row + share], make_rng)
+        rows = slice(first_row, first_row + share)
+        # Drawn for the global batch, so that they belong to the example, not to process or thread.
+        rng = np.random.default_rng((config.seed, step))
+        uniforms = rng.random((config.batch_size, crops.BOX_TRIES, 4), np.float32)
+        return load(indices[rows], uniforms[rows])
 
     kept = steps_per_epoch(config, split) * config.batch_size
     order = grain.MapDataset.range(len(split)).shuffle(seed=config.seed)[:kept]
@@ -77,7 +78,7 @@ def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator
 
     def load_batch(first: int) -> Batch:
         indices = np.arange(first, min(first + config.batch_size, len(split)))
-        batch = load(indices, make_rng=None) | {'mask': np.ones(len(indices), bool)}
+        batch = load(indices, None) | {'mask': np.ones(len(indices), bool)}
         missing = config.batch_size - len(indices)
         return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
@@ -86,9 +87,9 @@ def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator
 
 
 def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callable[..., Batch]:
-    """Returns (indices [B], make_rng) -> {'image', 'label'}, the images cut to their size.
+    """Returns (indices [B], uniforms) -> {'image', 'label'}, the images cut to their size.
 
-    make_rng(row) gives the generator of an example, where crops are random.
+    The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
     size, crop_fraction = config.data.image_size, config.data.eval_crop_fraction
     if not training and config.data.eval_crops == 'ten':
@@ -99,12 +100,12 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
         cut = functools.partial(
             crops.random_resized_crop, size=size, min_area=config.augment.min_area
         )
-        return _make_threaded_loader(config, split, size, lambda image, rng: cut(image, rng=rng))
+        return _make_threaded_loader(config, split, size, lambda image, u: cut(image, uniforms=u))
     cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
     is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
     if is_array and fits_in_memory:
         return _make_memory_loader(split, cut)
-    return _make_threaded_loader(config, split, size, lambda image, rng: cut(image))
+    return _make_threaded_loader(config, split, size, lambda image, _: cut(image))
 
 
 def _make_memory_loader(
@@ -116,8 +117,8 @@ def _make_memory_loader(
         rows, split = np.asarray(split.indices), split.split
     resized = np.stack([cut(image) for image in split.images])
 
-    def load(indices: np.ndarray, make_rng: Any) -> Batch:
-        del make_rng  # Nothing is random here.
+    def load(indices: np.ndarray, uniforms: Any) -> Batch:
+        del uniforms  # Nothing is random here.
         return {'image': resized[rows[indices]], 'label': split.labels[rows[indices]]}
 
     return load
@@ -127,9 +128,10 @@ def _make_threaded_loader(
     config: ConfigDict, split: Split, size: int, cut: Callable[..., np.ndarray]
 ) -> Callable[..., Batch]:
     """Images are read, decoded and cut by threads, each straight into its row of the batch."""
-    pool = futures.ThreadPoolExecutor(num_threads(config))
+    threads = num_threads(config)
+    pool = futures.ThreadPoolExecutor(threads)
 
-    def load(indices: np.ndarray, make_rng: Callable[[int], np.random.Generator] | None) -> Batch:
+    def load(indices: np.ndarray, uniforms: np.ndarray | None) -> Batch:
         batch = {
             'image': np.empty((len(indices), size, size, 3), np.uint8),
             'label': np.empty(len(indices), np.int32),
@@ -139,13 +141,17 @@ def _make_threaded_loader(
             index = int(indices[row])
             try:
                 image, batch['label'][row] = split[index]
-                batch['image'][row] = cut(image, make_rng(row) if make_rng else None)
+                batch['image'][row] = cut(image, None if uniforms is None else uniforms[row])
             except (ValueError, OSError) as error:
                 raise RunError(
                     f'{split.name(index)}: {error}; repair it or move it away.'
                 ) from None
 
-        for _ in pool.map(load_row, range(len(indices))):  # Raises here what a thread raised.
+        def load_rows(first: int) -> None:  # A task for each row would cost a tenth of the time.
+            for row in range(first, len(indices), threads):
+                load_row(row)
+
+        for _ in pool.map(load_rows, range(threads)):  # Raises here what a thread raised.
             pass
         return batch
 
