@@ -1,7 +1,10 @@
 """Every kind of image file that people have, read to the pixel, or refused with a reason."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 
@@ -467,3 +470,42 @@ def test_cache_that_would_not_fit_is_refused(torture, monkeypatch, kind):
     monkeypatch.setattr(cache, '_SHARE_OF_DISK', 1e-12)
     with pytest.raises(UserError, match=f'config.data.cache={kind!r} needs about'):
         prepare_source(_config(torture, data__cache=kind))
+
+
+_MEASURE = """
+import resource, sys, flaxcls
+overrides = dict(argument.split('=', 1) for argument in sys.argv[2:])
+flaxcls.train_and_evaluate(flaxcls.load_config(None, overrides), sys.argv[1])
+print('KiB:', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow  # Fifty thousand files.
+def test_memory_does_not_grow_with_the_folder(tmp_path):
+    peaks = {}
+    for count, epochs in ((500, 100), (50_000, 1)):
+        folder = tmp_path / str(count)
+        for index in range(count):
+            path = folder / 'train' / str(index % 2) / f'{index}.jpg'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if index < 100:
+                path.write_bytes(_encode(_photograph(48, 64, index), 'JPEG'))
+            else:
+                os.link(folder / 'train' / str(index % 2) / f'{index % 100}.jpg', path)
+        (folder / 'val').symlink_to(folder / 'train')
+        options = TINY | {
+            'data.source': f'folder:{folder}',
+            'batch_size': 100,
+            'num_epochs': epochs,
+        }
+        options |= {'augment.crop': 'random_resized', 'eval_every_epochs': epochs}
+        arguments = [f'{key}={value}' for key, value in options.items()]
+        out = subprocess.run(
+            [sys.executable, '-c', _MEASURE, str(tmp_path / f'run{count}'), *arguments],
+            capture_output=True, text=True, check=True,
+            env=os.environ | {'XDG_CACHE_HOME': str(tmp_path / 'cache')},
+        ).stdout  # fmt: skip
+        assert 'step 500/500' in out
+        peaks[count] = int(out.split('KiB:')[1]) / 1024
+
+    assert peaks[50_000] - peaks[500] < 100, peaks
