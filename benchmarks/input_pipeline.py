@@ -6,7 +6,7 @@
 Each pipeline reads the same generated JPEGs from a folder, decodes them and cuts random resized
 crops into uint8 batches, in a process of its own that may use one core, or two. The rounds
 alternate between the pipelines, and the best of each counts. `make bench-input` sets up the
-environment with PyTorch and TensorFlow; a pipeline whose library is missing is left out and said so.
+environment with PyTorch and TensorFlow; a pipeline without its library is left out, with a word.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def flaxcls_batches(folder: str, cores: int) -> Iterator[np.ndarray]:
     overrides = {'data.image_size': SIZE, 'batch_size': BATCH_SIZE, 'num_epochs': 10**6}
     overrides |= {'augment.crop': 'random_resized', 'data.num_threads': cores}
     config = load_config(None, overrides)
-    split = open_folder(folder, None, ['val'], 0.01, seed=0).train
+    split = open_folder(folder, None, ['val'], 0.1, seed=0).train
     return (batch['image'] for batch in make_train_batches(config, split)(0))
 
 

@@ -77,7 +77,18 @@ def default_config() -> ConfigDict:
     config.augment.crop = 'none'  # none, pad (zero-pad and crop) or random_resized (Inception's).
     config.augment.pad = 4  # Pixels on each side for crop=pad.
     config.augment.min_area = 0.08  # Smallest share of the image that crop=random_resized takes.
+    config.augment.crop_on = 'host'  # random_resized: host as files are decoded; device if small.
     config.augment.flip = False  # Mirror left-right with probability 1/2.
+    config.augment.color_jitter = ()  # Strengths of brightness, contrast, saturation, hue.
+    config.augment.lighting = 0.0  # Deviation of AlexNet's PCA colour shifts, 0.1 in the paper.
+    config.augment.policy = 'none'  # none, randaugment or trivialaugment (Wide).
+    config.augment.randaugment_layers = 2  # Operations for each image.
+    config.augment.randaugment_magnitude = 9.0  # Of the operations, 0 to 30.
+    config.augment.erase = 0.0  # Probability that a rectangle is erased.
+    config.augment.cutout = 0  # Side in pixels of a square that is erased.
+    config.augment.mixup = 0.0  # Alpha of the Beta distribution, such as 0.2.
+    config.augment.cutmix = 0.0  # Alpha of the Beta distribution, such as 1.
+    config.augment.repeats = 1  # Times that a batch shows each of its images, augmented anew.
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 0.1  # Peak, for a batch of base_batch_size examples.

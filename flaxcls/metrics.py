@@ -15,7 +15,7 @@ def batch_sums(
     mask: jax.Array,
     *,
     top_k: int,
-    label_smoothing: float = 0.0,
+    targets: jax.Array | None = None,
 ) -> Sums:
     """Returns the sums over the examples whose mask is True.
 
@@ -24,13 +24,14 @@ def batch_sums(
       labels: int [B].
       mask: bool [B].
       top_k: k of correct_top_k; at least C counts every example as correct.
-      label_smoothing: share of each label that is spread over all classes.
+      targets: float [B, C], distributions over the classes for the loss; None: the labels.
 
     Returns:
       loss_sum (cross-entropy), correct, correct_top_k and count.
     """
     logits = logits.astype(jnp.float32)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    if targets is None:
+        targets = jax.nn.one_hot(labels, logits.shape[-1])
     losses = optax.softmax_cross_entropy(logits, targets)
     _, best = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
     hits = best == labels[:, None]

@@ -72,6 +72,7 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
         writers.require_tensorboard()
     mesh = parallel.create_mesh()
     parallel.require_divisible(config.batch_size, mesh)
+    _require_partners(config, mesh)
     config = config.copy_and_resolve_references().unlock()
     models.model_from_config(config)  # Names and options of the model, before any data is read.
     config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
@@ -92,6 +93,17 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     schedule = optim.make_schedule(config, per_epoch)
     optimizer = optim.make_optimizer(config, schedule)
     return Setup(config.lock(), source, model, mesh, per_epoch, schedule, optimizer)
+
+
+def _require_partners(config: ConfigDict, mesh: Mesh) -> None:
+    """Refuses shares of a batch too small for `mixing.next_in_batch`."""
+    augment, share = config.augment, config.batch_size // mesh.size
+    if (augment.mixup or augment.cutmix) and share < augment.repeats:
+        raise UserError(
+            f'config.augment.repeats={augment.repeats} with mixup or cutmix needs as many examples '
+            f'on each of the {mesh.size} devices; choose config.batch_size={augment.repeats} x '
+            f'{mesh.size} or larger.'
+        )
 
 
 def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:

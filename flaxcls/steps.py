@@ -15,6 +15,7 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from flaxcls.data.augment import make_augment, make_normalize, ten_crops
+from flaxcls.data.mixing import make_mix
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
 from flaxcls.optim import merge_frozen, split_frozen
@@ -34,11 +35,16 @@ def make_train_step(
     position in the global batch, so that it does not depend on the layout of devices.
     """
     augment, normalize = make_augment(config), make_normalize(config)
+    mix = make_mix(config, AXIS)
     patterns = frozen_patterns(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        augment_keys, model_keys = _example_keys(config.seed, state.step, len(batch['label']))
-        images = normalize(augment(augment_keys, batch['image'].astype(jnp.float32)))
+        augment_keys, mix_keys, model_keys = _example_keys(
+            config.seed, state.step, len(batch['label'])
+        )
+        images = augment(augment_keys, batch['image'].astype(jnp.float32))
+        images, targets, labels = mix(mix_keys, images, batch['label'])
+        images = normalize(images)
 
         trained, frozen = split_frozen(state.params, patterns)
 
@@ -53,13 +59,13 @@ def make_train_step(
             )
             sums = batch_sums(
                 logits,
-                batch['label'],
-                jnp.ones_like(batch['label'], bool),
+                labels,
+                jnp.ones_like(labels, bool),
                 top_k=config.top_k,
-                label_smoothing=config.label_smoothing,
+                targets=optax.smooth_labels(targets, config.label_smoothing),
             )
             # Devices have equal shares, so the mean of their means is the batch's.
-            loss = sums['loss_sum'] / len(batch['label'])
+            loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
 
         gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(trained)
@@ -115,10 +121,9 @@ def make_classify(
     return classify_ten_crops if config.data.eval_crops == 'ten' else classify
 
 
-def _example_keys(seed: int, step: jax.Array, local: int) -> tuple[jax.Array, jax.Array]:
-    """Returns two keys per example of this device, [local] each: for augmentation, the model."""
+def _example_keys(seed: int, step: jax.Array, local: int) -> tuple[jax.Array, ...]:
+    """Returns three keys per example of this device, [local] each: to augment, mix, and train."""
     positions = lax.axis_index(AXIS) * local + jnp.arange(local)
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
-    pairs = jax.vmap(jax.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]
+    return tuple(jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))

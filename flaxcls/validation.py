@@ -37,6 +37,18 @@ _RANGES = {
     'data.num_threads': (lambda x: x > 0, 'positive'),
     'augment.pad': (lambda x: x > 0, 'positive'),
     'augment.min_area': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    'augment.color_jitter': (
+        lambda x: not x or (len(x) == 4 and min(x) >= 0 and x[3] <= 0.5),
+        'four numbers from 0 on, the last up to 0.5, or ()',
+    ),
+    'augment.lighting': (lambda x: 0 <= x < math.inf, 'zero or positive'),
+    'augment.randaugment_layers': (lambda x: x > 0, 'positive'),
+    'augment.randaugment_magnitude': (lambda x: 0 <= x <= 30, 'from 0 to 30'),
+    'augment.erase': (lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    'augment.cutout': (lambda x: x >= 0, 'zero or positive'),
+    'augment.mixup': (lambda x: 0 <= x < math.inf, 'zero or positive'),
+    'augment.cutmix': (lambda x: 0 <= x < math.inf, 'zero or positive'),
+    'augment.repeats': (lambda x: x > 0, 'positive'),
     'optimizer.learning_rate': (lambda x: 0 < x < math.inf, 'positive'),
     'optimizer.base_batch_size': (lambda x: x >= 0, 'zero or positive'),
     'optimizer.head_multiplier': (lambda x: 0 < x < math.inf, 'positive'),
@@ -56,6 +68,8 @@ _CHOICES = {
     'data.on_error': ('stop', 'skip'),
     'data.cache': ('none', 'memory', 'disk'),
     'augment.crop': ('none', 'pad', 'random_resized'),
+    'augment.crop_on': ('host', 'device'),
+    'augment.policy': ('none', 'randaugment', 'trivialaugment'),
     'schedule.name': ('cosine', 'step', 'constant'),
 }
 
@@ -104,6 +118,17 @@ def _refuse_contradictions(config: ConfigDict) -> None:
         raise UserError(
             'config.data.eval_crops=ten needs config.data.eval_crop_fraction below 1, such as '
             '0.875, or all crops are the same.'
+        )
+    augment = config.augment
+    if augment.crop_on == 'device' and augment.crop != 'random_resized':
+        raise UserError(
+            f'config.augment.crop_on=device belongs to augment.crop=random_resized, and it is '
+            f'{augment.crop!r}; leave it out.'
+        )
+    if config.batch_size % augment.repeats:
+        raise UserError(
+            f'config.augment.repeats={augment.repeats} does not divide '
+            f'config.batch_size={config.batch_size}.'
         )
     group, batch = config.batch_norm.group_size, config.batch_size
     if group and batch % group:

@@ -162,7 +162,7 @@ def test_differences_names_the_changed_options():
         ('def get_config(): pass', 'returns NoneType'),
         (
             'from ml_collections import ConfigDict as C\ndef get_config(): return C()',
-            "lacks 'augment.crop'",
+            "lacks 'augment.color_jitter'",
         ),
         (
             'from ml_collections import ConfigDict as C\ndef get_config(): return C({"a": 1})',
@@ -196,7 +196,8 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
 
     folder = write_images({f'images/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
     runs = [
-        {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'},
+        {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'}
+        | {'augment.policy': 'randaugment'},
         {
             'data.source': f'folder:{folder / "images"}',
             'augment.crop': 'random_resized',

@@ -13,6 +13,7 @@ from array_record.python import array_record_data_source, array_record_module
 from ml_collections import ConfigDict
 
 from flaxcls.data import crops
+from flaxcls.data.pipeline import cuts_on_host
 from flaxcls.data.splits import FileSplit, RecordSplit, Split
 from flaxcls.data.threads import num_threads
 from flaxcls.data.user_cache import user_cache_path
@@ -63,8 +64,11 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     if not isinstance(split, FileSplit | RecordSplit):
         return split
     size = config.data.image_size
-    random_crops = training and config.augment.crop == 'random_resized'
-    shorter = 2 * size if random_crops else round(size / config.data.eval_crop_fraction)
+    shorter = (
+        2 * size
+        if training and cuts_on_host(config)
+        else round(size / config.data.eval_crop_fraction)
+    )
     path = user_cache_path('images', f'{shorter} {split.identity()}')
     on_disk = config.data.cache == 'disk'
     if on_disk and path.exists():

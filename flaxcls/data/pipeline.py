@@ -42,7 +42,9 @@ def make_train_batches(
 ) -> Callable[[int], Iterator[Batch]]:
     """Returns start_step -> this process's share of the global batches from that step on.
 
-    Every epoch is a new permutation, drawn from (seed, epoch), cut to whole batches. A batch is
+    Every epoch is a new permutation, drawn from (seed, epoch), cut to whole batches. With repeated
+    augmentation (arXiv:1901.09335) an image stands in so many consecutive rows, and an epoch of as
+    many steps as ever shows so many times fewer images. A batch is
     {'image': uint8 [B, S, S, 3], 'label': int32 [B]} with B = batch_size / process_count.
 
     Args:
@@ -56,15 +58,22 @@ def make_train_batches(
 
     def load_step(step: int, indices: np.ndarray) -> Batch:
         rows = slice(first_row, first_row + share)
+        indices = np.repeat(indices, config.augment.repeats)
         # Drawn for the global batch, so that they belong to the example, not to process or thread.
         rng = np.random.default_rng((config.seed, step))
         uniforms = rng.random((config.batch_size, crops.BOX_TRIES, 4), np.float32)
         return load(indices[rows], uniforms[rows])
 
-    kept = steps_per_epoch(config, split) * config.batch_size
+    different = config.batch_size // config.augment.repeats
+    kept = steps_per_epoch(config, split) * different
     order = grain.MapDataset.range(len(split)).shuffle(seed=config.seed)[:kept]
-    batches = order.batch(config.batch_size).repeat(config.num_epochs).map_with_index(load_step)
+    batches = order.batch(different).repeat(config.num_epochs).map_with_index(load_step)
     return lambda start_step: iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
+
+
+def cuts_on_host(config: ConfigDict) -> bool:
+    """Returns whether random resized crops are cut as files are decoded, not in the step."""
+    return config.augment.crop == 'random_resized' and config.augment.crop_on == 'host'
 
 
 def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator[Batch]]:
@@ -94,7 +103,7 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
     size, crop_fraction = config.data.image_size, config.data.eval_crop_fraction
     if not training and config.data.eval_crops == 'ten':
         size, crop_fraction = round(size / crop_fraction), 1.0
-    random_crop = training and config.augment.crop == 'random_resized'
+    random_crop = training and cuts_on_host(config)
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     if random_crop:
         cut = functools.partial(

@@ -13,7 +13,14 @@ from flaxcls.run_setup import prepare
 FAMILIES = {
     'alexnet_bn': {'model.width_multiplier': 0.03, 'data.image_size': 63},
     'resnet20': {'model.stage_sizes': '1,1', 'model.width_multiplier': 0.25},
-    'densenet_bc_100_12': {'model.block_sizes': '1', 'model.dropout_rate': 0.2},
+    'densenet_bc_100_12': {
+        'model.block_sizes': '1',
+        'model.dropout_rate': 0.2,
+        'augment.mixup': 0.4,
+        'augment.cutmix': 1.0,
+        'augment.repeats': 2,
+        'augment.policy': 'trivialaugment',
+    },
 }
 
 
@@ -39,7 +46,7 @@ def _train(setup, devices, num_steps):
     [('alexnet_bn', 8), ('densenet_bc_100_12', None)] + [('resnet20', g) for g in (4, 8, None)],
 )
 def test_one_two_and_four_devices_train_alike(name, group_size):
-    """With crops, flips and dropout on; groups within a device, across some, and across all."""
+    """With dropout and augmentation; groups within a device, across some, and across all."""
     overrides = {'data.image_size': 8, 'batch_size': 16, 'augment.crop': 'pad', 'augment.pad': 1}
     overrides |= {'augment.flip': True, 'model.name': name, 'optimizer.learning_rate': 0.02}
     overrides |= {'batch_norm.group_size': group_size} | FAMILIES[name]
