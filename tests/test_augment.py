@@ -333,7 +333,7 @@ def test_repeated_images_stand_side_by_side_and_are_not_mixed_with_themselves():
 def test_a_partner_beyond_the_next_device_is_refused():
     from flaxcls.run_setup import prepare
 
-    with pytest.raises(UserError, match='choose config.batch_size=2 x 4 or larger'):
+    with pytest.raises(UserError, match='with mixup or cutmix needs as many'):
         prepare(_config(batch_size=4, augment__repeats=2, augment__mixup=0.2))
 
 
@@ -350,3 +350,22 @@ def test_a_partner_beyond_the_next_device_is_refused():
 def test_options_that_contradict_are_refused(overrides, says):
     with pytest.raises(UserError, match=says):
         validate(_config(**overrides))
+
+
+@pytest.mark.parametrize('options', [{}, {'augment__mixup': 0.4, 'augment__cutmix': 1.0}], ids=str)
+def test_picture_of_what_training_sees(tmp_path, options):
+    from flaxcls.data.__main__ import augmented_images, draw
+    from flaxcls.run_setup import prepare
+
+    setup = prepare(_config(augment__flip=True, data__image_size=16, **options))
+    evaluated, mixed, _ = augmented_images(setup)
+    assert evaluated.shape == (8, 16, 16, 3)
+    assert mixed.images.shape == (5, 8, 16, 16, 3)
+    np.testing.assert_allclose(mixed.targets.sum(-1), 1, atol=1e-5)
+    if not options:  # A column is one image, flipped or not.
+        for image, views in zip(evaluated, mixed.images.swapaxes(0, 1), strict=True):
+            for view in views:
+                assert min(np.abs(view - i).max() for i in (image, image[:, ::-1])) < 1
+    draw(setup, tmp_path / 'a folder/seen.png')
+    with Image.open(tmp_path / 'a folder/seen.png') as picture:
+        assert picture.width > 1000

@@ -47,7 +47,7 @@ def resize_and_center_crop(
         outer[1].stop * horizontal,
         outer[0].stop * vertical,
     )
-    resized = Image.fromarray(_as_rgb(image)).resize(
+    resized = Image.fromarray(images.as_rgb(image)).resize(
         (len(outer[1]), len(outer[0])), Image.Resampling.BILINEAR, box
     )
     top, left = rows.start - outer[0].start, columns.start - outer[1].start
@@ -62,9 +62,9 @@ def reduce_shorter_side(image: np.ndarray | bytes, shorter: int) -> np.ndarray:
     """
     image, (height, width) = _decode_for(image, shorter)
     if min(height, width) <= shorter:
-        return _as_rgb(image)
+        return images.as_rgb(image)
     new_height, new_width = _resized(height, width, shorter)
-    picture = Image.fromarray(_as_rgb(image))
+    picture = Image.fromarray(images.as_rgb(image))
     return np.asarray(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
 
 
@@ -156,14 +156,10 @@ def _resize_box(
         vertical, horizontal = image.shape[0] / full[0], image.shape[1] / full[1]
         top, height = int(top * vertical), max(1, math.ceil(height * vertical))
         left, width = int(left * horizontal), max(1, math.ceil(width * horizontal))
-    part = _as_rgb(image[top : top + height, left : left + width])
+    part = images.as_rgb(image[top : top + height, left : left + width])
     by_area = min(height, width) >= _LEAST_REDUCTION_BY_AREA * size
     return cv2.resize(
         np.ascontiguousarray(part),
         (size, size),
         interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR,
     )
-
-
-def _as_rgb(image: np.ndarray) -> np.ndarray:
-    return image if image.shape[2] == 3 else np.broadcast_to(image, (*image.shape[:2], 3))

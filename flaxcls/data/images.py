@@ -90,6 +90,24 @@ def open_image(data: bytes) -> EncodedImage:
     return EncodedImage(data, (height, width), _orientation_of_jpeg(data))
 
 
+def format_of(data: bytes) -> str:
+    """Returns what kind of image file the bytes are, such as JPEG or PNG.
+
+    Raises:
+      ValueError: none that can be read.
+    """
+    try:
+        with _open(data) as picture:
+            return picture.format
+    except Exception as error:
+        raise ValueError(f'no readable image ({error})') from None
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Returns [H, W, 3] of [H, W, C] with C of 1 or 3; grey is repeated without being copied."""
+    return image if image.shape[2] == 3 else np.broadcast_to(image, (*image.shape[:2], 3))
+
+
 def is_image(path: str | os.PathLike) -> bool:
     """Returns whether a file begins as an image does, whatever its name says."""
     try:
