@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format test-newest parity clean
+.PHONY: demo test test-slow lint format test-newest parity bench-input clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -34,8 +34,12 @@ parity: .venv/.ready .venv-parity/.ready
 	.venv-parity/bin/python -m benchmarks.make_goldens
 	$(BIN)/python -m pytest tests/test_parity.py
 
+# Loading side by side with torchvision's and tf.data's.
+bench-input: .venv-bench/.ready
+	TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python -m benchmarks.input_pipeline
+
 clean:
-	rm -rf .venv .venv-newest .venv-parity build *.egg-info
+	rm -rf .venv .venv-newest .venv-parity .venv-bench build *.egg-info
 
 .venv/.ready: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +50,11 @@ clean:
 	@test -n "$(NEWEST_PYTHON)" || { echo 'test-newest needs Python 3.12 or newer; name one with NEWEST_PYTHON=...' >&2; exit 2; }
 	$(NEWEST_PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install -q -e '.[test]'
+	touch $@
+
+.venv-bench/.ready: setup.cfg setup.py
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install -q -e . torch torchvision tensorflow-cpu
 	touch $@
 
 .venv-parity/.ready:

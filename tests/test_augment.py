@@ -358,7 +358,7 @@ def test_picture_of_what_training_sees(tmp_path, options):
     from flaxcls.run_setup import prepare
 
     setup = prepare(_config(augment__flip=True, data__image_size=16, **options))
-    evaluated, mixed, _ = augmented_images(setup)
+    evaluated, mixed, _ = augmented_images(setup, epochs=5)
     assert evaluated.shape == (8, 16, 16, 3)
     assert mixed.images.shape == (5, 8, 16, 16, 3)
     np.testing.assert_allclose(mixed.targets.sum(-1), 1, atol=1e-5)
@@ -366,6 +366,6 @@ def test_picture_of_what_training_sees(tmp_path, options):
         for image, views in zip(evaluated, mixed.images.swapaxes(0, 1), strict=True):
             for view in views:
                 assert min(np.abs(view - i).max() for i in (image, image[:, ::-1])) < 1
-    draw(setup, tmp_path / 'a folder/seen.png')
+    draw(setup, 2, tmp_path / 'a folder/seen.png')
     with Image.open(tmp_path / 'a folder/seen.png') as picture:
         assert picture.width > 1000

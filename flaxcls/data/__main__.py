@@ -2,7 +2,7 @@
 
   python -m flaxcls.data --config=experiments/cifar10_resnet20.py --out=augmented.png
 
-A column is a training image: on top as evaluation would show it, below as five epochs would, with
+A column is a training image: on top as evaluation would show it, below as some epochs would, with
 the shares of its labels where examples are mixed. All --config.KEY=VALUE apply.
 """
 
@@ -19,10 +19,10 @@ from flaxcls.data.augment import make_augment
 from flaxcls.data.mixing import Mixed, make_mix
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.splits import Split
-from flaxcls.errors import CommandParser, run_command
+from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.run_setup import Setup, prepare
 
-COLUMNS, EPOCHS = 8, 5
+COLUMNS = 8
 
 
 class Numbered:
@@ -41,7 +41,7 @@ class Numbered:
         return self.split.name(self.indices[place])
 
 
-def augmented_images(setup: Setup) -> tuple[np.ndarray, Mixed, np.ndarray]:
+def augmented_images(setup: Setup, epochs: int) -> tuple[np.ndarray, Mixed, np.ndarray]:
     """Returns evaluation images [N, S, S, 3], training's [E, N, ...] in 0..255, and labels [N].
 
     The targets of training, [E, N, N], are shares of the N examples.
@@ -50,16 +50,16 @@ def augmented_images(setup: Setup) -> tuple[np.ndarray, Mixed, np.ndarray]:
     rng = np.random.default_rng(config.seed)
     indices = rng.choice(len(split), min(COLUMNS, len(split)), replace=False).tolist()
     count = config.batch_size = config.model.num_classes = len(indices)
-    config.num_epochs, config.augment.repeats = EPOCHS, 1
+    config.num_epochs, config.augment.repeats = epochs, 1
     examples = Numbered(split, indices)
     evaluated = next(make_eval_batches(config, examples)())['image']
-    view, keys = _make_train_view(config), jax.random.split(jax.random.key(config.seed), EPOCHS)
-    epochs = [
+    view, keys = _make_train_view(config), jax.random.split(jax.random.key(config.seed), epochs)
+    views = [
         _in_place(jax.device_get(view(key, batch['image'], batch['label'])), batch['label'])
         for key, batch in zip(keys, make_train_batches(config, examples)(0), strict=True)
     ]
     labels = np.array([split[index][1] for index in indices])
-    return evaluated[:count], Mixed(*map(np.stack, zip(*epochs, strict=True))), labels
+    return evaluated[:count], Mixed(*map(np.stack, zip(*views, strict=True))), labels
 
 
 def _make_train_view(config: ConfigDict) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
@@ -81,26 +81,26 @@ def _in_place(mixed: Mixed, places: np.ndarray) -> Mixed:
     return Mixed(*(x[order] for x in mixed))
 
 
-def draw(setup: Setup, path: pathlib.Path) -> None:
+def draw(setup: Setup, epochs: int, path: pathlib.Path) -> None:
     """Writes the picture as PNG."""
     import matplotlib  # noqa: PLC0415 - slow to import
 
     matplotlib.use('agg')
     from matplotlib import pyplot  # noqa: PLC0415
 
-    evaluated, mixed, labels = augmented_images(setup)
+    evaluated, mixed, labels = augmented_images(setup, epochs)
     names = [setup.source.class_names[label] for label in labels]
-    rows, columns = 1 + len(mixed.images), len(labels)
+    rows, columns = 1 + epochs, len(labels)
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(1.5 * columns, 1.8 * rows), layout='constrained', squeeze=False
     )
     for column in range(columns):
         _show(axes[0, column], evaluated[column], names[column])
-        for epoch in range(rows - 1):
+        for epoch in range(epochs):
             title = _shares(mixed.targets[epoch, column], names)
             _show(axes[epoch + 1, column], mixed.images[epoch, column], title)
     config = setup.config
-    figure.suptitle(f'{config.data.source}: evaluation above, {rows - 1} epochs of training below')
+    figure.suptitle(f'{config.data.source}: evaluation above, {epochs} epochs of training below')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -126,10 +126,13 @@ def _show(axis, image: np.ndarray, title: str) -> None:
 def main(argv: Sequence[str]) -> None:
     parser = CommandParser('flaxcls.data', __doc__)
     parser.add_argument('--config', help='an experiment file')
+    parser.add_argument('--epochs', type=int, default=5, help='rows of training (5)')
     parser.add_argument('--out', default='augmented.png', help='the picture (augmented.png)')
     flags, rest = parser.parse_known_args(argv)
-    config = load_config(flags.config, parse_overrides(rest, ['--config', '--out']))
-    draw(prepare(config), pathlib.Path(flags.out).expanduser())
+    if flags.epochs < 1:
+        raise UserError(f'--epochs={flags.epochs} must be positive.')
+    config = load_config(flags.config, parse_overrides(rest, ['--config', '--epochs', '--out']))
+    draw(prepare(config), flags.epochs, pathlib.Path(flags.out).expanduser())
     print(f'wrote {flags.out}')
 
 
