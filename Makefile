@@ -37,6 +37,7 @@ parity: .venv/.ready .venv-parity/.ready
 # Loading side by side with torchvision's and tf.data's.
 bench-input: .venv-bench/.ready
 	TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python -m benchmarks.input_pipeline
+	.venv-bench/bin/python -m benchmarks.input_pipeline --augmentations --seconds=2
 
 clean:
 	rm -rf .venv .venv-newest .venv-parity .venv-bench build *.egg-info

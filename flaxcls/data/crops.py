@@ -159,7 +159,7 @@ def _resize_box(
     part = images.as_rgb(image[top : top + height, left : left + width])
     by_area = min(height, width) >= _LEAST_REDUCTION_BY_AREA * size
     return cv2.resize(
-        np.ascontiguousarray(part),
+        part if image.shape[2] == 3 else np.ascontiguousarray(part),
         (size, size),
         interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR,
     )

@@ -71,7 +71,7 @@ class EncodedImage(NamedTuple):
                     min_width=min_width,
                     min_factor=2,  # Between half and full size it takes longer than it saves.
                 )
-                return _UPRIGHT[self.orientation](image)
+                return np.ascontiguousarray(_UPRIGHT[self.orientation](image))
             except ValueError:
                 pass  # It has some damage, and Pillow is the judge of that.
         return _decode_with_pillow(self.data)

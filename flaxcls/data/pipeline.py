@@ -21,6 +21,7 @@ from flaxcls.errors import RunError, UserError
 Batch = dict[str, np.ndarray]
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.
 _MAX_BYTES_RESIZED_IN_MEMORY = 2**31
+_ORDER, _CROPS = 0, 1  # What random numbers are drawn for, so that no two draws are the same.
 
 
 def steps_per_epoch(config: ConfigDict, split: Split) -> int:
@@ -53,21 +54,24 @@ def make_train_batches(
       process_index, process_count: each process reads consecutive rows of the global batch.
     """
     share = config.batch_size // process_count
-    first_row = process_index * share
+    rows = slice(process_index * share, (process_index + 1) * share)
+    different = config.batch_size // config.augment.repeats
+    per_epoch = steps_per_epoch(config, split)
     load = _make_loader(config, split, training=True)
 
-    def load_step(step: int, indices: np.ndarray) -> Batch:
-        rows = slice(first_row, first_row + share)
-        indices = np.repeat(indices, config.augment.repeats)
-        # Drawn for the global batch, so that they belong to the example, not to process or thread.
-        rng = np.random.default_rng((config.seed, step))
-        uniforms = rng.random((config.batch_size, crops.BOX_TRIES, 4), np.float32)
-        return load(indices[rows], uniforms[rows])
+    @functools.lru_cache(maxsize=2)  # Threads that read ahead may be in two epochs at once.
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((config.seed, _ORDER, epoch)).permutation(len(split))
 
-    different = config.batch_size // config.augment.repeats
-    kept = steps_per_epoch(config, split) * different
-    order = grain.MapDataset.range(len(split)).shuffle(seed=config.seed)[:kept]
-    batches = order.batch(different).repeat(config.num_epochs).map_with_index(load_step)
+    def load_step(step: int) -> Batch:
+        epoch, place = divmod(step, per_epoch)
+        indices = order(epoch)[place * different : (place + 1) * different]
+        # Drawn for the global batch, so that they belong to the example, not to process or thread.
+        rng = np.random.default_rng((config.seed, _CROPS, step))
+        uniforms = rng.random((config.batch_size, crops.BOX_TRIES, 4), np.float32)
+        return load(np.repeat(indices, config.augment.repeats)[rows], uniforms[rows])
+
+    batches = grain.MapDataset.range(config.num_epochs * per_epoch).map(load_step)
     return lambda start_step: iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
 
 
