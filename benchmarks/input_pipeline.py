@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 SIZE, BATCH_SIZE, MIN_AREA = 224, 32, 0.08
-SETS = {'500x375': (375, 500, 128), '1600x1200': (1200, 1600, 32)}  # Height, width, images.
+SETS = {'500x375': (375, 500, 128), '1600x1200': (1200, 1600, 64)}  # Height, width, images.
 CORES = (1, 2)
 
 

@@ -262,6 +262,8 @@ def test_smaller_decoding_shows_the_same_and_no_less_than_asked(orientation, sha
         assert share * full <= side <= full
     expected = Image.fromarray(whole).resize(reduced.shape[1::-1], Image.Resampling.BOX)
     assert np.abs(reduced.astype(int) - np.asarray(expected)).mean() < 1.5
+    fast = images.open_image(data).decode(share, fast=True)
+    assert np.abs(fast.astype(int) - reduced).mean() < 2
 
 
 def _photograph(height, width, seed):
