@@ -36,7 +36,7 @@ parity: .venv/.ready .venv-parity/.ready
 
 # Loading side by side with torchvision's and tf.data's.
 bench-input: .venv-bench/.ready
-	TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python -m benchmarks.input_pipeline
+	TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python -m benchmarks.input_pipeline --rounds=2 --seconds=4
 	.venv-bench/bin/python -m benchmarks.input_pipeline --augmentations --seconds=2
 
 clean:
