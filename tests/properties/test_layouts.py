@@ -19,7 +19,6 @@ FAMILIES = {
         'augment.mixup': 0.4,
         'augment.cutmix': 1.0,
         'augment.repeats': 2,
-        'augment.policy': 'trivialaugment',
     },
 }
 
