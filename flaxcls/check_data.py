@@ -119,6 +119,8 @@ def main(argv: Sequence[str]) -> None:
     overrides = parse_overrides(rest, ['--source', '--json', '--sheets'])
     config = load_config(None, {'data.source': flags.source, 'data.image_size': 32} | overrides)
     validate(config)
+    if flags.json and not pathlib.Path(flags.json).expanduser().absolute().parent.is_dir():
+        raise UserError(f'--json={flags.json} lies in a folder that does not exist; make it first.')
     source = open_source(config)
     for note in source.notes:
         print(f'Note: {note}')
@@ -128,20 +130,14 @@ def main(argv: Sequence[str]) -> None:
     for line in describe(report):
         print(line)
     if flags.json:
-        _write_json(report, pathlib.Path(flags.json).expanduser())
+        path = pathlib.Path(flags.json).expanduser()
+        path.write_text(json.dumps(report.to_json(), indent=1) + '\n', encoding='utf-8')
+        print(f'wrote {flags.json}')
     if flags.sheets:
         paths = write_sheets(source, pathlib.Path(flags.sheets).expanduser())
         print(f'wrote {len(paths)} contact sheets to {flags.sheets}')
     if report.is_wrong:
         raise RunError(f'{flags.source} has faults, listed above.')
-
-
-def _write_json(report: Report, path: pathlib.Path) -> None:
-    try:
-        path.write_text(json.dumps(report.to_json(), indent=1) + '\n', encoding='utf-8')
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f'--json={path} cannot be written ({error.strerror}).') from None
-    print(f'wrote {path}')
 
 
 if __name__ == '__main__':

@@ -57,9 +57,7 @@ def default_config() -> ConfigDict:
     config.batch_norm.eps = 1e-5  # Added to the variance.
 
     config.data = ConfigDict()
-    config.data.source = (
-        'digits'  # fashion_mnist, tfds:NAME, folder:PATH, manifest:FILE, synthetic:N.
-    )
+    config.data.source = 'digits'  # Or fashion_mnist, tfds:, folder:, manifest: or synthetic:...
     config.data.data_dir = placeholder(str)  # Of TFDS; None: $TFDS_DATA_DIR, ~/tensorflow_datasets.
     config.data.train_split = placeholder(str)  # None: train.
     config.data.val_split = placeholder(str)  # None: the first of validation, val, test there is.

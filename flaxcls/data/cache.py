@@ -1,11 +1,11 @@
 """Images kept decoded and reduced, in memory or on disk, so that later epochs only cut them."""
 
+import functools
 import os
 import pathlib
 import shutil
 import struct
 from collections.abc import Iterator, Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 from flaxcls.data import crops
 from flaxcls.data.pipeline import cuts_on_host
 from flaxcls.data.splits import FileSplit, RecordSplit, Split
-from flaxcls.data.threads import num_threads
+from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.data.user_cache import user_cache_path
 from flaxcls.errors import RunError, UserError
 
 _HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
 _SAMPLE = 32  # Images that tell how large all of them will be.
-_RECORDS_AT_ONCE = 256
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_DISK = 0.9
 
@@ -73,8 +72,8 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     on_disk = config.data.cache == 'disk'
     if on_disk and path.exists():
         return CachedSplit(_open_records(path), split)
-    sample = np.linspace(0, len(split) - 1, _SAMPLE).astype(int)
-    sampled = [len(_to_record(split, index, shorter)) for index in sample]
+    sample = np.linspace(0, len(split) - 1, _SAMPLE).astype(int).tolist()
+    sampled = [len(_to_record(split, shorter, index)) for index in sample]
     _require_space(np.mean(sampled) * len(split), path, on_disk=on_disk)
     records = _all_records(split, shorter, num_threads(config))
     if on_disk:
@@ -82,7 +81,7 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     return CachedSplit(_open_records(path) if on_disk else list(records), split)
 
 
-def _to_record(split: Split, index: int, shorter: int) -> bytes:
+def _to_record(split: Split, shorter: int, index: int) -> bytes:
     try:
         image, label = split[index]
         image = crops.reduce_shorter_side(image, shorter)
@@ -93,10 +92,8 @@ def _to_record(split: Split, index: int, shorter: int) -> bytes:
 
 def _all_records(split: Split, shorter: int, threads: int) -> Iterator[bytes]:
     print(f'Decoding {len(split):,} images for data.cache, once ...', flush=True)
-    with futures.ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(split), _RECORDS_AT_ONCE):  # So that few wait to be written.
-            indices = range(first, min(first + _RECORDS_AT_ONCE, len(split)))
-            yield from pool.map(lambda index: _to_record(split, index, shorter), indices)
+    to_record = functools.partial(_to_record, split, shorter)
+    return map_in_threads(to_record, range(len(split)), threads)
 
 
 def _require_space(needed: float, path: pathlib.Path, *, on_disk: bool) -> None:

@@ -1,8 +1,8 @@
 """Cutting an image to the wanted size, on the host.
 
-Evaluation reduces as Pillow does, with antialiasing. Random crops are resized by OpenCV, twice as
-fast: bilinear up to a reduction by two, where every pixel still counts, by area beyond. They are
-cut from JPEGs decoded to within a grey level or so.
+Evaluation reduces as Pillow does, with antialiasing. Random crops are resized by OpenCV, with
+which the loader is twice as fast: bilinear up to a reduction by two, where every pixel still
+counts, by area beyond. They are cut from JPEGs decoded to within a grey level or so.
 """
 
 import math

@@ -2,9 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 from flaxcls.data import images
 from flaxcls.data.look_alikes import groups_of_equals, linked, near_pairs, thumbnail
 from flaxcls.data.splits import Source, Split
+from flaxcls.data.threads import map_in_threads
 
 SPLITS = ('train', 'val')
-_EXAMPLES_AT_ONCE = 256
 _SMALL_SIDE = 8
 _LONG_RATIO = 10
 _FEW_EXAMPLES = 10
@@ -83,17 +83,12 @@ def inspect_source(
     """
     looks, unreadable = [], []
     for name in SPLITS:
-        for found in _look_at_all(name, getattr(source, name), num_threads):
+        split = getattr(source, name)
+        look_at = functools.partial(_look_at, name, split)
+        for found in map_in_threads(look_at, range(len(split)), num_threads):
             (looks if isinstance(found, Look) else unreadable).append(found)
             on_progress(1)
     return _summarize(source, looks, unreadable)
-
-
-def _look_at_all(name: str, split: Split, num_threads: int) -> Iterator[Look | Unreadable]:
-    with futures.ThreadPoolExecutor(num_threads) as pool:
-        for first in range(0, len(split), _EXAMPLES_AT_ONCE):
-            indices = range(first, min(first + _EXAMPLES_AT_ONCE, len(split)))
-            yield from pool.map(lambda index: _look_at(name, split, index), indices)
 
 
 def _look_at(name: str, split: Split, index: int) -> Look | Unreadable:

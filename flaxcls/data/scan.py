@@ -6,18 +6,16 @@ change, so that the next run over the same files begins at once.
 
 import os
 import time
-from collections.abc import Iterator
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 
 from flaxcls.data import images
 from flaxcls.data.splits import FileSplit
+from flaxcls.data.threads import map_in_threads
 from flaxcls.data.user_cache import load_or_none, save_atomically, user_cache_path
 from flaxcls.errors import RunError
 
-_FILES_AT_ONCE = 256
 _NAMED = 5
 
 
@@ -71,20 +69,20 @@ def find_unreadable(split: FileSplit, num_threads: int) -> list[Unreadable]:
         return []
     start = time.perf_counter()
     print(f'Reading {len(unknown):,} image files once, to find unreadable ones ...', flush=True)
-    with futures.ThreadPoolExecutor(num_threads) as pool:
-        parts = [unknown[i : i + _FILES_AT_ONCE] for i in range(0, len(unknown), _FILES_AT_ONCE)]
-        bad = [item for part in pool.map(lambda p: list(_check(split, p)), parts) for item in part]
+    reasons = map_in_threads(lambda index: _why_unreadable(split, index), unknown, num_threads)
+    found = zip(unknown.tolist(), reasons, strict=True)
+    bad = [Unreadable(index, reason) for index, reason in found if reason]
     print(f'... {time.perf_counter() - start:.1f} s.', flush=True)
     readable = np.delete(fingerprints, [index for index, _ in bad])
     save_atomically(memory, np.union1d(known, readable))
     return bad
 
 
-def _check(split: FileSplit, indices: np.ndarray) -> Iterator[Unreadable]:
-    for index in map(int, indices):
-        try:
-            images.open_image(split[index][0]).decode(min_scale=0.125, fast=True)
-        except OSError as error:
-            yield Unreadable(index, error.strerror or str(error))
-        except ValueError as error:
-            yield Unreadable(index, str(error))
+def _why_unreadable(split: FileSplit, index: int) -> str | None:
+    try:
+        images.open_image(split[index][0]).decode(min_scale=0.125, fast=True)
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:
+        return str(error)
+    return None

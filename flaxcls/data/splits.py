@@ -67,7 +67,7 @@ class FileSplit:
         return np.array([_fingerprint(path) for path in self.paths], np.uint64)
 
     def identity(self) -> str:
-        return f'{hashlib.sha256(self.fingerprints()).hexdigest()} {self.labels.tolist()}'
+        return hashlib.sha256(self.fingerprints().tobytes() + self.labels.tobytes()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
