@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from flaxcls.data import crops
 from flaxcls.data.pipeline import cuts_on_host
-from flaxcls.data.splits import FileSplit, RecordSplit, Split
+from flaxcls.data.splits import FileSplit, RecordSplit, Split, raise_unreadable
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.data.user_cache import user_cache_path
-from flaxcls.errors import RunError, UserError
+from flaxcls.errors import UserError
 
 _HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
 _SAMPLE = 32  # Images that tell how large all of them will be.
@@ -86,7 +86,7 @@ def _to_record(split: Split, shorter: int, index: int) -> bytes:
         image, label = split[index]
         image = crops.reduce_shorter_side(image, shorter)
     except (ValueError, OSError) as error:
-        raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None
+        raise_unreadable(split, index, error)
     return _HEADER.pack(*image.shape[:2], label) + image.tobytes()
 
 

@@ -3,13 +3,12 @@
 import collections
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from flaxcls.data.images import is_image
-from flaxcls.data.splits import DEFAULT_VAL_FRACTION, FileSplit, Source, hold_out, in_order
+from flaxcls.data.splits import Division, FileSplit, Source, hold_out, in_order
 from flaxcls.errors import UserError
 
 # Taken for images unseen; files of other names are looked into.
@@ -21,25 +20,16 @@ _SPLIT_NAMES = frozenset(
 )
 
 
-def open_folder(
-    path: str,
-    train_split: str | None,
-    val_splits: Sequence[str],
-    val_fraction: float | None,
-    seed: int,
-) -> Source:
+def open_folder(path: str, division: Division) -> Source:
     """Returns the images under `path`/train/CLASS and `path`/val/CLASS, or `path`/CLASS.
 
     Classes are ordered by name, and by number where all names are numbers. They are those of the
-    training folder: one without validation images keeps its label. Without a training folder,
-    `val_fraction` of every class is held out, drawn with `seed`.
+    training folder: one without validation images keeps its label. Without a training folder, a
+    fraction of every class is held out.
 
     Args:
       path: the folder.
-      train_split: name of the training folder; None: train.
-      val_splits: names to look for, the first that exists counts.
-      val_fraction: see above; None: 0.2.
-      seed: see above.
+      division: names of the folders inside, or the fraction.
 
     Raises:
       UserError: a folder is missing or holds no image, or validation has a class of its own, or
@@ -48,15 +38,14 @@ def open_folder(
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f'config.data.source: there is no folder {path!r}.')
-    train_root = root / (train_split or 'train')
-    val_root = next((root / name for name in val_splits if (root / name).is_dir()), None)
-    if not train_root.is_dir() and not train_split and val_root is None:
+    train_root = root / (division.train or 'train')
+    val_root = next((root / name for name in division.val if (root / name).is_dir()), None)
+    if not train_root.is_dir() and not division.train and val_root is None:
         listing = _list_images(root)
         _refuse_unknown_splits(root, listing)
         _require_images(listing, root)
-        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
         every = _to_split(listing.images, list(listing.images))
-        train, val, note = hold_out(every.paths, every.labels, fraction, seed)
+        train, val, note = hold_out(every, division)
         return Source(train, val, tuple(listing.images), (note, *_notes(listing)))
     if not train_root.is_dir():
         raise UserError(
@@ -66,14 +55,10 @@ def open_folder(
     if val_root is None:
         raise UserError(
             f'config.data.source: {path!r} has training images, but no folder '
-            f'{" or ".join(val_splits)} beside them; move some of them there, or name the folder '
+            f'{" or ".join(division.val)} beside them; move some of them there, or name the folder '
             'in config.data.val_split.'
         )
-    if val_fraction is not None:
-        raise UserError(
-            f'config.data.val_fraction={val_fraction:g} has no meaning for {path!r}, whose '
-            f'validation images are in {val_root.name}; leave it out.'
-        )
+    division.require_no_fraction(path, f'whose validation images are in {val_root.name}')
     return _open_splits(train_root, val_root)
 
 

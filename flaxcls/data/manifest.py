@@ -8,31 +8,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxcls.data.splits import DEFAULT_VAL_FRACTION, FileSplit, Source, hold_out, in_order
+from flaxcls.data.splits import Division, FileSplit, Source, hold_out, in_order
 from flaxcls.errors import UserError
 
 _DELIMITERS = ('\t', ',', ';')
 
 
-def open_manifest(
-    path: str,
-    train_split: str | None,
-    val_splits: Sequence[str],
-    val_fraction: float | None,
-    seed: int,
-) -> Source:
+def open_manifest(path: str, division: Division) -> Source:
     """Returns the images that a table lists; its first line names the columns.
 
     Paths are relative to the table's folder, or absolute. Classes are ordered as those of a folder,
-    and are those of the training rows. Without a column `split`, `val_fraction` of every class is
-    held out, drawn with `seed`.
+    and are those of the training rows. Without a column `split`, a fraction of every class is held
+    out.
 
     Args:
       path: of the table, UTF-8, separated by commas, semicolons or tabs.
-      train_split: what the column `split` says of training rows; None: train.
-      val_splits: what it says of validation rows, the first that occurs counts.
-      val_fraction: see above; None: 0.2.
-      seed: see above.
+      division: what the column `split` says, or the fraction.
 
     Raises:
       UserError: there is no such table, or it is not of that form.
@@ -40,16 +31,10 @@ def open_manifest(
     rows = _read_rows(pathlib.Path(path).expanduser())
     if 'split' not in rows[0]:
         names = in_order({row['label'] for row in rows})
-        every = _to_split(rows, names)
-        fraction = DEFAULT_VAL_FRACTION if val_fraction is None else val_fraction
-        train, val, note = hold_out(every.paths, every.labels, fraction, seed)
+        train, val, note = hold_out(_to_split(rows, names), division)
         return Source(train, val, tuple(names), (note,))
-    if val_fraction is not None:
-        raise UserError(
-            f'config.data.val_fraction={val_fraction:g} has no meaning for {path!r}, whose column '
-            'split tells what is for validation; leave it out.'
-        )
-    return _by_split(path, rows, train_split or 'train', val_splits)
+    division.require_no_fraction(path, 'whose column split tells what is for validation')
+    return _by_split(path, rows, division.train or 'train', division.val)
 
 
 def _by_split(

@@ -14,9 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcls.data import crops
-from flaxcls.data.splits import ArraySplit, Split, Subset
+from flaxcls.data.splits import ArraySplit, Split, Subset, raise_unreadable
 from flaxcls.data.threads import num_threads
-from flaxcls.errors import RunError, UserError
+from flaxcls.errors import UserError
 
 Batch = dict[str, np.ndarray]
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.
@@ -156,9 +156,7 @@ def _make_threaded_loader(
                 image, batch['label'][row] = split[index]
                 batch['image'][row] = cut(image, None if uniforms is None else uniforms[row])
             except (ValueError, OSError) as error:
-                raise RunError(
-                    f'{split.name(index)}: {error}; repair it or move it away.'
-                ) from None
+                raise_unreadable(split, index, error)
 
         def load_rows(first: int) -> None:  # A task for each row would cost a tenth of the time.
             for row in range(first, len(indices), threads):

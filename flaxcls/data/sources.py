@@ -11,7 +11,7 @@ from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mni
 from flaxcls.data.folder import open_folder
 from flaxcls.data.manifest import open_manifest
 from flaxcls.data.scan import readable_part
-from flaxcls.data.splits import ArraySplit, FileSplit, Source, Subset
+from flaxcls.data.splits import ArraySplit, Division, FileSplit, Source, Subset
 from flaxcls.data.tfds import default_data_dir, find_prepared, open_tfds
 from flaxcls.data.threads import num_threads
 from flaxcls.errors import UserError
@@ -37,7 +37,8 @@ def open_source(config: ConfigDict) -> Source:
         return _synthetic(rest, config)
     if kind in ('folder', 'manifest') and rest:
         open_files = open_folder if kind == 'folder' else open_manifest
-        return open_files(rest, data.train_split, val_splits, data.val_fraction, config.seed)
+        division = Division(data.train_split, val_splits, data.val_fraction, config.seed)
+        return open_files(rest, division)
     if kind == 'fashion_mnist' and not rest:
         _prepare_fashion_mnist_from_debian(data_dir)
     elif kind != 'tfds' or not rest:

@@ -8,13 +8,13 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
-from flaxcls.errors import UserError
+from flaxcls.errors import RunError, UserError
 
-DEFAULT_VAL_FRACTION = 0.2
+_DEFAULT_VAL_FRACTION = 0.2
 
 
 class Split(Protocol):
@@ -123,6 +123,28 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
+class Division(NamedTuple):
+    """What tells the training examples of a set of files from those for validation."""
+
+    train: str | None  # The name of the training part; None: train.
+    val: Sequence[str]  # Names of the validation part to look for; the first that exists counts.
+    val_fraction: float | None  # Held out of every class of a set without parts; None: 0.2.
+    seed: int  # Of that draw.
+
+    def require_no_fraction(self, path: str, reason: str) -> None:
+        """Raises UserError if a fraction is to be held out of a set that has parts."""
+        if self.val_fraction is not None:
+            raise UserError(
+                f'config.data.val_fraction={self.val_fraction:g} has no meaning for {path!r}, '
+                f'{reason}; leave it out.'
+            )
+
+
+def raise_unreadable(split: Split, index: int, error: Exception) -> NoReturn:
+    """Raises RunError that names the example which `error` has kept from being decoded."""
+    raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None
+
+
 def _fingerprint(path: str) -> int:
     try:
         status = os.stat(path)
@@ -140,20 +162,16 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
 
 
-def hold_out(
-    paths: Sequence[str], labels: np.ndarray, fraction: float, seed: int
-) -> tuple[FileSplit, FileSplit, str]:
+def hold_out(every: FileSplit, division: Division) -> tuple[FileSplit, FileSplit, str]:
     """Returns the training and the validation files, and a note about them.
-
-    Args:
-      paths: [N].
-      labels: int32 [N].
-      fraction: of every class, for validation.
-      seed: of the draw, which each class makes for itself.
 
     Raises:
       UserError: one of the two would have none.
     """
+    paths, labels, seed = every.paths, every.labels, division.seed
+    fraction = division.val_fraction
+    if fraction is None:
+        fraction = _DEFAULT_VAL_FRACTION
     held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         rng = np.random.default_rng((seed, int(label)))
