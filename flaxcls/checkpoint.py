@@ -97,8 +97,10 @@ class Checkpoints:
         with self._access('read', _RESTORE):
             return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
-    def restore_arrays(self, step: int) -> dict[str, Any]:
-        """Returns the NumPy arrays saved at `step` in nested dicts, whatever they belong to.
+    def restore_weights(self, step: int) -> dict[str, Any]:
+        """Returns {'params': ..., 'batch_stats': ...} saved at `step`, as nested NumPy arrays.
+
+        Of a run with averaged weights, these are taken.
 
         Raises:
           RunError: the checkpoint cannot be read.
@@ -106,7 +108,9 @@ class Checkpoints:
         with self._access('read', _RESTORE):
             metadata = self._manager.item_metadata(step).tree
             target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        saved = saved.get('ema') or saved
+        return {name: saved.get(name) or {} for name in ('params', 'batch_stats')}
 
     def _require_room(self, size: int) -> None:
         # Told now in one sentence, rather than by the threads that write, each in its own way.

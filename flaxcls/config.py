@@ -49,6 +49,7 @@ def default_config() -> ConfigDict:
     config.model.zero_init_residual = placeholder(bool)  # ResNet: blocks begin as their shortcuts.
     config.model.stochastic_depth_rate = placeholder(float)  # ResNet: of the last block.
     config.model.lrn = placeholder(str)  # AlexNet: none, paper or caffe (alpha divided by n).
+    config.model.remat = False  # Recompute all but convolutions in the backward pass.
     config.model.initializer = placeholder(str)  # AlexNet: paper, he or filters (1/sqrt(filters)).
 
     config.batch_norm = ConfigDict()
@@ -97,6 +98,13 @@ def default_config() -> ConfigDict:
     config.optimizer.weight_decay = 1e-4  # Added to the gradient as weight_decay * weight.
     config.optimizer.decay_all = False  # Decay BatchNorm's parameters and the biases as well.
 
+    config.ema = ConfigDict()
+    config.ema.decay = 0.0  # Of a moving average of the weights, such as 0.999, to be evaluated.
+
+    config.parallel = ConfigDict()
+    config.parallel.mode = 'jit'  # jit (shard_map over a mesh) or pmap.
+    config.parallel.accumulation_steps = 1  # Parts of a batch, computed one after another.
+
     config.schedule = ConfigDict()
     config.schedule.name = 'cosine'  # cosine, step or constant.
     config.schedule.warmup_epochs = 0.0  # Linear rise to the peak; the first step is above zero.
@@ -108,7 +116,8 @@ def default_config() -> ConfigDict:
 # Options that a resumed run may change, since they leave the experiment's result alone.
 OBSERVING_OPTIONS = frozenset(
     {'log_every_steps', 'eval_every_epochs', 'checkpoint_every_steps', 'tensorboard', 'top_k'}
-    | {'data.num_threads', 'data.data_dir'}
+    | {'data.num_threads', 'data.data_dir', 'parallel.mode', 'parallel.accumulation_steps'}
+    | {'model.remat'}
 )
 
 

@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from flaxcls import metrics, parallel, steps
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.config import set_option
@@ -15,13 +17,18 @@ from flaxcls.train_state import TrainState
 
 def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
     """Returns state -> {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}."""
-    config, mesh = setup.config, setup.mesh
-    eval_step = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), mesh)
-    make_batches = pipeline.make_eval_batches(config, setup.source.val)
+    config, layout = setup.config, setup.layout
+    eval_step = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
+    make_batches = pipeline.make_eval_batches(
+        config,
+        setup.source.val,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         all_sums = []
-        for batch in parallel.to_devices(make_batches(), mesh):
+        for batch in parallel.to_devices(make_batches(), layout):
             all_sums.append(eval_step(state, batch))
             parallel.limit_run_ahead(all_sums)
         return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))
@@ -43,6 +50,7 @@ def load_run(
     *,
     checkpoint: str = 'newest',
     overrides: Mapping[str, Any] | None = None,
+    training_too: bool = False,
 ) -> tuple[Setup, TrainState]:
     """Returns what a run was made of, and its state.
 
@@ -50,6 +58,7 @@ def load_run(
       workdir: of the run.
       checkpoint: newest, best (by validation accuracy), or a step.
       overrides: of the stored config, such as another `data.source`.
+      training_too: also look for unreadable files among the training images.
 
     Raises:
       UserError: there is no such run or checkpoint, or an override does not fit.
@@ -58,7 +67,7 @@ def load_run(
     config = load_stored_config(workdir)
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
-    setup = prepare(config, for_training=False)
+    setup = prepare(config, for_training=training_too)
     require_stored_classes(setup, workdir)
     for note in setup.source.notes:
         print(f'Note: {note}')

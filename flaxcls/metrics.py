@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flaxcls.models.layers import at_least_float32
+
 Sums = dict[str, jax.Array]
 
 
@@ -29,7 +31,7 @@ def batch_sums(
     Returns:
       loss_sum (cross-entropy), correct, correct_top_k and count.
     """
-    logits = logits.astype(jnp.float32)
+    logits = logits.astype(at_least_float32(logits.dtype))
     if targets is None:
         targets = jax.nn.one_hot(labels, logits.shape[-1])
     losses = optax.softmax_cross_entropy(logits, targets)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -105,6 +106,22 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     if options.head_multiplier != 1:
         steps.append(optax.masked(optax.scale(options.head_multiplier), _head_only))
     return optax.chain(*steps)
+
+
+def update_ema(
+    ema: dict[str, Any], new: dict[str, Any], step: jax.Array, config: ConfigDict
+) -> dict[str, Any]:
+    """Returns the moving average after `step` + 1 updates; {} stays {}.
+
+    The decay is min(config.ema.decay, (1 + step) / (10 + step)), so that the initial weights are
+    soon forgotten. Weights and BatchNorm's running statistics are averaged alike: to first order,
+    the average of the statistics is the statistics of the average. `flaxcls.recalibrate` computes
+    them exactly.
+    """
+    if not ema:
+        return ema
+    decay = jnp.minimum(config.ema.decay, (1 + step) / (10 + step))
+    return optax.incremental_update(new, ema, 1 - decay)
 
 
 def _head_only(params: Any) -> Any:

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from flaxcls import config as config_lib
@@ -19,6 +18,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.sources import prepare_source
 from flaxcls.data.splits import Source
 from flaxcls.errors import UserError
+from flaxcls.parallel import Layout
 from flaxcls.train_state import TrainState
 from flaxcls.validation import validate
 
@@ -31,7 +31,7 @@ class Setup(NamedTuple):
     config: ConfigDict  # Resolved: what the data and the model decide is filled in.
     source: Source
     model: nn.Module
-    mesh: Mesh
+    layout: Layout
     steps_per_epoch: int
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -53,8 +53,10 @@ class Setup(NamedTuple):
         if config.init_from and take_weights:
             variables = _take_weights(variables, config.init_from)
         patterns = models.frozen_patterns(config)
-        state = train_state.create_train_state(variables, self.optimizer, patterns)
-        return parallel.replicate(state, self.mesh)
+        state = train_state.create_train_state(
+            variables, self.optimizer, patterns, ema=config.ema.decay > 0
+        )
+        return parallel.replicate(state, self.layout)
 
 
 def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
@@ -70,9 +72,7 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     validate(config)
     if config.tensorboard:
         writers.require_tensorboard()
-    mesh = parallel.create_mesh()
-    parallel.require_divisible(config.batch_size, mesh)
-    _require_partners(config, mesh)
+    layout = parallel.create_layout(config)
     config = config.copy_and_resolve_references().unlock()
     models.model_from_config(config)  # Names and options of the model, before any data is read.
     config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
@@ -92,18 +92,7 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     per_epoch = pipeline.steps_per_epoch(config, source.train)
     schedule = optim.make_schedule(config, per_epoch)
     optimizer = optim.make_optimizer(config, schedule)
-    return Setup(config.lock(), source, model, mesh, per_epoch, schedule, optimizer)
-
-
-def _require_partners(config: ConfigDict, mesh: Mesh) -> None:
-    """Refuses shares of a batch too small for `mixing.next_in_batch`."""
-    augment, share = config.augment, config.batch_size // mesh.size
-    if (augment.mixup or augment.cutmix) and share < augment.repeats:
-        raise UserError(
-            f'config.augment.repeats={augment.repeats} with mixup or cutmix needs as many examples '
-            f'on each of the {mesh.size} devices; choose config.batch_size={augment.repeats} x '
-            f'{mesh.size} or larger.'
-        )
+    return Setup(config.lock(), source, model, layout, per_epoch, schedule, optimizer)
 
 
 def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
@@ -117,10 +106,10 @@ def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
     workdir = pathlib.Path(workdir).expanduser()
     load_stored_config(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
-    saved = checkpoints.restore_arrays(checkpoints.find('newest'))
+    saved = checkpoints.restore_weights(checkpoints.find('newest'))
     checkpoints.close()
     ours = flatten_dict({name: variables[name] for name in ('params', 'batch_stats')})
-    theirs = flatten_dict({name: saved.get(name) or {} for name in ('params', 'batch_stats')})
+    theirs = flatten_dict(saved)
     other_head = False
     for path in sorted(ours.keys() | theirs.keys()):
         shapes = [getattr(tree.get(path), 'shape', 'absent') for tree in (ours, theirs)]

@@ -1,27 +1,32 @@
 """The training step and the evaluation step: pure functions of (state, batch) on one device.
 
 They are written for a device's share of the batch, with the named axis AXIS over the devices;
-`flaxcls.parallel` runs them.
+`flaxcls.parallel` lays out the batch and runs them.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
+from flaxcls import optim
 from flaxcls.data.augment import make_augment, make_normalize, ten_crops
 from flaxcls.data.mixing import make_mix
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
+from flaxcls.models.layers import CONVOLUTION
 from flaxcls.optim import merge_frozen, split_frozen
 from flaxcls.train_state import TrainState
 
 AXIS = 'devices'
+# What recomputation keeps: everything else follows from it at little cost.
+_ONLY_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
 Batch = dict[str, jax.Array]
 
 
@@ -30,57 +35,98 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Returns train_step(state, batch) -> (state after one update, sums over the global batch).
 
-    The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B]}, a device's share. Every random
-    draw belongs to an example: its key is folded from the seed, the step and the example's
-    position in the global batch, so that it does not depend on the layout of devices.
+    The batch is {'image': uint8 [P, B, S, S, 3], 'label': int32 [P, B]}: a device's B examples of
+    each of P parts, whose gradients are computed one after another and averaged. BatchNorm's
+    running statistics are averaged likewise, over all groups of all parts, and move once a step.
+
+    Every random draw belongs to an example: its key is folded from the seed, the step and the
+    example's position in the global batch, so that it does not depend on the layout of devices.
     """
     augment, normalize = make_augment(config), make_normalize(config)
     mix = make_mix(config, AXIS)
     patterns = frozen_patterns(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        augment_keys, mix_keys, model_keys = _example_keys(
-            config.seed, state.step, len(batch['label'])
-        )
-        images = augment(augment_keys, batch['image'].astype(jnp.float32))
-        images, targets, labels = mix(mix_keys, images, batch['label'])
+        keys = _example_keys(config.seed, state.step, batch['label'].shape)
+        images = jax.vmap(augment)(keys.augment, batch['image'].astype(jnp.float32))
+        images, targets, labels = mix(keys.mix, images, batch['label'])
         images = normalize(images)
-
+        targets = optax.smooth_labels(targets, config.label_smoothing)
         trained, frozen = split_frozen(state.params, patterns)
 
-        def loss_fn(trained: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+        def loss_fn(trained: Any, part: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            images, targets, labels, example_keys = part
             params = merge_frozen(trained, frozen)
             logits, updates = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
                 images,
                 train=True,
-                example_keys=model_keys,
+                example_keys=example_keys,
                 mutable=['batch_stats'],
             )
-            sums = batch_sums(
-                logits,
-                labels,
-                jnp.ones_like(labels, bool),
-                top_k=config.top_k,
-                targets=optax.smooth_labels(targets, config.label_smoothing),
-            )
-            # Devices have equal shares, so the mean of their means is the batch's.
+            everyone = jnp.ones_like(labels, bool)
+            sums = batch_sums(logits, labels, everyone, top_k=config.top_k, targets=targets)
+            # Shares are equal, so the mean of their means is the batch's.
             loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
 
-        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(trained)
-        # The one reduction over devices (BatchNorm's groups apart, where they span devices).
-        gradients, batch_stats = lax.pmean((gradients, batch_stats), AXIS)
+        if config.model.remat:
+            loss_fn = jax.checkpoint(loss_fn, policy=_ONLY_CONVOLUTIONS)
+        gradients_of = jax.grad(loss_fn, has_aux=True)
+        parts = (images, targets, labels, keys.model)
+        gradients, (batch_stats, sums) = _sum_over_parts(
+            lambda part: gradients_of(trained, part), parts
+        )
+        # Even the mean of equal numbers may be another in the last bit: what is frozen stays out.
+        batch_stats, frozen_stats = split_frozen(batch_stats, patterns)
+        gradients, batch_stats, sums = _reduce(gradients, batch_stats, sums, len(labels))
+        batch_stats = merge_frozen(batch_stats, frozen_stats)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = merge_frozen(optax.apply_updates(trained, updates), frozen)
         new_state = TrainState(
             step=state.step + 1,
-            params=merge_frozen(optax.apply_updates(trained, updates), frozen),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=optim.update_ema(
+                state.ema, {'params': params, 'batch_stats': batch_stats}, state.step, config
+            ),
         )
-        return new_state, lax.psum(sums, AXIS)
+        return new_state, sums
 
     return train_step
+
+
+def _sum_over_parts(compute: Callable[[Any], Any], parts: Any) -> Any:
+    """Returns the sum of `compute(part)` over the first axis of `parts`, one after another."""
+    count = len(jax.tree.leaves(parts)[0])
+    first = jax.tree.map(lambda x: x[0], parts)
+    if count == 1:
+        return compute(first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first))
+    add = lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None)  # noqa: E731
+    # On CPU, convolutions within a loop are several times slower.
+    unroll = jax.default_backend() == 'cpu'
+    return lax.scan(add, zeros, parts, unroll=unroll)[0]
+
+
+def _reduce(gradients: Any, batch_stats: Any, sums: Sums, parts: int) -> tuple[Any, Any, Sums]:
+    """Returns the means of gradients and statistics over parts and devices, and the sums.
+
+    This is the one reduction of a step over the devices, apart from BatchNorm's groups where these
+    span devices. XLA joins up to 256 arrays of one type, so the many small ones travel as one
+    vector, and counts as floats, which are exact up to 2**24.
+    """
+    shares = parts * lax.axis_size(AXIS)
+    if lax.axis_size(AXIS) > 1:
+        leaves, structure = jax.tree.flatten((gradients, batch_stats, sums))
+        small, restore = ravel_pytree([leaf for leaf in leaves if leaf.ndim < 2])
+        small, large = lax.psum((small, [leaf for leaf in leaves if leaf.ndim >= 2]), AXIS)
+        small, large = iter(restore(small)), iter(large)
+        leaves = [next(small if leaf.ndim < 2 else large) for leaf in leaves]
+        gradients, batch_stats, sums = jax.tree.unflatten(structure, leaves)
+    gradients, batch_stats = jax.tree.map(lambda x: x / shares, (gradients, batch_stats))
+    return gradients, batch_stats, sums
 
 
 def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState, Batch], Sums]:
@@ -109,8 +155,7 @@ def make_classify(
     normalize = make_normalize(config)
 
     def classify(state: TrainState, images: jax.Array) -> jax.Array:
-        variables = {'params': state.params, 'batch_stats': state.batch_stats}
-        return model.apply(variables, normalize(images), train=False)
+        return model.apply(state.evaluated, normalize(images), train=False)
 
     def classify_ten_crops(state: TrainState, images: jax.Array) -> jax.Array:
         crops = ten_crops(images, config.data.image_size)
@@ -121,9 +166,20 @@ def make_classify(
     return classify_ten_crops if config.data.eval_crops == 'ten' else classify
 
 
-def _example_keys(seed: int, step: jax.Array, local: int) -> tuple[jax.Array, ...]:
-    """Returns three keys per example of this device, [local] each: to augment, mix, and train."""
-    positions = lax.axis_index(AXIS) * local + jnp.arange(local)
+class _ExampleKeys(NamedTuple):
+    """Keys [P, B] of a device's examples, by what they are for."""
+
+    augment: jax.Array
+    mix: jax.Array
+    model: jax.Array
+
+
+def _example_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> _ExampleKeys:
+    parts, local = shape
+    devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
+    # The order of parallel.Layout: parts, then devices, then examples.
+    positions = (jnp.arange(parts)[:, None] * devices + device) * local + jnp.arange(local)
     step_key = jax.random.fold_in(jax.random.key(seed), step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions)
-    return tuple(jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions.ravel())
+    keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    return _ExampleKeys(*keys.reshape(3, parts, local))

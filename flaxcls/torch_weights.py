@@ -108,10 +108,10 @@ def export_weights(
     config = load_stored_config(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.find(checkpoint)
-    saved = checkpoints.restore_arrays(step)
+    weights_of_run = checkpoints.restore_weights(step)
     checkpoints.close()
     entries = torch_layout(models.model_from_config(config), config.data.image_size)
-    state = to_state_dict({name: saved[name] for name in ('params', 'batch_stats')}, entries)
+    state = to_state_dict(weights_of_run, entries)
     state |= _counters(workdir, entries, step)
     _write_state_dict(state, weights)
     return state

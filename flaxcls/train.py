@@ -130,7 +130,7 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
     for note in (*source.notes, *_schedule_notes(config)):
         print(f'Note: {note}')
     print(
-        f'{config.model.name}: {parameters:,} parameters, on {setup.mesh.size} '
+        f'{config.model.name}: {parameters:,} parameters, on {setup.layout.devices} '
         f'{jax.devices()[0].device_kind} device(s); workdir {workdir}\n'
         f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
         f'images, {len(source.class_names)} classes\n'
@@ -154,10 +154,10 @@ def _train(
     setup: Setup, state: TrainState, workdir: pathlib.Path, checkpoints: Checkpoints
 ) -> TrainState:
     """Runs the loop from `state` to the last step."""
-    config, mesh = setup.config, setup.mesh
+    config, layout = setup.config, setup.layout
     start_step, eval_every = int(state.step), setup.steps_per_epoch * config.eval_every_epochs
     train_step = parallel.parallelize_train_step(
-        steps.make_train_step(config, setup.model, setup.optimizer), mesh
+        steps.make_train_step(config, setup.model, setup.optimizer), layout
     )
     evaluate = make_evaluate(setup)
     make_batches = pipeline.make_train_batches(
@@ -166,7 +166,7 @@ def _train(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    batches = parallel.to_devices(make_batches(start_step), mesh)
+    batches = parallel.parts_to_devices(make_batches(start_step), layout)
     writer = writers.MetricsWriter(workdir, start_step, tensorboard=config.tensorboard)
     progress = writers.Progress(start_step, setup.total_steps)
     window = _Window(config)

@@ -23,16 +23,27 @@ class TrainState:
       params: parameters, trained and frozen, float32.
       batch_stats: BatchNorm's running means and variances, float32; {} for a network without.
       opt_state: the optimizer's.
+      ema: {'params': ..., 'batch_stats': ...}, averaged over the steps; {} without config.ema.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
+    ema: Any
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """{'params': ..., 'batch_stats': ...} of what is evaluated: the averages, if there are."""
+        return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 
 
 def create_train_state(
-    variables: dict[str, Any], optimizer: optax.GradientTransformation, frozen: Sequence[str]
+    variables: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    frozen: Sequence[str],
+    *,
+    ema: bool = False,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -40,6 +51,7 @@ def create_train_state(
       variables: {'params': ..., 'batch_stats': ...}.
       optimizer: gets a state for what is trained.
       frozen: patterns of the layers that are not.
+      ema: whether to average the weights.
 
     Raises:
       UserError: a pattern fits no layer, or all layers are frozen.
@@ -51,4 +63,6 @@ def create_train_state(
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         opt_state=optimizer.init(trained),
+        # A copy, since the step gives up both.
+        ema=jax.tree.map(jnp.copy, dict(variables)) if ema else {},
     )

@@ -54,6 +54,8 @@ _RANGES = {
     'optimizer.head_multiplier': (lambda x: 0 < x < math.inf, 'positive'),
     'optimizer.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'optimizer.weight_decay': (lambda x: 0 <= x < math.inf, 'zero or positive'),
+    'ema.decay': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'parallel.accumulation_steps': (lambda x: x > 0, 'positive'),
     'schedule.warmup_epochs': (lambda x: x >= 0, 'zero or positive'),
     'schedule.milestones': (lambda x: list(x) == sorted(set(x)), 'in rising order'),
     'schedule.decay_factor': (lambda x: 0 < x < 1, 'between 0 and 1'),
@@ -70,6 +72,7 @@ _CHOICES = {
     'augment.crop': ('none', 'pad', 'random_resized'),
     'augment.crop_on': ('host', 'device'),
     'augment.policy': ('none', 'randaugment', 'trivialaugment'),
+    'parallel.mode': ('jit', 'pmap'),
     'schedule.name': ('cosine', 'step', 'constant'),
 }
 

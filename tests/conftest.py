@@ -1,11 +1,11 @@
-"""Four virtual devices for all tests, a compile cache, and small configs that train in seconds."""
+"""Eight virtual devices for all tests, a compile cache, and small configs that train in seconds."""
 
 import os
 import pathlib
 
 # Before jax is imported: the devices, and where compiled programs are kept between runs.
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=4')
+os.environ.setdefault('XLA_FLAGS', '--xla_force_host_platform_device_count=8')
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'flaxcls-tests'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')

@@ -204,7 +204,8 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
         {
             'data.source': f'folder:{folder / "images"}',
             'augment.crop': 'random_resized',
-            'batch_size': 4,
+            'batch_size': 8,
+            'ema.decay': 0.9,
         },
     ]
     monkeypatch.setattr(ConfigDict, '__getitem__', recording)

@@ -21,7 +21,7 @@ ORDER = [
     {'run_setup'},
     {'evaluate'},
     {'train'},
-    {'main', 'report', 'prepare_data', 'torch_weights', 'check_data'},
+    {'main', 'report', 'prepare_data', 'torch_weights', 'check_data', 'recalibrate'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

@@ -209,8 +209,8 @@ def test_diverging_loss_stops_the_run_with_a_sentence(tiny_config, tmp_path):
     ('overrides', 'says'),
     [
         ({'batch_size': 2000}, 'larger than the training set of 1437'),
-        ({'batch_size': 30}, 'cannot be shared by 4 devices; choose 28 or 32'),
-        ({'batch_norm.group_size': 32, 'batch_size': 96}, 'group_size=32 fits neither'),
+        ({'batch_size': 30}, 'cannot be shared by 8 devices; choose 24 or 32'),
+        ({'batch_norm.group_size': 32, 'batch_size': 96}, 'asks for 32 examples at once'),
         ({'data.image_size': 2}, 'too small for resnet20; the smallest is 2'),
         ({'model.num_classes': 7}, 'does not match the 10 classes'),
         ({'model.growth_rate': 7}, 'no meaning for resnet20'),
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused_before_any_work(tiny_config, tmp_path, ove
 
 
 def _folder_config(tiny_config, folder, **overrides):
-    return tiny_config(data__source=f'folder:{folder}', batch_size=4, num_epochs=1, **overrides)
+    return tiny_config(data__source=f'folder:{folder}', batch_size=8, num_epochs=1, **overrides)
 
 
 def test_one_class_is_refused(tiny_config, tmp_path, write_images):

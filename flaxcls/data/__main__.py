@@ -69,9 +69,11 @@ def _make_train_view(config: ConfigDict) -> Callable[[jax.Array, jax.Array, jax.
     def view(key: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
         augment_keys, mix_keys = jax.random.split(key, (2, len(labels)))
         images = augment(augment_keys, images.astype(jnp.float32))
-        # Mixing asks for a named axis over the devices; here it has the length of one.
-        one = jax.vmap(mix, axis_name='device')(mix_keys[None], images[None], labels[None])
-        return jax.tree.map(lambda x: x[0], one)
+        # Mixing asks for parts, and a named axis over the devices; here both are one.
+        one = jax.vmap(mix, axis_name='device')(
+            *(x[None, None] for x in (mix_keys, images, labels))
+        )
+        return jax.tree.map(lambda x: x[0, 0], one)
 
     return view
 

@@ -222,7 +222,7 @@ def ten_crops(images: jax.Array, size: int) -> jax.Array:
 
 
 def make_normalize(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """Returns images in 0..255 -> (images / 255 - mean) / std, float32."""
+    """Returns images in 0..255 -> (images / 255 - mean) / std, float32 or wider."""
     mean = 255 * jnp.array(config.data.mean, jnp.float32)
     std = 255 * jnp.array(config.data.std, jnp.float32)
-    return lambda images: (images.astype(jnp.float32) - mean) / std
+    return lambda images: (images.astype(jnp.promote_types(images.dtype, mean.dtype)) - mean) / std

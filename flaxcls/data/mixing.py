@@ -17,16 +17,17 @@ from flaxcls.data.augment import rectangle
 
 
 class Mixed(NamedTuple):
-    images: jax.Array  # [B, H, W, 3].
-    targets: jax.Array  # float32 [B, C], rows that sum to 1.
-    labels: jax.Array  # int32 [B], the one with the larger share.
+    images: jax.Array  # [P, B, H, W, 3].
+    targets: jax.Array  # float [P, B, C], rows that sum to 1.
+    labels: jax.Array  # int32 [P, B], the one with the larger share.
 
 
 def make_mix(
     config: ConfigDict, axis_name: str
 ) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
-    """Returns (keys [B], images [B, H, W, 3], labels int32 [B]) -> Mixed, of a device's share.
+    """Returns (keys [P, B], images [P, B, H, W, 3], labels int32 [P, B]) -> Mixed.
 
+    These are a device's B examples of each of P parts; see `next_in_batch` for their order.
     With both mixup and cutmix, each example takes one of them with probability 1/2. With neither,
     the images stay and the targets are one-hot.
     """
@@ -46,17 +47,18 @@ def make_mix(
         targets = jax.nn.one_hot(labels, classes)
         if not (options.mixup or options.cutmix):
             return Mixed(images, targets, labels)
-        weights = jax.vmap(weigh, (0, None))(keys, images.shape[1:])
+        weigh_all = jax.vmap(jax.vmap(weigh, (0, None)), (0, None))
+        weights = weigh_all(keys, images.shape[2:])
         # Repeated examples stand side by side, and none is to be mixed with itself.
         partners, partner_labels = (
             next_in_batch(x, options.repeats, axis_name) for x in (images, labels)
         )
-        share = weights.mean((1, 2))
+        share = weights.mean((2, 3))
         partner_targets = jax.nn.one_hot(partner_labels, classes)
         return Mixed(
             weights * images + (1 - weights) * partners,
             share * targets + (1 - share) * partner_targets,
-            jnp.where(share[:, 0] >= 0.5, labels, partner_labels),
+            jnp.where(share[..., 0] >= 0.5, labels, partner_labels),
         )
 
     return mix
@@ -83,10 +85,14 @@ def next_in_batch(x: jax.Array, shift: int, axis_name: str) -> jax.Array:
     """Returns, in the place of each row of the global batch, the row `shift` further, cyclically.
 
     Args:
-      x: [B, ...], a device's share, of at least `shift` rows.
-      shift: rows.
+      x: [P, B, ...], a device's share: the batch is P parts, and a part the B rows of each device.
+      shift: rows, at most B.
       axis_name: of the devices.
     """
     devices = lax.axis_size(axis_name)
     from_next = [((device + 1) % devices, device) for device in range(devices)]
-    return jnp.concatenate([x[shift:], lax.ppermute(x[:shift], axis_name, from_next)])
+    after = lax.ppermute(x[:, :shift], axis_name, from_next)
+    # After the last device comes the first, with the next part.
+    is_last = lax.axis_index(axis_name) == devices - 1
+    after = jnp.where(is_last, jnp.roll(after, -1, axis=0), after)
+    return jnp.concatenate([x[:, shift:], after], axis=1)

@@ -51,10 +51,11 @@ def make_train_batches(
     Args:
       config: a full config.
       split: the training examples.
-      process_index, process_count: each process reads consecutive rows of the global batch.
+      process_index, process_count: each process reads its rows of each part of the batch.
     """
-    share = config.batch_size // process_count
-    rows = slice(process_index * share, (process_index + 1) * share)
+    parts = config.parallel.accumulation_steps
+    by_process = np.arange(config.batch_size).reshape(parts, process_count, -1)
+    rows = by_process[:, process_index].ravel()
     different = config.batch_size // config.augment.repeats
     per_epoch = steps_per_epoch(config, split)
     load = _make_loader(config, split, training=True)
@@ -80,19 +81,23 @@ def cuts_on_host(config: ConfigDict) -> bool:
     return config.augment.crop == 'random_resized' and config.augment.crop_on == 'host'
 
 
-def make_eval_batches(config: ConfigDict, split: Split) -> Callable[[], Iterator[Batch]]:
-    """Returns () -> batches with every example once, in order.
+def make_eval_batches(
+    config: ConfigDict, split: Split, *, process_index: int = 0, process_count: int = 1
+) -> Callable[[], Iterator[Batch]]:
+    """Returns () -> this process's share of batches with every example once, in order.
 
     A batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]} with
-    B = batch_size; the last one is filled up with zeros that the mask leaves out. S is image_size,
-    or with ten crops the side of the image that they are cut from.
+    B = batch_size / process_count; the last ones are filled up with zeros that the mask leaves out.
+    S is image_size, or with ten crops the side of the image that they are cut from.
     """
     load = _make_loader(config, split, training=False)
+    share = config.batch_size // process_count
 
-    def load_batch(first: int) -> Batch:
-        indices = np.arange(first, min(first + config.batch_size, len(split)))
+    def load_batch(first_of_all: int) -> Batch:
+        first = first_of_all + process_index * share
+        indices = np.arange(first, min(first + share, len(split)))
         batch = load(indices, None) | {'mask': np.ones(len(indices), bool)}
-        missing = config.batch_size - len(indices)
+        missing = share - len(indices)
         return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
     batches = grain.MapDataset.range(0, len(split), config.batch_size).map(load_batch)

@@ -48,12 +48,15 @@ _SHAPING = {  # Of config.model, besides the name and the dtype.
 }  # fmt: skip
 
 
-def model_from_config(config: ConfigDict, *, axis_name: str | None = None) -> nn.Module:
+def model_from_config(
+    config: ConfigDict, *, axis_name: str | None = None, **norm_options: Any
+) -> nn.Module:
     """Returns the network that `config` describes.
 
     Args:
       config: a full config.
       axis_name: the axis over which the training step splits its batch, for BatchNorm's groups.
+      **norm_options: further attributes of BatchNorm.
 
     Raises:
       UserError: see `create_model`.
@@ -62,9 +65,10 @@ def model_from_config(config: ConfigDict, *, axis_name: str | None = None) -> nn
         BatchNorm,
         momentum=config.batch_norm.momentum,
         eps=config.batch_norm.eps,
-        group_size=config.batch_norm.group_size,
+        group_size=config.batch_norm.group_size or config.batch_size,
         axis_name=axis_name,
         frozen=frozen_patterns(config),
+        **norm_options,
     )
     options = {name: config.model[name] for name in _SHAPING - {'num_classes'}}
     options = {name: value for name, value in options.items() if value is not None}

@@ -1,84 +1,161 @@
-"""One experiment, one result: the layout of devices is no part of it."""
+"""One experiment, one result: the layout of devices is no part of it.
+
+In float64, so that a wrong rule cannot hide behind rounding, and in float32 as people train.
+"""
+
+import functools
+import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flaxcls import parallel, steps
 from flaxcls.config import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
+from flaxcls.errors import UserError
 from flaxcls.metrics import summarize
 from flaxcls.run_setup import prepare
 
+BATCH, STEPS = 32, 20
 FAMILIES = {
-    'alexnet_bn': {'model.width_multiplier': 0.03, 'data.image_size': 63},
-    'resnet20': {'model.stage_sizes': '1,1', 'model.width_multiplier': 0.25},
-    'densenet_bc_100_12': {
-        'model.block_sizes': '1',
-        'model.dropout_rate': 0.2,
-        'augment.mixup': 0.4,
-        'augment.cutmix': 1.0,
-        'augment.repeats': 2,
+    'alexnet_bn': {'model.width_multiplier': 0.02, 'data.image_size': 63},  # With dropout.
+    'resnet20': {
+        'model.stage_sizes': '1,1',
+        'model.width_multiplier': 0.25,
+        'model.stochastic_depth_rate': 0.5,
     },
+    'densenet_bc_100_12': {
+        'model.block_sizes': '1,1',
+        'model.growth_rate': 4,
+        'model.dropout_rate': 0.2,
+    },
+}
+LAYOUTS = [
+    (devices, mode, accumulation)
+    for devices, mode, accumulation in itertools.product((1, 2, 4, 8), ('jit', 'pmap'), (1, 2, 4))
+    if (devices, mode, accumulation) != (1, 'jit', 1)
+]
+TOLERANCES = {'float64': 1e-9, 'float32': 2e-4}
+# Of these, a few that hold each value of each axis; the rest are slow tests.
+QUICK = {
+    ('resnet20', 8, (8, 'jit', 1), 'float64'),
+    ('resnet20', 8, (8, 'jit', 1), 'float32'),
+    ('resnet20', 8, (2, 'pmap', 2), 'float64'),
+    ('resnet20', None, (4, 'jit', 1), 'float64'),
+    ('densenet_bc_100_12', 8, (1, 'jit', 4), 'float64'),
+    ('alexnet_bn', 16, (4, 'jit', 1), 'float64'),
 }
 
 
-def _train(setup, devices, num_steps):
-    mesh = parallel.create_mesh(jax.devices()[:devices])
-    setup = setup._replace(mesh=mesh)
-    step = steps.make_train_step(setup.config, setup.model, setup.optimizer)
-    step = parallel.parallelize_train_step(step, mesh)
-    batches = make_train_batches(setup.config, setup.source.train)(0)
-    state, losses = setup.init_state(), []
-    for _, batch in zip(range(num_steps), parallel.to_devices(batches, mesh), strict=False):
-        state, sums = step(state, batch)
-        losses.append(float(sums['loss_sum']))
-    assert step._cache_size() == 1  # The state that comes out compiles nothing new.
-    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(setup.config, setup.model), mesh)
-    batches = make_eval_batches(setup.config, setup.source.val)()
-    sums = [evaluate(state, batch) for batch in parallel.to_devices(batches, mesh)]
-    return state, losses, summarize(sums, 'val', 5)
+@functools.cache
+def _setup(name, group_size):
+    options = {
+        'data.image_size': 8, 'batch_size': BATCH, 'num_epochs': 1, 'model.name': name,
+        'batch_norm.group_size': group_size, 'optimizer.learning_rate': 0.02, 'ema.decay': 0.9,
+        'augment.crop': 'pad', 'augment.pad': 1, 'augment.flip': True,
+        'augment.mixup': 0.4, 'augment.cutmix': 1.0, 'augment.repeats': 2,
+    }  # fmt: skip
+    return prepare(load_config(None, options | FAMILIES[name]))
 
 
-@pytest.mark.parametrize(
-    ('name', 'group_size'),
-    [('alexnet_bn', 8), ('densenet_bc_100_12', None)] + [('resnet20', g) for g in (4, 8, None)],
-)
-def test_one_two_and_four_devices_train_alike(name, group_size):
-    """With dropout and augmentation; groups within a device, across some, and across all."""
-    overrides = {'data.image_size': 8, 'batch_size': 16, 'augment.crop': 'pad', 'augment.pad': 1}
-    overrides |= {'augment.flip': True, 'model.name': name, 'optimizer.learning_rate': 0.02}
-    overrides |= {'batch_norm.group_size': group_size} | FAMILIES[name]
-    setup = prepare(load_config(None, overrides))
-    state, losses, val = _train(setup, 1, 5)
-    assert losses[0] != losses[-1]
-    for devices in (2, 4):
-        other, other_losses, other_val = _train(setup, devices, 5)
-        np.testing.assert_allclose(other_losses, losses, rtol=2e-4)
-        for got, expected in zip(jax.tree.leaves(other), jax.tree.leaves(state), strict=True):
-            scale = np.abs(expected).max() + 1e-6
-            np.testing.assert_allclose(got / scale, expected / scale, atol=2e-3)
-        assert other_val['val/count'] == val['val/count'] == 360
-        np.testing.assert_allclose(other_val['val/loss'], val['val/loss'], rtol=1e-3)
+def _train(setup, dtype, layout):
+    """Returns the state and the sums of each step and of an evaluation, in `dtype`."""
+    devices, mode, accumulation = layout
+    config = setup.config.copy_and_resolve_references()
+    config.parallel.mode, config.parallel.accumulation_steps = mode, accumulation
+    layout = parallel.create_layout(config, jax.devices()[:devices])
+    model = setup.model.clone(dtype=dtype)
+    step = parallel.parallelize_train_step(
+        steps.make_train_step(config, model, setup.optimizer), layout
+    )
+    widen = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
+    batches = make_train_batches(config, setup.source.train)(0)
+    sums = []
+    for _, batch in zip(range(STEPS), parallel.parts_to_devices(batches, layout), strict=False):
+        state, step_sums = step(state, batch)
+        sums.append(step_sums)
+    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, model), layout)
+    batches = parallel.to_devices(make_eval_batches(config, setup.source.val)(), layout)
+    return jax.device_get((state, sums, [evaluate(state, batch) for batch in batches]))
 
 
-@pytest.mark.parametrize('devices', [1, 2, 4])
-def test_23_examples_in_batches_of_8_are_counted_once_on_any_layout(devices):
-    overrides = {'model.stage_sizes': '1', 'batch_size': 8, 'data.image_size': 8}
-    setup = prepare(load_config(None, overrides))
-    mesh = parallel.create_mesh(jax.devices()[:devices])
-    val = setup.source.val
-    few = type(val)(val.images[:23], val.labels[:23])
-    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(setup.config, setup.model), mesh)
-    state = setup._replace(mesh=mesh).init_state()
-    batches = parallel.to_devices(make_eval_batches(setup.config, few)(), mesh)
+@functools.cache
+def _on_one_device(name, group_size, dtype):
+    return _train(_setup(name, group_size), dtype, (1, 'jit', 1))
+
+
+def _fits(group_size, devices, accumulation):
+    local = BATCH // devices // accumulation
+    span = (group_size or BATCH) / local
+    return local >= 2 and span <= devices  # Examples that are repeated twice stay together.
+
+
+def _cases():
+    cases = itertools.product(FAMILIES, (8, 16, None), LAYOUTS, TOLERANCES)
+    for name, group_size, layout, dtype in cases:
+        if _fits(group_size, layout[0], layout[2]):
+            case = (name, group_size, layout, dtype)
+            marks = () if case in QUICK else pytest.mark.slow
+            yield pytest.param(*case, marks=marks, id='-'.join(map(str, _flat(case))))
+
+
+def _flat(case):
+    """Returns the case with the layout's values in its place."""
+    name, group_size, layout, dtype = case
+    return name, group_size, *layout, dtype
+
+
+def test_quick_cases_hold_every_value_of_every_axis():
+    quick = [_flat(case.values) for case in _cases() if not case.marks]
+    assert len(quick) == len(QUICK)
+    assert [set(axis) for axis in zip(*quick, strict=True)] == [
+        set(FAMILIES), {8, 16, None}, {1, 2, 4, 8}, {'jit', 'pmap'}, {1, 2, 4}, set(TOLERANCES)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'group_size', 'layout', 'dtype'), list(_cases()))
+def test_every_layout_trains_alike(name, group_size, layout, dtype):
+    with jax.enable_x64(dtype == 'float64'):
+        expected = _on_one_device(name, group_size, dtype)
+        got = _train(_setup(name, group_size), dtype, layout)
+    initial = _setup(name, group_size).init_state()
+    for leaves in zip(*map(jax.tree.leaves, (got[0], expected[0], initial)), strict=True):
+        _assert_close(*leaves[:2], TOLERANCES[dtype])
+        assert (leaves[1] != leaves[2]).any()  # Everything has moved.
+    for got_sums, expected_sums in zip(got[1] + got[2], expected[1] + expected[2], strict=True):
+        _assert_close(got_sums['loss_sum'], expected_sums['loss_sum'], TOLERANCES[dtype])
+        for key in ('count', 'correct', 'correct_top_k'):
+            # In float32, rounding may decide between two classes that are as likely.
+            assert dtype == 'float32' or got_sums[key] == expected_sums[key], key
+    assert sum(sums['count'] for sums in got[2]) == 360
+
+
+def _assert_close(got, expected, tolerance):
+    """The error is small beside the largest number of the array."""
+    error = np.abs(np.asarray(got, np.float64) - np.asarray(expected, np.float64)).max()
+    assert error <= tolerance * np.abs(expected).max() + 1e-30
+
+
+@pytest.mark.parametrize('devices', [1, 2, 3, 4, 8])
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_23_examples_are_counted_once_on_any_layout(devices, mode):
+    batch_size = 9 if devices == 3 else 8
+    options = {'model.stage_sizes': '1', 'model.width_multiplier': 0.25, 'data.image_size': 8}
+    config = load_config(None, options | {'batch_size': batch_size, 'parallel.mode': mode})
+    config.batch_norm.group_size = 1
+    setup = prepare(load_config(None, options | {'batch_size': 8}))
+    layout = parallel.create_layout(config, jax.devices()[:devices])
+    config.model.num_classes = 10
+    few = type(setup.source.val)(setup.source.val.images[:23], setup.source.val.labels[:23])
+    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
+    state = setup._replace(layout=layout).init_state()
+    batches = parallel.to_devices(make_eval_batches(config, few)(), layout)
     result = summarize([evaluate(state, batch) for batch in batches], 'val', 5)
     assert result['val/count'] == 23
-    logits = setup.model.apply(
-        {'params': state.params, 'batch_stats': state.batch_stats},
-        _normalized(setup, few),
-        train=False,
-    )
+    logits = setup.model.apply(state.evaluated, _normalized(setup, few), train=False)
     assert result['val/accuracy'] == (np.argmax(logits, -1) == few.labels).mean()
 
 
@@ -87,3 +164,25 @@ def _normalized(setup, split):
 
     images = np.concatenate([b['image'] for b in make_eval_batches(setup.config, split)()])
     return make_normalize(setup.config)(images[: len(split)])
+
+
+@pytest.mark.parametrize(
+    ('options', 'devices', 'says'),
+    [
+        ({'batch_size': 30}, 4, 'cannot be shared by 4 devices; choose 28 or 32'),
+        (
+            {'parallel.accumulation_steps': 3},
+            4,
+            'by 4 devices x 3 accumulation steps; choose 24 or 36',
+        ),
+        ({'parallel.accumulation_steps': 2}, 4, r'None: the whole batch\) asks for 32 .* 4 x 1'),
+        ({'batch_norm.group_size': 16, 'parallel.accumulation_steps': 4}, 2, '2 x 2 would do'),
+        ({'augment.repeats': 8, 'augment.mixup': 0.2}, 8, 'choose config.batch_size=64 or larger'),
+    ],
+    ids=str,
+)
+def test_layouts_that_give_another_result_are_refused(options, devices, says):
+    config = load_config(None, {'batch_size': BATCH} | options)
+    with pytest.raises(UserError, match=says) as caught:
+        parallel.create_layout(config, jax.devices()[:devices])
+    assert '\n' not in str(caught.value)

@@ -1,0 +1,41 @@
+"""What a step sends between devices, read from the compiled program."""
+
+import re
+
+import jax
+import pytest
+
+from flaxcls import parallel, steps
+from flaxcls.config import load_config
+from flaxcls.run_setup import prepare
+
+
+def _collectives(group_size, **options):
+    """Returns how often each kind of collective is in ResNet-50's compiled training step."""
+    config = load_config(None, {
+        'model.name': 'resnet50', 'data.source': 'synthetic:64', 'data.image_size': 32,
+        'batch_size': 16, 'batch_norm.group_size': group_size, 'num_epochs': 1,
+    } | options)  # fmt: skip
+    setup = prepare(config)
+    assert setup.layout.devices == 8
+    step = parallel.parallelize_train_step(
+        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
+    )
+    state = jax.eval_shape(setup.init_state)
+    image = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), 'uint8')
+    batch = {'image': image, 'label': jax.ShapeDtypeStruct((1, 16), 'int32')}
+    # XLA's own passes that join collectives run at any level; those that take minutes do not.
+    compiled = step.lower(state, batch).compile({'xla_backend_optimization_level': 0})
+    kinds = re.findall(r' (all-reduce|all-gather|reduce-scatter|all-to-all)\(', compiled.as_text())
+    return {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def test_one_reduction_a_step_where_groups_lie_within_devices():
+    assert _collectives(2) == {'all-reduce': 1}
+
+
+@pytest.mark.parametrize('group_size', [4, None])
+def test_groups_over_devices_add_one_collective_a_layer_each_way(group_size):
+    layers = 17
+    expected = {'all-reduce': 1, 'all-gather': layers, 'reduce-scatter': layers}
+    assert _collectives(group_size, **{'model.stage_sizes': '1,1,1,1'}) == expected

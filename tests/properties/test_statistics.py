@@ -1,0 +1,188 @@
+"""BatchNorm's statistics: against NumPy, under masks, recomputation and accumulation; averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY
+
+import flaxcls
+from flaxcls import optim, parallel, steps
+from flaxcls.config import load_config
+from flaxcls.data.pipeline import make_eval_batches, make_train_batches
+from flaxcls.errors import UserError
+from flaxcls.evaluate import evaluate_workdir, load_run
+from flaxcls.models.layers import BatchNorm, Moments, moments, pool, unbiased
+from flaxcls.recalibrate import recalibrate, recalibrate_workdir
+from flaxcls.run_setup import prepare
+
+
+def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
+    return np.random.default_rng(0).normal(mean, 1, shape)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_moments_and_their_pool_are_numpys(masked):
+    """Of groups with a mean far from zero, some of them with no example that counts."""
+    values = _values().astype(np.float32)
+    mask = np.random.default_rng(1).random(values.shape[:2]) < 0.5 if masked else None
+    if masked:
+        mask[2] = False
+    got = moments(jnp.array(values), None if mask is None else mask[..., None, None, None])
+    mask = np.ones(values.shape[:2], bool) if mask is None else mask
+    for index, group in enumerate(values):
+        kept = group[mask[index]].astype(np.float64)
+        assert got.count[index] == kept[..., 0].size
+        if len(kept):
+            np.testing.assert_allclose(got.mean[index], kept.mean((0, 1, 2)), rtol=1e-6)
+            np.testing.assert_allclose(got.var[index], kept.var((0, 1, 2)), rtol=1e-4)
+    everything = values[mask].astype(np.float64)
+    total = pool(got)
+    np.testing.assert_allclose(total.mean, everything.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(total.var, everything.var((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(unbiased(total), everything.var((0, 1, 2), ddof=1), rtol=1e-4)
+
+
+def test_masked_examples_change_nothing_of_the_others():
+    layer = BatchNorm(measuring=True, group_size=4, mask=jnp.array([1, 1, 1, 0, 1, 0, 0, 0], bool))
+    x = _values((8, 3, 3, 2)).astype(np.float32)
+    variables = BatchNorm().init(jax.random.key(0), x, train=False)
+    run = lambda x: layer.apply(variables, x, train=False, mutable=['batch_stats'])  # noqa: E731
+    output, updates = run(x)
+    changed = np.where(np.array(layer.mask)[:, None, None, None], x, 7.0)
+    changed_output, changed_updates = run(changed)
+    for got, expected in zip(*map(jax.tree.leaves, (updates, changed_updates)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(changed_output[:3], output[:3])
+    np.testing.assert_array_equal(changed_output[4], output[4])
+    first = x[:3].astype(np.float64)
+    expected = (first - first.mean((0, 1, 2))) / np.sqrt(first.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(output[:3], expected, atol=2e-3)
+
+
+def _numpy_oracle(setup, state):
+    """PreciseBN of a network's first BatchNorm, whose input is one convolution of the images."""
+    images = np.concatenate(
+        [b['image'][b['mask']] for b in make_eval_batches(setup.config, setup.source.train)()]
+    ).astype(np.float64)
+    mean, std = (
+        255 * np.array(v, np.float64) for v in (setup.config.data.mean, setup.config.data.std)
+    )
+    images = np.pad((images - mean) / std, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    kernel = np.asarray(state.params['stem']['kernel'], np.float64)
+    size = setup.config.data.image_size
+    return sum(
+        images[:, i : i + size, j : j + size] @ kernel[i, j] for i in range(3) for j in range(3)
+    )
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A short run with averaged weights and dropout of blocks: its workdir and state."""
+    workdir = tmp_path_factory.mktemp('averaged') / 'run'
+    options = {'ema.decay': 0.9, 'num_epochs': 1, 'model.stochastic_depth_rate': 0.5}
+    state, _ = flaxcls.train_and_evaluate(load_config(None, TINY | options), workdir)
+    return workdir, state
+
+
+def test_recalibration_is_numpys_over_every_training_image(finished):
+    workdir, _ = finished
+    setup, state = load_run(workdir, training_too=True)
+    assert len(setup.source.train) % setup.config.batch_size  # The last batch is masked.
+    raw = state.replace(ema={})
+    stem = _numpy_oracle(setup, raw)
+    got = recalibrate(setup, raw)['batch_stats']['bn_stem']
+    np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=1e-4)
+    # The next layer sees what the first has normalised with the statistics of each group alone.
+    norm = state.params['bn_stem']
+    stem = stem[: len(stem) // 64 * 64 + len(stem) % 64]
+    groups = np.split(stem, range(64, len(stem), 64))
+    normal = [(g - g.mean((0, 1, 2))) / np.sqrt(g.var((0, 1, 2)) + 1e-5) for g in groups]
+    x = np.maximum(np.concatenate(normal) * np.asarray(norm['scale']) + np.asarray(norm['bias']), 0)
+    kernel = np.asarray(state.params['stage1_block1']['conv1']['kernel'], np.float64)
+    padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    inner = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
+    got = recalibrate(setup, raw)['batch_stats']['stage1_block1']['bn1']
+    np.testing.assert_allclose(got['mean'], inner.mean((0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got['var'], inner.var((0, 1, 2), ddof=1), rtol=1e-3)
+
+
+def test_recalibrated_run_is_evaluated_like_any_other(finished, tmp_path):
+    workdir, state = finished
+    before, after = recalibrate_workdir(workdir, tmp_path / 'out')
+    assert before == {k: v for k, v in evaluate_workdir(workdir).items() if k != 'step'}
+    assert after == {k: v for k, v in evaluate_workdir(tmp_path / 'out').items() if k != 'step'}
+    recalibrated = load_run(tmp_path / 'out')[1]
+    for got, averaged in zip(
+        *map(jax.tree.leaves, (recalibrated.params, state.ema['params'])), strict=True
+    ):
+        np.testing.assert_array_equal(got, averaged)
+    with pytest.raises(UserError, match='has a run already'):
+        recalibrate_workdir(workdir, tmp_path / 'out')
+
+
+def test_what_has_no_batch_norm_is_not_recalibrated():
+    setup = prepare(load_config(None, {'model.name': 'alexnet', 'model.width_multiplier': 0.02,
+                                       'data.image_size': 63, 'batch_size': 8}))  # fmt: skip
+    with pytest.raises(UserError, match='alexnet has no BatchNorm'):
+        recalibrate(setup, setup.init_state())
+
+
+def _steps(count=3, **options):
+    """Returns the states after each of the first steps, in float64, on one device."""
+    config = load_config(None, TINY | {'batch_size': 32, 'batch_norm.group_size': 8} | options)
+    setup = prepare(config)
+    layout = parallel.create_layout(config, jax.devices()[:1])
+    model = setup.model.clone(dtype='float64')
+    widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    step = parallel.parallelize_train_step(
+        steps.make_train_step(setup.config, model, setup.optimizer), layout
+    )
+    state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
+    states = []
+    batches = make_train_batches(setup.config, setup.source.train)(0)
+    for _, batch in zip(range(count), parallel.parts_to_devices(batches, layout), strict=False):
+        state, _ = step(state, batch)
+        states.append(jax.device_get(state))
+    return states
+
+
+@pytest.mark.parametrize(
+    'options', [{'model.remat': True}, {'parallel.accumulation_steps': 4}], ids=str
+)
+def test_recomputed_and_accumulated_steps_are_the_same_ones(options):
+    with jax.enable_x64(True):
+        expected, got = _steps(), _steps(**options)
+    for leaves in zip(*map(jax.tree.leaves, (got[-1], expected[-1])), strict=True):
+        np.testing.assert_allclose(*leaves, rtol=1e-9, atol=1e-12)
+
+
+def test_recomputation_keeps_the_outputs_of_convolutions_alone():
+    config = load_config(None, TINY | {'model.remat': True})
+    setup = prepare(config)
+    step = steps.make_train_step(setup.config, setup.model, setup.optimizer)
+    batch = {'image': jnp.zeros((1, 64, 8, 8, 3), jnp.uint8), 'label': jnp.zeros((1, 64), int)}
+    text = str(jax.make_jaxpr(step, axis_env=[(steps.AXIS, 1)])(setup.init_state(), batch))
+    assert text.count('name=convolution') >= 5
+    assert 'remat' in text or 'checkpoint' in text
+
+
+def test_averages_are_those_of_a_plain_loop():
+    with jax.enable_x64(True):
+        states = _steps(4, **{'ema.decay': 0.5})
+        setup = prepare(load_config(None, TINY))
+        mean = jax.tree.map(
+            lambda x: np.asarray(x, np.float64), jax.device_get(setup.init_state().params)
+        )
+        for step, state in enumerate(states):
+            decay = min(0.5, (1 + step) / (10 + step))
+            mean = jax.tree.map(lambda m, p, d=decay: d * m + (1 - d) * p, mean, state.params)
+    for got, expected in zip(*map(jax.tree.leaves, (states[-1].ema['params'], mean)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
+    assert states[-1].evaluated is states[-1].ema
+    assert optim.update_ema({}, {}, 0, None) == {}
+
+
+def test_moments_are_named_in_the_order_that_the_layer_leaves_them():
+    assert Moments._fields == ('count', 'mean', 'var')
