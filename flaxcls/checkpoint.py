@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxcls.errors import RunError, UserError
+from flaxcls.processes import on_first
 from flaxcls.train_state import TrainState
 
 BEST_BY = 'val/accuracy'
@@ -23,8 +24,8 @@ _MAKE_ROOM = 'make room, and start the same command again'
 class Checkpoints:
     """The checkpoints of a workdir: written beside and renamed, so each is whole or absent.
 
-    Saving goes on in the background; `close` waits for it. Kept are the newest, and the one with
-    the highest validation accuracy (the later one of equals).
+    Saving goes on in the background; `close` waits for it. Kept are the newest, the one before, and
+    the one with the highest validation accuracy (the later one of equals).
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
@@ -35,7 +36,7 @@ class Checkpoints:
             raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
         options = ocp.CheckpointManagerOptions(
             best_fn=rank,
-            preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
+            preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
@@ -63,7 +64,7 @@ class Checkpoints:
           UserError: there is no such checkpoint.
         """
         named = {'newest': self.newest_step, 'best': self.best_step}
-        steps = {str(step): step for step in named.values() if step is not None}
+        steps = {str(step): step for step in sorted(self._manager.all_steps())}
         step = named[name] if name in named else steps.get(name)
         if step is None:
             there = f'it has {", ".join(steps)}' if steps else 'it has none yet'
@@ -96,6 +97,34 @@ class Checkpoints:
                 )
         with self._access('read', _RESTORE):
             return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def restore_newest(self, like: TrainState) -> TrainState:
+        """Returns the newest state that can be read, placed as `like` is.
+
+        What cannot be read is passed over with a warning, and moved out of the way, since the run
+        will come to the same step again.
+
+        Raises:
+          UserError: the saved arrays are not those of `like`.
+          RunError: no checkpoint can be read.
+        """
+        while True:
+            step = self.newest_step
+            try:
+                return self.restore(step, like)
+            except RunError as error:
+                if len(self._manager.all_steps()) == 1:
+                    raise
+                print(f'Warning: {error} It is passed over, for the checkpoint before.')
+                on_first(lambda step=step: self._move_away(step))
+                self._manager.reload()
+
+    def _move_away(self, step: int) -> None:
+        aside = self._folder.with_name('damaged_checkpoints')
+        aside.mkdir(exist_ok=True)
+        target = aside / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        (self._folder / str(step)).rename(target)
 
     def restore_weights(self, step: int) -> dict[str, Any]:
         """Returns {'params': ..., 'batch_stats': ...} saved at `step`, as nested NumPy arrays.

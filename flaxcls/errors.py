@@ -2,13 +2,21 @@
 
 import argparse
 import errno
+import logging as standard_logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import logging
+
+LOST_NEIGHBOUR = (
+    'another process of this run has died; start all of them again, and they go on from the newest '
+    'checkpoint.'
+)
+_LOST = re.compile(r'gloo|nccl|coordination service|connection (closed|reset)', re.IGNORECASE)
 
 
 class UserError(Exception):
@@ -24,11 +32,15 @@ class RunError(Exception):
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by a signal and has saved its state. Exit code 128 + signal."""
+    """A run that was asked to stop by a signal and has saved its state.
+
+    Exit code 130 after Ctrl-C, and 75 (EX_TEMPFAIL: try again later) after the signals that
+    schedulers send, so that a batch script knows what to put back into the queue.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 130 if signal_number == signal.SIGINT else 75
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -50,6 +62,8 @@ class CommandParser(argparse.ArgumentParser):
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
+    # What Orbax's readers of a damaged checkpoint report once more, when it has been told.
+    standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.
     sys.unraisablehook = _show_unraisable
     try:
@@ -69,13 +83,10 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
             raise
         _exit(f'error: {error.strerror}: {error.filename or "while writing the run"}', 1)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        message = _explain(error)
+        if message is None:
             raise
-        _exit(
-            'error: the memory of the device is too small for this run; choose a smaller '
-            '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.',
-            1,
-        )
+        _exit(f'error: {message}', 1)
 
 
 def _show_unraisable(unraisable) -> None:
@@ -84,9 +95,17 @@ def _show_unraisable(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _explain(error: Exception) -> str | None:
+    """Returns a sentence about what JAX reports of the world outside; None: a fault of ours."""
     # By its name, since the mistakes above should be told without importing jax first.
-    return type(error).__name__ == 'JaxRuntimeError' and 'RESOURCE_EXHAUSTED' in str(error)
+    if type(error).__name__ != 'JaxRuntimeError':
+        return None
+    if 'RESOURCE_EXHAUSTED' in str(error):
+        return (
+            'the memory of the device is too small for this run; choose a smaller '
+            '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.'
+        )
+    return LOST_NEIGHBOUR if _LOST.search(str(error)) else None
 
 
 def _exit(message: str, code: int) -> None:

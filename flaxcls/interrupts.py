@@ -1,16 +1,20 @@
-"""SIGINT and SIGTERM as a request to save and stop."""
+"""SIGINT, SIGTERM and SIGUSR1 as a request to save and stop."""
 
 import signal
+import time
+
+# A signal to a group of processes may reach one of them twice.
+_SECOND_COUNTS_AFTER = 1.0
 
 
 class SignalFlag:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one kills as usual."""
+    """Notes these signals instead of dying of them; a second one, a while later, kills as usual."""
 
     def __enter__(self):
         self.signal = None
         self._old = {}
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._old[number] = signal.signal(number, self._note)
         except ValueError:  # Not the main thread, as in some notebooks: the owner takes signals.
             pass
@@ -18,8 +22,11 @@ class SignalFlag:
 
     def _note(self, number, frame):
         del frame
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self._noted = number, time.monotonic()
+        elif time.monotonic() - self._noted > _SECOND_COUNTS_AFTER:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self):
         for number, handler in self._old.items():

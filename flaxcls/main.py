@@ -14,10 +14,16 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from ml_collections import ConfigDict
+
+from flaxcls import processes
 from flaxcls.config import describe_options, load_config, parse_overrides, set_option
 from flaxcls.errors import CommandParser, UserError, run_command
 
-_FLAGS = ('--config', '--workdir', '--mode', '--checkpoint')
+_FLAGS = (
+    *('--config', '--workdir', '--mode', '--checkpoint'),
+    *('--coordinator', '--num_processes', '--process_id'),
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +34,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
     parser.add_argument('--checkpoint', help='to evaluate: newest (the default), best or a step')
+    processes.add_flags(parser)
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest, _FLAGS)
     workdir = flags.workdir or default_workdir(flags.config, overrides)
@@ -37,23 +44,31 @@ def main(argv: Sequence[str]) -> None:
                 f'--config={flags.config} is not read, since --mode=evaluate takes the config '
                 f'that {workdir!r} has stored; leave it out.'
             )
+        processes.start(flags)
         _evaluate(workdir, flags.checkpoint or 'newest', overrides)
     elif flags.checkpoint:
         raise UserError(f'--checkpoint={flags.checkpoint} belongs to --mode=evaluate.')
     else:
-        _train(flags.config, workdir, overrides, resume=bool(flags.workdir))
+        # Checked before the imports below, which take seconds.
+        config = load_config(flags.config, overrides)
+        processes.start(flags)
+        if flags.config is None and flags.workdir:
+            config = _stored_config(workdir, overrides)
+        _train(config, workdir)
 
 
-def _train(path: str | None, workdir: str, overrides: Mapping[str, str], *, resume: bool) -> None:
-    # Checked before the imports below, which take seconds.
-    config = load_config(path, overrides)
+def _stored_config(workdir: str, overrides: Mapping[str, str]) -> ConfigDict:
     from flaxcls.run_setup import load_stored_config  # noqa: PLC0415
+
+    config = load_stored_config(workdir)
+    for key, value in overrides.items():
+        set_option(config, key, value)
+    return config
+
+
+def _train(config: ConfigDict, workdir: str) -> None:
     from flaxcls.train import train_and_evaluate  # noqa: PLC0415
 
-    if path is None and resume:
-        config = load_stored_config(workdir)
-        for key, value in overrides.items():
-            set_option(config, key, value)
     train_and_evaluate(config, workdir)
 
 

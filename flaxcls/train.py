@@ -1,5 +1,7 @@
 """The training loop, and all its input and output."""
 
+import contextlib
+import fcntl
 import json
 import math
 import os
@@ -21,6 +23,7 @@ from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
 from flaxcls.interrupts import SignalFlag
+from flaxcls.processes import on_first
 from flaxcls.run_setup import (
     CLASSES_FILE,
     CONFIG_FILE,
@@ -47,31 +50,50 @@ def train_and_evaluate(
     Raises:
       UserError: the config does not fit itself, the data, the devices or the run in `workdir`.
       RunError: the loss is not finite, or data cannot be read; the checkpoints stay.
-      Stopped: SIGINT or SIGTERM came, and the state has been saved.
+      Stopped: SIGINT, SIGTERM or SIGUSR1 came, to any process, and the state has been saved.
     """
     workdir = pathlib.Path(workdir).expanduser()
     setup = prepare(config)
-    checkpoints = Checkpoints(_create(workdir))
-    try:
-        state = _start_or_resume(setup, workdir, checkpoints)
-        if int(state.step) >= setup.total_steps:
-            print(f'{workdir} is already finished: step {int(state.step)} of {setup.total_steps}.')
-        else:
-            state = _train(setup, state, workdir, checkpoints)
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
-    history = writers.read_metrics(workdir)
+    with _locked(workdir):
+        checkpoints = Checkpoints(workdir)
+        try:
+            state = _start_or_resume(setup, workdir, checkpoints)
+            step, total = int(state.step), setup.total_steps
+            if step >= total:
+                print(f'{workdir} is already finished: step {step} of {total}.')
+            else:
+                state = _train(setup, state, workdir, checkpoints)
+            checkpoints.wait()
+        finally:
+            checkpoints.close()
+        history = writers.read_metrics(workdir)
     _print_result(history, state, workdir)
     return state, history
 
 
-def _create(workdir: pathlib.Path) -> pathlib.Path:
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the workdir and keeps other runs out of it, as long as this process lives."""
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: _lock(workdir, stack))
+        yield
+
+
+def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f'--workdir={workdir} is a file, or lies below one.') from None
-    return workdir
+    file = stack.enter_context((workdir / '.lock').open('w'))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f'another run is training in {str(workdir)!r}; wait for it, or choose another '
+            '--workdir.'
+        ) from None
+    except OSError as error:  # Some network file systems have no locks.
+        print(f'Note: {str(workdir)!r} cannot be locked ({error.strerror}); run once there.')
 
 
 def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
@@ -80,14 +102,19 @@ def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoin
     if newest is not None:
         _require_same_run(setup, workdir, newest)
     state = setup.init_state(take_weights=newest is None)
-    writers.write_atomically(workdir / CONFIG_FILE, config_lib.to_json(setup.config))
-    names = json.dumps(setup.source.class_names, indent=1)
-    writers.write_atomically(workdir / CLASSES_FILE, names + '\n')
+    on_first(lambda: _store(setup, workdir))
     _print_plan(setup, state, workdir)
     if newest is None:
         return state
-    print(f'Resuming at step {newest}.')
-    return checkpoints.restore(newest, like=state)
+    state = checkpoints.restore_newest(like=state)
+    print(f'Resuming at step {int(state.step)}.')
+    return state
+
+
+def _store(setup: Setup, workdir: pathlib.Path) -> None:
+    writers.write_atomically(workdir / CONFIG_FILE, config_lib.to_json(setup.config))
+    names = json.dumps(setup.source.class_names, indent=1)
+    writers.write_atomically(workdir / CLASSES_FILE, names + '\n')
 
 
 def _require_same_run(setup: Setup, workdir: pathlib.Path, newest: int) -> None:
@@ -130,13 +157,22 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
     for note in (*source.notes, *_schedule_notes(config)):
         print(f'Note: {note}')
     print(
-        f'{config.model.name}: {parameters:,} parameters, on {setup.layout.devices} '
-        f'{jax.devices()[0].device_kind} device(s); workdir {workdir}\n'
+        f'{config.model.name}: {parameters:,} parameters, on {_describe(setup.layout)}; '
+        f'workdir {workdir}\n'
         f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
         f'images, {len(source.class_names)} classes\n'
         f'{setup.steps_per_epoch} steps per epoch, {setup.total_steps} in all{remainder}\n'
         f'peak learning rate {peak:g}{scaling}',
         flush=True,
+    )
+
+
+def _describe(layout: parallel.Layout) -> str:
+    processes, parts = jax.process_count(), layout.accumulation_steps
+    return (
+        f'{layout.devices} {jax.devices()[0].device_kind} device(s)'
+        + (f' of {processes} processes' if processes > 1 else '')
+        + (f', {parts} accumulation steps' if parts > 1 else '')
     )
 
 
@@ -167,7 +203,8 @@ def _train(
         process_count=jax.process_count(),
     )
     batches = parallel.parts_to_devices(make_batches(start_step), layout)
-    writer = writers.MetricsWriter(workdir, start_step, tensorboard=config.tensorboard)
+    writer = writers.make_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
+    agreement = parallel.Agreement(layout)
     progress = writers.Progress(start_step, setup.total_steps)
     window = _Window(config)
     try:
@@ -177,7 +214,9 @@ def _train(
                 state, sums = train_step(state, batch)
                 window.add(sums)
                 progress.step()
-                stopping = stop.signal  # Looked at once: it may come at any moment below.
+                # Looked at once: it may come at any moment below.
+                number = stop.signal
+                stopping = agreement.any(number is not None)
                 evaluating = step % eval_every == 0 or step == setup.total_steps
                 saving = evaluating or step % config.checkpoint_every_steps == 0 or stopping
                 # Records end where checkpoints are, so that a resumed run writes the same ones.
@@ -199,18 +238,23 @@ def _train(
                     checkpoints.save(state, val)
                 if stopping and step < setup.total_steps:
                     checkpoints.wait()
-                    name = signal.Signals(stopping).name
-                    raise Stopped(
-                        f'{name}: stopped and saved at step {step} of {setup.total_steps}; '
-                        'the same command goes on from there.',
-                        stopping,
-                    )
+                    raise _stopped(number, step, setup.total_steps)
                 if saving:
                     window.restart()
     finally:
         progress.close()
         writer.close()
     return state
+
+
+def _stopped(number: int | None, step: int, total_steps: int) -> Stopped:
+    """Returns what to raise after signal `number`; None: it has come to another process."""
+    name = 'a signal to another process' if number is None else signal.Signals(number).name
+    return Stopped(
+        f'{name}: stopped and saved at step {step} of {total_steps}; the same command goes on from '
+        'there.',
+        number or signal.SIGTERM,
+    )
 
 
 def _where(setup: Setup, step: int) -> dict[str, float]:

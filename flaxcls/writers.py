@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import tqdm
 
 from flaxcls.errors import UserError
@@ -66,6 +67,25 @@ class MetricsWriter:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+
+
+class _NoWriter:
+    """Stands in for the writer in all processes but the first."""
+
+    def write(self, record: Record) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def make_metrics_writer(
+    workdir: pathlib.Path, start_step: int, *, tensorboard: bool
+) -> MetricsWriter | _NoWriter:
+    """Returns a writer that writes in the first process alone."""
+    if jax.process_index():
+        return _NoWriter()
+    return MetricsWriter(workdir, start_step, tensorboard=tensorboard)
 
 
 def require_tensorboard() -> None:

@@ -10,7 +10,7 @@ import pytest
 # Each may import those before it, and its own group.
 ORDER = [
     {'errors'},
-    {'config'},
+    {'config', 'processes'},
     {'validation', 'data'},
     {'models'},
     {'metrics', 'optim', 'torch_layout'},

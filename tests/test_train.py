@@ -148,7 +148,7 @@ def test_stopped_and_resumed_is_the_same_run_to_the_byte(finished, tmp_path, mon
         patch.setattr(train, 'SignalFlag', _StopAt)
         with pytest.raises(Stopped, match=f'SIGTERM: stopped and saved at step {steps} ') as stop:
             flaxcls.train_and_evaluate(config, tmp_path)
-    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert stop.value.exit_code == 75
     (tmp_path / 'metrics.jsonl').open('a').write('{"step": 12, "val/lo')  # Died in a line.
     resumed, resumed_history = flaxcls.train_and_evaluate(config, tmp_path)
     assert fingerprint(resumed) == fingerprint(state)
@@ -275,7 +275,7 @@ def test_evaluating_what_is_not_there_is_one_sentence(tmp_path):
         evaluate_workdir(tmp_path)
     with pytest.raises(UserError, match='is a file'):
         (tmp_path / 'file').write_text('')
-        train._create(tmp_path / 'file')
+        train._lock(tmp_path / 'file', None)
 
 
 def test_checkpoint_of_another_network_is_refused_by_name(finished, tmp_path):

@@ -1,0 +1,165 @@
+"""Runs of several processes: how they find one another, and what happens when one of them dies.
+
+Under srun, mpirun and on TPU pods they find one another by themselves. Anywhere else, each is told:
+
+  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
+  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
+
+They have to see the same files: the workdir, and the data. The first one prints and writes.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+
+from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError
+
+# Seconds after which the others end if a process has been killed, and if it has failed.
+HEARTBEAT_TIMEOUT = 30
+_START_TIMEOUT = 120
+_SHUTDOWN_TIMEOUT = 5
+_SUPERVISED = 'FLAXCLS_SUPERVISED'
+# What the native threads of JAX say of their connections, and before they abort the process.
+_CONNECTIONS = re.compile(
+    r'\[Gloo\]|[IWEF]\d{4} [\d:.]+ +\d+ (preemption_sync|coordination_|client\.h|distributed)|'
+    r'Additional GRPC error|:UNKNOWN:'
+)
+_FATAL = re.compile(r'F\d{4} [\d:.]+ +\d+ ')
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that tell a process of the others."""
+    group = parser.add_argument_group('several processes (srun, mpirun and TPU pods need no flags)')
+    group.add_argument('--coordinator', metavar='HOST:PORT', help='where the first process listens')
+    group.add_argument('--num_processes', type=int, help='how many there are')
+    group.add_argument('--process_id', type=int, help='which of them this is, from 0')
+
+
+def start(flags: argparse.Namespace) -> None:
+    """Connects this process to the others, if it has any; before anything else asks for devices.
+
+    With others, the process first becomes the supervisor of a child that does the work, and
+    never returns from here.
+
+    Raises:
+      UserError: the flags do not fit one another.
+      RunError: the others do not come.
+    """
+    given = (flags.coordinator, flags.num_processes, flags.process_id)
+    if any(value is not None for value in given):
+        _require_all(*given)
+    elif not _has_neighbours(os.environ):
+        return
+    if _SUPERVISED not in os.environ:
+        sys.exit(_supervise())
+    _connect(*given)
+
+
+def _require_all(coordinator: str | None, count: int | None, index: int | None) -> None:
+    if coordinator is None or count is None or index is None or ':' not in coordinator:
+        raise UserError(
+            'several processes need --coordinator=HOST:PORT, --num_processes and --process_id, '
+            f'and they are {coordinator}, {count} and {index}.'
+        )
+    if not 0 <= index < count:
+        raise UserError(
+            f'--process_id={index} must be at least 0 and below --num_processes={count}.'
+        )
+
+
+def _has_neighbours(environment: dict[str, str]) -> bool:
+    """Tells whether a launcher that JAX knows has started several processes."""
+    counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+    hosts = environment.get('TPU_WORKER_HOSTNAMES', '')
+    return any(environment.get(name, '1') != '1' for name in counts) or ',' in hosts
+
+
+def _supervise() -> int:
+    """Runs this very command as a child, and returns the exit code.
+
+    JAX aborts a process whose neighbours have died, in its native threads, with pages of trace.
+    Only from outside can this become one sentence.
+    """
+    child = subprocess.Popen(
+        [sys.executable, *sys.orig_argv[1:]],
+        env=os.environ | {_SUPERVISED: '1'},
+        stderr=subprocess.PIPE,
+        text=True,
+        errors='backslashreplace',
+        preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    told = dying = False  # What comes after the sentence of an error, or the fatal line, is trace.
+    for line in child.stderr:
+        dying = dying or bool(_FATAL.match(line))
+        if not (told or dying or _CONNECTIONS.match(line)):
+            print(line, end='', file=sys.stderr, flush=True)
+            told = line.startswith('error: ')
+    code = child.wait()
+    if code != -signal.SIGABRT:
+        return code if code >= 0 else 128 - code
+    if not told:  # It is not this one that has failed.
+        print(f'error: {LOST_NEIGHBOUR}', file=sys.stderr)
+    return 1
+
+
+def _die_with_parent() -> None:
+    set_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def _connect(coordinator: str | None, count: int | None, index: int | None) -> None:
+    import jax  # noqa: PLC0415 - takes a second, and the checks above need none
+
+    # It would take SIGTERM for itself.
+    jax.config.update('jax_enable_preemption_service', False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            index,
+            initialization_timeout=_START_TIMEOUT,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().split('\n')[0]
+        raise RunError(
+            f'the processes of this run have not found one another within {_START_TIMEOUT} s '
+            f'({reason}); start all of them, with the same --coordinator.'
+        ) from None
+    if jax.process_index():
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - until the end of the process
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Runs `action` in the first process alone; of what it raises, all know.
+
+    Raises:
+      UserError, RunError: as `action` does.
+    """
+    import jax  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+    from jax.experimental import multihost_utils  # noqa: PLC0415
+
+    if jax.process_count() == 1:
+        action()
+        return
+    said = ''
+    if jax.process_index() == 0:
+        try:
+            action()
+        except (UserError, RunError) as error:
+            said = f'{error.exit_code} {error}'
+    message = np.zeros(4096, np.uint8)
+    encoded = said.encode()[: len(message)]
+    message[: len(encoded)] = list(encoded)
+    said = bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b'\0').decode()
+    if said:
+        raise (UserError if said[0] == '2' else RunError)(said[2:])
