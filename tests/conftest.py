@@ -12,6 +12,7 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 # Tiny networks spend their time in the compiler; tests that need the real program unset this.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', 'true')
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
@@ -27,6 +28,15 @@ TINY = {
     'log_every_steps': 5,
     'checkpoint_every_steps': 10,
 }
+
+
+@pytest.fixture(scope='session', autouse=True)
+def all_devices():
+    """Leaves two devices to those who do not ask for all of them, since each costs time."""
+    devices = jax.devices()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: devices[:2])
+        yield devices
 
 
 @pytest.fixture

@@ -262,7 +262,7 @@ MIXES = [
 
 
 def _mixed(config, batch, devices=1, seed=0):
-    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
+    mesh = Mesh(np.array(jax.local_devices()[:devices]), (AXIS,))
     mix = make_mix(config, AXIS)
     keys = jax.random.split(jax.random.key(seed), batch)
     images = np.stack([_photograph(i) for i in range(batch)]).astype(np.float32)

@@ -114,7 +114,7 @@ def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
     assert int(load_run(workdir)[1].step) == step
 
 
-@pytest.mark.parametrize('dead', [0, 1])
+@pytest.mark.parametrize('dead', [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_death_of_one_ends_the_other_with_a_sentence(tmp_path, dead):
     running = _start_two(tmp_path / 'run', '--config.num_epochs=2000')
     for line in running[0].stdout:
@@ -183,12 +183,13 @@ class _StopAfterTen(SignalFlag):
 
 
 @pytest.fixture(scope='module')
-def on_eight(tmp_path_factory):
+def on_eight(tmp_path_factory, all_devices):
     """A run on eight devices: finished, and another stopped after ten steps."""
     folder = tmp_path_factory.mktemp('eight')
     config = flaxcls.load_config(None, TINY | {'batch_size': 48, 'num_epochs': 1})
-    flaxcls.train_and_evaluate(config, folder / 'straight')
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: all_devices)
+        flaxcls.train_and_evaluate(config, folder / 'straight')
         patch.setattr(train, 'SignalFlag', _StopAfterTen)
         with pytest.raises(Stopped, match='at step 10'):
             flaxcls.train_and_evaluate(config, folder / 'stopped')
@@ -196,11 +197,12 @@ def on_eight(tmp_path_factory):
 
 
 @pytest.mark.parametrize('devices', [1, 2, 3])
-def test_saved_on_eight_devices_and_continued_on_fewer(on_eight, tmp_path, monkeypatch, devices):
+def test_saved_on_eight_devices_and_continued_on_fewer(
+    on_eight, all_devices, tmp_path, monkeypatch, devices
+):
     config, folder = on_eight
     shutil.copytree(folder / 'stopped', tmp_path / 'run')
-    fewer = jax.devices()[:devices]
-    monkeypatch.setattr(jax, 'devices', lambda: fewer)
+    monkeypatch.setattr(jax, 'devices', lambda: all_devices[:devices])
     state, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
     assert len(state.step.devices()) == devices
     _assert_same_run(tmp_path / 'run', folder / 'straight')

@@ -209,7 +209,7 @@ def test_diverging_loss_stops_the_run_with_a_sentence(tiny_config, tmp_path):
     ('overrides', 'says'),
     [
         ({'batch_size': 2000}, 'larger than the training set of 1437'),
-        ({'batch_size': 30}, 'cannot be shared by 8 devices; choose 24 or 32'),
+        ({'batch_size': 31}, 'cannot be shared by 2 devices; choose 30 or 32'),
         ({'batch_norm.group_size': 32, 'batch_size': 96}, 'asks for 32 examples at once'),
         ({'data.image_size': 2}, 'too small for resnet20; the smallest is 2'),
         ({'model.num_classes': 7}, 'does not match the 10 classes'),

@@ -17,9 +17,10 @@ def _collectives(group_size, **options):
         'batch_size': 16, 'batch_norm.group_size': group_size, 'num_epochs': 1,
     } | options)  # fmt: skip
     setup = prepare(config)
-    assert setup.layout.devices == 8
+    layout = parallel.create_layout(config, jax.local_devices())
+    assert layout.devices == 8
     step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
+        steps.make_train_step(setup.config, setup.model, setup.optimizer), layout
     )
     state = jax.eval_shape(setup.init_state)
     image = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), 'uint8')
@@ -34,7 +35,7 @@ def test_one_reduction_a_step_where_groups_lie_within_devices():
     assert _collectives(2) == {'all-reduce': 1}
 
 
-@pytest.mark.parametrize('group_size', [4, None])
+@pytest.mark.parametrize('group_size', [pytest.param(4, marks=pytest.mark.slow), None])
 def test_groups_over_devices_add_one_collective_a_layer_each_way(group_size):
     layers = 17
     expected = {'all-reduce': 1, 'all-gather': layers, 'reduce-scatter': layers}

@@ -65,7 +65,7 @@ def _train(setup, dtype, layout):
     devices, mode, accumulation = layout
     config = setup.config.copy_and_resolve_references()
     config.parallel.mode, config.parallel.accumulation_steps = mode, accumulation
-    layout = parallel.create_layout(config, jax.devices()[:devices])
+    layout = parallel.create_layout(config, jax.local_devices()[:devices])
     model = setup.model.clone(dtype=dtype)
     step = parallel.parallelize_train_step(
         steps.make_train_step(config, model, setup.optimizer), layout
@@ -147,7 +147,7 @@ def test_23_examples_are_counted_once_on_any_layout(devices, mode):
     config = load_config(None, options | {'batch_size': batch_size, 'parallel.mode': mode})
     config.batch_norm.group_size = 1
     setup = prepare(load_config(None, options | {'batch_size': 8}))
-    layout = parallel.create_layout(config, jax.devices()[:devices])
+    layout = parallel.create_layout(config, jax.local_devices()[:devices])
     config.model.num_classes = 10
     few = type(setup.source.val)(setup.source.val.images[:23], setup.source.val.labels[:23])
     evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
@@ -184,5 +184,5 @@ def _normalized(setup, split):
 def test_layouts_that_give_another_result_are_refused(options, devices, says):
     config = load_config(None, {'batch_size': BATCH} | options)
     with pytest.raises(UserError, match=says) as caught:
-        parallel.create_layout(config, jax.devices()[:devices])
+        parallel.create_layout(config, jax.local_devices()[:devices])
     assert '\n' not in str(caught.value)
