@@ -16,16 +16,17 @@ from flaxcls.errors import UserError
 from flaxcls.evaluate import load_run
 from flaxcls.main import default_workdir
 
-# One device and the optimised program, as users have them.
-ENVIRONMENT = os.environ | {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'}
+ENVIRONMENT = os.environ | {'XLA_FLAGS': ''}  # One device, as most users have.
+# And the program that they run.
+OPTIMIZED = ENVIRONMENT | {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'}
 EXPERIMENT = os.path.abspath('experiments/digits_resnet20.py')
 TINY_FLAGS = [f'--config={EXPERIMENT}', *(f'--config.{key}={v}' for key, v in TINY.items())]
 
 
-def _start(module, *arguments, **options):
+def _start(module, *arguments, env=ENVIRONMENT, **options):
     command = [sys.executable, '-m', f'flaxcls.{module}', *map(str, arguments)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+    return subprocess.Popen(command, env=env, **pipes, **options)
 
 
 def _run(module, *arguments, **options):
@@ -153,7 +154,7 @@ def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
 def _kill_after_a_save(command, folder, *, during_save, delay):
     """Kills the run `delay` seconds after its first new checkpoint, or within the next save."""
     steps = lambda: {name for name in os.listdir(folder) if name.isdecimal()}  # noqa: E731
-    process = _start('main', *command)
+    process = _start('main', *command, env=OPTIMIZED)
     for line in process.stdout:
         if line.startswith('step '):
             break
@@ -171,13 +172,13 @@ def _kill_after_a_save(command, folder, *, during_save, delay):
 def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
     command = [*TINY_FLAGS, '--config.num_epochs=8', '--config.checkpoint_every_steps=7']
     straight, killed = tmp_path / 'straight', tmp_path / 'killed'
-    assert _run('main', *command, f'--workdir={straight}')[0] == 0
+    assert _run('main', *command, f'--workdir={straight}', env=OPTIMIZED)[0] == 0
     command.append(f'--workdir={killed}')
     rng = random.Random()
     for during_save in (False, True, False):
         delay = rng.uniform(0, 0.4)
         _kill_after_a_save(command, killed / 'checkpoints', during_save=during_save, delay=delay)
-    code, out, err = _run('main', *command)
+    code, out, err = _run('main', *command, env=OPTIMIZED)
     assert code == 0, err
     assert 'Resuming at step' in out
     states = [load_run(workdir)[1] for workdir in (straight, killed)]

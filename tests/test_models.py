@@ -103,10 +103,9 @@ def test_parameters_and_multiply_adds_are_exact(name, options, parameters, gmacs
         assert gmacs in (None, row.gmacs)
 
 
-# The others are the same code, and up to minutes of compilation each; test_parity.py has
-# bottlenecks, DenseNets and VGG.
-QUICK = {'alexnet_2012', 'alexnet', 'alexnet_bn', 'resnet18', 'resnet18_d', 'resnet18_v2'}
-QUICK |= {'resnet20'}
+# The others are the same code, and up to minutes of compilation each; test_parity.py has the forms of
+# ResNet, and DenseNets.
+QUICK = {'alexnet_2012', 'alexnet_bn', 'resnet18', 'resnet20'}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ ENDS_WITHIN = 90  # Seconds; a process that hangs is a fault.
 def _start(workdir, *flags, devices, **environment):
     environment = os.environ | environment
     environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
-    config = [] if '--mode=evaluate' in flags else [f'--config={EXPERIMENT}']
     command = [
         sys.executable,
         '-m',
@@ -83,10 +82,7 @@ def test_two_processes_of_two_devices_are_one_of_four_and_one_device(tmp_path):
     assert (code, err, other_code, other_err) == (0, '', 0, '')
     assert '4 cpu device(s) of 2 processes' in out
     assert 'final: ' not in other_out  # The first one speaks for all.
-    final = next(line for line in out.splitlines() if line.startswith('final: '))
-    ends = _finish(_start_two(workdir, '--mode=evaluate'))
-    assert [end[0] for end in ends] == [0, 0], ends
-    assert final.replace('final:', 'step 44:') in ends[0][1]
+    assert 'final: ' in out
     state = load_run(workdir)[1]
     for devices in (4, 1):
         code, _, err = _finish([_start(tmp_path / str(devices), devices=devices)])[0]
