@@ -12,7 +12,7 @@ demo: .venv/.ready
 	$(BIN)/python -m flaxcls.report --workdir=runs/demo
 
 test: .venv/.ready
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 # The deepest networks, whose training steps take XLA minutes to compile; one at a time.
 test-slow: .venv/.ready
@@ -27,7 +27,7 @@ format: .venv/.ready
 	$(BIN)/ruff format .
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -n 2 -m 'not slow'
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 # Makes the goldens anew with the libraries as they are today, and compares every network to them.
 parity: .venv/.ready .venv-parity/.ready

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from flaxcls.errors import RunError, UserError
+from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError, is_lost_neighbour
 from flaxcls.processes import on_first
 from flaxcls.train_state import TrainState
 
@@ -155,6 +155,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore have many for damage and full disks.
+            if is_lost_neighbour(error):  # All processes take part in a save.
+                raise RunError(LOST_NEIGHBOUR) from error
             first_line = str(error).strip().split('\n')[0].partition(' [tensorstore_spec')[0]
             raise RunError(
                 f'{str(self._folder)!r} cannot be {verb} ({first_line}); {remedy}.'

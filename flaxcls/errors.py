@@ -16,7 +16,9 @@ LOST_NEIGHBOUR = (
     'another process of this run has died; start all of them again, and they go on from the newest '
     'checkpoint.'
 )
-_LOST = re.compile(r'gloo|nccl|coordination service|connection (closed|reset)', re.IGNORECASE)
+_LOST = re.compile(
+    r'gloo|nccl|coordination|barrier|heartbeat|connection (closed|reset)', re.IGNORECASE
+)
 
 
 class UserError(Exception):
@@ -95,6 +97,11 @@ def _show_unraisable(unraisable) -> None:
         sys.__unraisablehook__(unraisable)
 
 
+def is_lost_neighbour(error: Exception) -> bool:
+    """Tells whether JAX, or what waits for other processes through it, has missed one of them."""
+    return type(error).__name__ == 'JaxRuntimeError' and bool(_LOST.search(str(error)))
+
+
 def _explain(error: Exception) -> str | None:
     """Returns a sentence about what JAX reports of the world outside; None: a fault of ours."""
     # By its name, since the mistakes above should be told without importing jax first.
@@ -105,7 +112,7 @@ def _explain(error: Exception) -> str | None:
             'the memory of the device is too small for this run; choose a smaller '
             '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.'
         )
-    return LOST_NEIGHBOUR if _LOST.search(str(error)) else None
+    return LOST_NEIGHBOUR if is_lost_neighbour(error) else None
 
 
 def _exit(message: str, code: int) -> None:

@@ -103,8 +103,8 @@ def test_parameters_and_multiply_adds_are_exact(name, options, parameters, gmacs
         assert gmacs in (None, row.gmacs)
 
 
-# The others are the same code, and up to minutes of compilation each; test_parity.py has the forms of
-# ResNet, and DenseNets.
+# The others are the same code, and up to minutes of compilation each; test_parity.py has the forms
+# of ResNet, and DenseNets.
 QUICK = {'alexnet_2012', 'alexnet_bn', 'resnet18', 'resnet20'}
 
 

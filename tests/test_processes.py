@@ -35,7 +35,7 @@ def _start(workdir, *flags, devices, **environment):
         sys.executable,
         '-m',
         'flaxcls.main',
-        *config,
+        f'--config={EXPERIMENT}',
         *FLAGS,
         f'--workdir={workdir}',
         *flags,
