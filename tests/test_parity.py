@@ -20,7 +20,7 @@ QUICK = {
     'alexnet', 'resnet18', 'resnet18_v2', 'resnet18_d', 'resnet50', 'resnet20_b', 'densenet121',
     'densenet_bc_40_12', 'densenet_c_40_12',
 }  # fmt: skip
-QUICK_IN_TRAINING = {'alexnet', 'densenet_bc_40_12'}
+QUICK_IN_TRAINING = {'alexnet'}
 _COMPILER = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 

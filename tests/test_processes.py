@@ -178,35 +178,25 @@ class _StopAfterTen(SignalFlag):
         pass
 
 
-@pytest.fixture(scope='module')
-def on_eight(tmp_path_factory, all_devices):
-    """A run on eight devices: finished, and another stopped after ten steps."""
-    folder = tmp_path_factory.mktemp('eight')
+def test_saved_on_eight_devices_and_continued_on_fewer(all_devices, tmp_path, monkeypatch):
     config = flaxcls.load_config(None, TINY | {'batch_size': 48, 'num_epochs': 1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda: all_devices)
-        flaxcls.train_and_evaluate(config, folder / 'straight')
+    monkeypatch.setattr(jax, 'devices', lambda: all_devices)
+    flaxcls.train_and_evaluate(config, tmp_path / 'straight')
+    with monkeypatch.context() as patch:
         patch.setattr(train, 'SignalFlag', _StopAfterTen)
         with pytest.raises(Stopped, match='at step 10'):
-            flaxcls.train_and_evaluate(config, folder / 'stopped')
-    return config, folder
+            flaxcls.train_and_evaluate(config, tmp_path / 'stopped')
+    for devices in (1, 2, 3):
+        workdir = tmp_path / str(devices)
+        shutil.copytree(tmp_path / 'stopped', workdir)
+        monkeypatch.setattr(jax, 'devices', lambda count=devices: all_devices[:count])
+        state, _ = flaxcls.train_and_evaluate(config, workdir)
+        assert len(state.step.devices()) == devices
+        _assert_same_run(workdir, tmp_path / 'straight')
 
 
-@pytest.mark.parametrize('devices', [1, 2, 3])
-def test_saved_on_eight_devices_and_continued_on_fewer(
-    on_eight, all_devices, tmp_path, monkeypatch, devices
-):
-    config, folder = on_eight
-    shutil.copytree(folder / 'stopped', tmp_path / 'run')
-    monkeypatch.setattr(jax, 'devices', lambda: all_devices[:devices])
-    state, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
-    assert len(state.step.devices()) == devices
-    _assert_same_run(tmp_path / 'run', folder / 'straight')
-
-
-def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(on_eight, tmp_path, capsys):
-    config = on_eight[0].copy_and_resolve_references()
-    config.checkpoint_every_steps = 7
+def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config, tmp_path, capsys):
+    config = tiny_config(batch_size=48, num_epochs=1, checkpoint_every_steps=7)
     state, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
     checkpoints = tmp_path / 'run/checkpoints'
     newest = str(int(state.step))
