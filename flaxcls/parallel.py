@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from flaxcls.errors import UserError
-from flaxcls.models.layers import devices_of_a_group
+from flaxcls.models.batch_norm import devices_of_a_group
 from flaxcls.steps import AXIS
 
 _COPIED, _SPLIT, _PARTS_SPLIT = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)

@@ -28,7 +28,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.augment import make_normalize
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.evaluate import describe, load_run, make_evaluate
-from flaxcls.models.layers import Moments, pool, unbiased
+from flaxcls.models.batch_norm import Moments, pool, unbiased
 from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, Setup
 from flaxcls.steps import AXIS
 from flaxcls.train_state import TrainState

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flaxcls.models import initializers
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.convolution import _native, convolve
 from flaxcls.models.layers import (
-    BatchNorm,
     Conv,
     Dropout,
     StochasticDepth,

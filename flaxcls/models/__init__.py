@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from flaxcls.config import require_choice
 from flaxcls.errors import UserError
-from flaxcls.models.layers import BatchNorm, ImageTooSmall
+from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.layers import ImageTooSmall
 from flaxcls.models.zoo import MODELS
 
 

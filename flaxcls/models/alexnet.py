@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import (
     he_normal_fan_in,
     normal,
@@ -21,7 +22,6 @@ from flaxcls.models.initializers import (
     zeros,
 )
 from flaxcls.models.layers import (
-    BatchNorm,
     Conv,
     Dropout,
     adaptive_avg_pool,

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import (
-    BatchNorm,
     Conv,
     Dropout,
     Head,

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import he_normal_fan_out, ones, zeros
 from flaxcls.models.layers import (
-    BatchNorm,
     Conv,
     Head,
     StochasticDepth,

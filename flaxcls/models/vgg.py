@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import he_normal_fan_out, normal
 from flaxcls.models.layers import (
-    BatchNorm,
     Conv,
     Dropout,
     adaptive_avg_pool,

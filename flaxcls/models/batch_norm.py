@@ -1,0 +1,166 @@
+"""Batch normalisation whose groups belong to the experiment, and the statistics that it takes."""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from flaxcls.errors import UserError
+from flaxcls.models import initializers
+from flaxcls.models.layers import at_least_float32, matches
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (arXiv:1502.03167, algorithm 1) whose group is part of the experiment.
+
+    In training, every `group_size` consecutive examples of the batch share a mean and a biased
+    variance. The running variance takes the unbiased estimate, as torch's does; running statistics
+    are the average over all groups, so they are equal on every device. All statistics are float32
+    whatever `dtype` is, and the variance is taken around the mean, since the mean of squares minus
+    the squared mean cancels when the mean is large.
+
+    Attributes:
+      momentum: share of the old running statistics kept (torch writes 1 - momentum).
+      eps: added to the variance.
+      group_size: examples per group; None: the batch, over all devices.
+      axis_name: the mapped axis over which the batch is split; None: it is not split.
+      scale_init: of the scale.
+      frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
+        uses its running statistics in training too, and leaves them alone.
+      measuring: normalise with the group's statistics even if `train` is False, and leave this
+        device's `Moments` in the place of the running ones; see `flaxcls.recalibrate`.
+      mask: bool [B]; examples where it is False count in no statistic. None: all count. Only for
+        measuring: a batch of training is whole.
+      dtype: of the result.
+    """
+
+    momentum: float = 0.9
+    eps: float = 1e-5
+    group_size: int | None = None
+    axis_name: str | None = None
+    scale_init: initializers.Initializer = initializers.ones
+    frozen: tuple[str, ...] = ()
+    measuring: bool = False
+    mask: jax.Array | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
+        bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
+        zeros, ones = jnp.zeros, jnp.ones
+        running_mean = self.variable('batch_stats', 'mean', zeros, (channels,), jnp.float32)
+        running_var = self.variable('batch_stats', 'var', ones, (channels,), jnp.float32)
+        learning = train and not matches('/'.join(self.path), self.frozen)
+        if self.is_initializing() or not (learning or self.measuring):
+            return self._normalize(x, running_mean.value, running_var.value, scale, bias)
+
+        local, span = _group(x.shape[0], self.group_size, self.axis_name)
+        grouped = x.reshape(-1, local, *x.shape[1:])
+        mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
+        own = moments(grouped.astype(at_least_float32(x.dtype)), mask)
+        group = pool(_gather(own, span, self.axis_name)) if span > 1 else own
+        if self.measuring:
+            device = pool(own)
+            running_mean.value, running_var.value = device.mean, device.var
+            self.put_variable('batch_stats', 'count', device.count)
+        else:
+            # Only the groups on this device; the training step averages over the devices, for all
+            # layers at once.
+            self._update(running_mean, group.mean)
+            self._update(running_var, unbiased(group))
+        mean, var = (value[:, None, None, None] for value in (group.mean, group.var))
+        return self._normalize(grouped, mean, var, scale, bias).reshape(x.shape)
+
+    def _update(self, running: nn.Variable, new: jax.Array) -> None:
+        new = jnp.mean(new, axis=0)
+        running.value = self.momentum * running.value + (1 - self.momentum) * new
+
+    def _normalize(self, x, mean, var, scale, bias):
+        factor = scale * lax.rsqrt(var + self.eps)
+        centred = x.astype(at_least_float32(x.dtype)) - mean
+        return (centred * factor + bias).astype(self.dtype)
+
+
+class Moments(NamedTuple):
+    """Statistics of some values, of each channel: count [...], mean and biased var [..., C]."""
+
+    count: jax.Array
+    mean: jax.Array
+    var: jax.Array
+
+
+def moments(values: jax.Array, mask: jax.Array | None = None) -> Moments:
+    """Returns the moments of each group of values [G, B, H, W, C], the count being float [G].
+
+    Args:
+      values: float32 or wider.
+      mask: bool [G, B, 1, 1, 1], examples to count; None: all. A group without any has zeros.
+    """
+    groups, examples, height, width, _ = values.shape
+    mean = jnp.mean(values, (1, 2, 3), keepdims=True, where=mask)
+    var = jnp.mean(jnp.square(values - mean), (1, 2, 3), where=mask)
+    if mask is None:
+        count = jnp.full(groups, examples * height * width, values.dtype)
+        return Moments(count, mean[:, 0, 0, 0], var)
+    count = mask.sum((1, 2, 3, 4), dtype=values.dtype) * height * width
+    some = (count > 0)[:, None]
+    return Moments(count, jnp.where(some, mean[:, 0, 0, 0], 0), jnp.where(some, var, 0))
+
+
+def pool(parts: Moments) -> Moments:
+    """Returns the moments of all values together, the parts being along the first axis.
+
+    Chan, Golub, LeVeque: Algorithms for computing the sample variance (1983), equation 1.5: nothing
+    cancels, as it does in the mean of the squares minus the square of the mean.
+    """
+    count = parts.count.sum(0)
+    share = (parts.count / jnp.maximum(count, 1))[..., None]
+    mean = (share * parts.mean).sum(0)
+    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
+    return Moments(count, mean, var)
+
+
+def unbiased(group: Moments) -> jax.Array:
+    """Returns the estimate of the variance from a sample, as torch's running variance takes it."""
+    return group.var * (group.count / jnp.maximum(group.count - 1, 1))[..., None]
+
+
+def devices_of_a_group(group_size: int, local: int, devices: int) -> int:
+    """Returns over how many devices a group lies; 0 if it is not made of whole devices.
+
+    Args:
+      group_size: examples that share statistics.
+      local: consecutive examples that each device has.
+      devices: their number.
+    """
+    if local % group_size == 0:
+        return 1
+    span = group_size // local
+    return span if group_size % local == 0 and devices % span == 0 else 0
+
+
+def _group(local: int, group_size: int | None, axis_name: str | None) -> tuple[int, int]:
+    """Returns (examples of a group on this device, devices of a group); see BatchNorm."""
+    devices = lax.axis_size(axis_name) if axis_name else 1
+    span = devices_of_a_group(group_size or local * devices, local, devices)
+    if not span:
+        raise UserError(
+            f'BatchNorm: groups of {group_size} examples fit neither into the {local} of each of '
+            f'{devices} devices nor a whole number of devices.'
+        )
+    return (group_size if group_size and span == 1 else local), span
+
+
+def _gather(own: Moments, span: int, axis_name: str) -> Moments:
+    """Returns the moments of all `span` devices of this device's group along a new first axis."""
+    devices = lax.axis_size(axis_name)
+    groups = [list(range(first, first + span)) for first in range(0, devices, span)]
+    # One collective for all three; its transpose, in the backward pass, is one as well.
+    packed = jnp.concatenate([own.count[:, None], own.mean, own.var], axis=-1)
+    packed = lax.all_gather(packed, axis_name, axis_index_groups=groups if span < devices else None)
+    channels = own.mean.shape[-1]
+    return Moments(packed[..., 0], packed[..., 1 : channels + 1], packed[..., channels + 1 :])
