@@ -9,7 +9,6 @@ import jax
 
 from flaxcls import metrics, parallel, steps
 from flaxcls.checkpoint import Checkpoints
-from flaxcls.config import set_option
 from flaxcls.data import pipeline
 from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
 from flaxcls.train_state import TrainState
@@ -64,9 +63,7 @@ def load_run(
       UserError: there is no such run or checkpoint, or an override does not fit.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    config = load_stored_config(workdir)
-    for key, value in (overrides or {}).items():
-        set_option(config, key, value)
+    config = load_stored_config(workdir, overrides)
     setup = prepare(config, for_training=training_too)
     require_stored_classes(setup, workdir)
     for note in setup.source.notes:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from flaxcls import processes
-from flaxcls.config import describe_options, load_config, parse_overrides, set_option
+from flaxcls.config import describe_options, load_config, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
 
 _FLAGS = (
@@ -52,24 +52,14 @@ def main(argv: Sequence[str]) -> None:
         # Checked before the imports below, which take seconds.
         config = load_config(flags.config, overrides)
         processes.start(flags)
-        if flags.config is None and flags.workdir:
-            config = _stored_config(workdir, overrides)
-        _train(config, workdir)
+        _train(config, workdir, overrides, resume=bool(flags.workdir and flags.config is None))
 
 
-def _stored_config(workdir: str, overrides: Mapping[str, str]) -> ConfigDict:
+def _train(config: ConfigDict, workdir: str, overrides: Mapping[str, str], *, resume: bool) -> None:
     from flaxcls.run_setup import load_stored_config  # noqa: PLC0415
-
-    config = load_stored_config(workdir)
-    for key, value in overrides.items():
-        set_option(config, key, value)
-    return config
-
-
-def _train(config: ConfigDict, workdir: str) -> None:
     from flaxcls.train import train_and_evaluate  # noqa: PLC0415
 
-    train_and_evaluate(config, workdir)
+    train_and_evaluate(load_stored_config(workdir, overrides) if resume else config, workdir)
 
 
 def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> None:

@@ -26,8 +26,8 @@ class Layout(NamedTuple):
     """How a global batch lies on the devices of all processes."""
 
     mesh: Mesh  # Of one axis over the devices.
-    mode: str = 'jit'  # Or pmap.
-    accumulation_steps: int = 1  # Parts of a training batch that are computed one after another.
+    mode: str  # jit or pmap.
+    accumulation_steps: int  # Parts of a training batch that are computed one after another.
 
     @property
     def devices(self) -> int:
@@ -38,7 +38,7 @@ def create_layout(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     """Returns the layout that `config.parallel` names, over `devices`; None: all there are.
 
     Raises:
-      UserError: it cannot give the result that one device would; says what can.
+      UserError: the batch cannot be shared equally, or pmap is asked of several processes.
     """
     options = config.parallel
     mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
@@ -49,9 +49,20 @@ def create_layout(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
         )
     layout = Layout(mesh, options.mode, options.accumulation_steps)
     _require_shares(config, layout)
-    _require_groups(config, layout)
-    _require_partners(config, layout)
     return layout
+
+
+def require_one_result(config: ConfigDict, layout: Layout, *, batch_norm: bool) -> None:
+    """Raises UserError if training would give another result than on one device; says what can do.
+
+    Args:
+      config: a full config.
+      layout: to train on.
+      batch_norm: whether the network has any, so that its groups matter.
+    """
+    if batch_norm:
+        _require_groups(config, layout)
+    _require_partners(config, layout)
 
 
 def _require_shares(config: ConfigDict, layout: Layout) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Callable
 
 from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError
 
-# Seconds after which the others end if a process has been killed, and if it has failed.
+# Seconds: a process that is silent for so long is taken for dead, and the others end.
 HEARTBEAT_TIMEOUT = 30
 _START_TIMEOUT = 120
-_SHUTDOWN_TIMEOUT = 5
+_SHUTDOWN_TIMEOUT = 5  # One that has failed waits so long for the others, and then ends them.
 _SUPERVISED = 'FLAXCLS_SUPERVISED'
 # What the native threads of JAX say of their connections, and before they abort the process.
 _CONNECTIONS = re.compile(
@@ -160,6 +160,8 @@ def on_first(action: Callable[[], None]) -> None:
     message = np.zeros(4096, np.uint8)
     encoded = said.encode()[: len(message)]
     message[: len(encoded)] = list(encoded)
-    said = bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b'\0').decode()
+    said = (
+        bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b'\0').decode(errors='ignore')
+    )
     if said:
         raise (UserError if said[0] == '2' else RunError)(said[2:])

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -89,6 +90,9 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
     models.require_image_size(model, config.model.name, config.data.image_size)
+    if for_training:
+        variables = models.abstract_variables(model, config.data.image_size)
+        parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
     per_epoch = pipeline.steps_per_epoch(config, source.train)
     schedule = optim.make_schedule(config, per_epoch)
     optimizer = optim.make_optimizer(config, schedule)
@@ -127,18 +131,23 @@ def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
     return {'params': {}, 'batch_stats': {}} | unflatten_dict(ours)
 
 
-def load_stored_config(workdir: str | os.PathLike) -> ConfigDict:
-    """Returns the resolved config of a run.
+def load_stored_config(
+    workdir: str | os.PathLike, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Returns the resolved config of a run, with overrides.
 
     Raises:
-      UserError: no run has been started in `workdir`.
+      UserError: no run has been started in `workdir`, or an override does not fit.
     """
     path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise UserError(
             f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); give --config to start one.'
         )
-    return config_lib.from_json(path.read_text(encoding='utf-8'))
+    config = config_lib.from_json(path.read_text(encoding='utf-8'))
+    for key, value in (overrides or {}).items():
+        config_lib.set_option(config, key, value)
+    return config
 
 
 def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:

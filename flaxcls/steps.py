@@ -15,13 +15,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from flaxcls import optim
 from flaxcls.data.augment import make_augment, make_normalize, ten_crops
 from flaxcls.data.mixing import make_mix
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
 from flaxcls.models.layers import CONVOLUTION
-from flaxcls.optim import merge_frozen, split_frozen
+from flaxcls.optim import merge_frozen, split_frozen, update_ema
 from flaxcls.train_state import TrainState
 
 AXIS = 'devices'
@@ -88,7 +87,7 @@ def make_train_step(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=optim.update_ema(
+            ema=update_ema(
                 state.ema, {'params': params, 'batch_stats': batch_stats}, state.step, config
             ),
         )

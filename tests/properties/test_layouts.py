@@ -143,7 +143,6 @@ def test_23_examples_are_counted_once_on_any_layout(devices, mode):
     batch_size = 9 if devices == 3 else 8
     options = {'model.stage_sizes': '1', 'model.width_multiplier': 0.25, 'data.image_size': 8}
     config = load_config(None, options | {'batch_size': batch_size, 'parallel.mode': mode})
-    config.batch_norm.group_size = 1
     setup = prepare(load_config(None, options | {'batch_size': 8}))
     layout = parallel.create_layout(config, jax.local_devices()[:devices])
     config.model.num_classes = 10
@@ -182,5 +181,19 @@ def _normalized(setup, split):
 def test_layouts_that_give_another_result_are_refused(options, devices, says):
     config = load_config(None, {'batch_size': BATCH} | options)
     with pytest.raises(UserError, match=says) as caught:
-        parallel.create_layout(config, jax.local_devices()[:devices])
+        layout = parallel.create_layout(config, jax.local_devices()[:devices])
+        parallel.require_one_result(config, layout, batch_norm=True)
     assert '\n' not in str(caught.value)
+
+
+def test_groups_matter_in_training_and_to_networks_with_batch_norm_alone():
+    overrides = {'parallel.accumulation_steps': 2, 'data.image_size': 63, 'batch_size': BATCH}
+    overrides |= {'model.width_multiplier': 0.02}
+    for name in ('alexnet', 'alexnet_bn'):
+        config = load_config(None, overrides | {'model.name': name})
+        prepare(config, for_training=False)
+        if name == 'alexnet':
+            assert prepare(config).layout.accumulation_steps == 2
+        else:
+            with pytest.raises(UserError, match='asks for 32 examples at once'):
+                prepare(config)
