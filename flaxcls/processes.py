@@ -160,8 +160,7 @@ def on_first(action: Callable[[], None]) -> None:
     message = np.zeros(4096, np.uint8)
     encoded = said.encode()[: len(message)]
     message[: len(encoded)] = list(encoded)
-    said = (
-        bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b'\0').decode(errors='ignore')
-    )
+    heard = bytes(multihost_utils.broadcast_one_to_all(message)).rstrip(b'\0')
+    said = heard.decode(errors='ignore')  # It may have been cut within a letter.
     if said:
         raise (UserError if said[0] == '2' else RunError)(said[2:])

@@ -93,7 +93,8 @@ def test_recalibration_is_numpys_over_every_training_image(finished):
     stem = _numpy_oracle(setup, raw)
     got = recalibrate(setup, raw)['batch_stats']['bn_stem']
     np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=1e-4)
+    # Near enough to tell the unbiased variance from the biased one.
+    np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=4e-6)
     # The next layer sees what the first has normalised with the statistics of each group alone.
     norm = state.params['bn_stem']
     groups = np.split(stem, range(64, len(stem), 64))
