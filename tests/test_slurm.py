@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -84,13 +85,18 @@ def _ask(*command):
 
 
 @pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """A running cluster, which the Slurm commands of this test talk to."""
-    folder, host = tmp_path / 'cluster', socket.gethostname()
+def cluster(monkeypatch):
+    """Starts a cluster, which the Slurm commands of this test talk to."""
+    # Beside pytest's folders, whose names leave no room for those of sockets, 108 bytes at most.
+    with tempfile.TemporaryDirectory(prefix='slurm-') as folder:
+        yield from _run_cluster(pathlib.Path(folder), monkeypatch)
+
+
+def _run_cluster(folder, monkeypatch):
+    folder.chmod(0o755)  # munged looks who may enter.
+    host = socket.gethostname()
     for name in ('munge', 'state', f'spool-{host}', f'spool-{OTHER}'):
         (folder / name).mkdir(parents=True)
-    for parent in (tmp_path, *tmp_path.parents[:2]):  # munged looks who may enter.
-        parent.chmod(0o755)
     key = folder / 'munge/key'
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
@@ -110,15 +116,17 @@ def cluster(tmp_path, monkeypatch):
     idle = lambda: _ask('sinfo', '-h', '-N', '-p', 'main', '-o', '%T').split() == ['idle'] * 2  # noqa: E731
     try:
         _wait_for('the start of the cluster', idle)
-        yield folder
+        yield
     finally:
         subprocess.run(['scancel', '--user=root'], check=False, capture_output=True)
         for path in [*folder.glob('slurm*.pid'), folder / 'munge/pid']:
             if path.exists():
                 os.kill(int(path.read_text()), signal.SIGTERM)
+        _wait_for('the end of the daemons', lambda: not list(folder.glob('slurm*.pid')))
 
 
-def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(cluster, tmp_path):
+@pytest.mark.usefixtures('cluster')
+def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     experiment = ['--config=experiments/digits_resnet20.py']
     options = TINY | {'num_epochs': 6, 'eval_every_epochs': 6}
     experiment += [f'--config.{key}={value}' for key, value in options.items()]
