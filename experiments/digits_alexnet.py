@@ -2,7 +2,7 @@
 
   python -m flaxcls.main --config=experiments/digits_alexnet.py
 
-Hardware: two CPU cores; about two minutes. Expected: over 97 % of the 360 held-out digits. Run; see
+Hardware: two CPU cores; about two minutes. Expected: over 97 % of the 359 held-out digits. Run; see
 README for what was measured, where and when.
 """
 

@@ -314,11 +314,15 @@ def _require_finite(record, name: str, config: ConfigDict, checkpoints: Checkpoi
 
 
 def _require_finite_state(state, step: int, config: ConfigDict, checkpoints: Checkpoints) -> None:
-    finite = all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    if not finite:
+    if not _all_finite(state.params):
         raise RunError(
             f'a weight is not finite at step {step}; {_after_divergence(config, checkpoints)}'
         )
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _after_divergence(config: ConfigDict, checkpoints: Checkpoints) -> str:

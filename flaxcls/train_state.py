@@ -62,7 +62,7 @@ def create_train_state(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
-        opt_state=optimizer.init(trained),
+        opt_state=jax.jit(optimizer.init)(trained),
         # A copy, since the step gives up both.
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema else {},
     )

@@ -180,7 +180,7 @@ def test_groups_and_links():
 
 def test_sets_in_memory_are_inspected_too():
     report = inspect_source(open_source(load_config(None, {})), num_threads=2)
-    assert sum(entry['train'] for entry in report.classes) == 1437
+    assert sum(entry['train'] for entry in report.classes) == 1438
     assert report.formats == {'array': 1797}
     assert not report.is_wrong
 

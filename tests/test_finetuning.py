@@ -19,15 +19,15 @@ from flaxcls.run_setup import prepare
 from flaxcls.torch_layout import torch_layout
 from flaxcls.torch_weights import import_weights
 
-# ResNet-18 with one block a stage and few channels.
-SMALL = {'model.stage_sizes': '1,1,1,1', 'model.width_multiplier': 0.125}
+# ResNet-18 with two stages of one block, and few channels.
+SMALL = {'model.stage_sizes': '1,1', 'model.width_multiplier': 0.125}
 
 
 @pytest.fixture(scope='module')
 def imported(tmp_path_factory):
     """A workdir with a small ResNet-18 of 1000 classes, imported from a file of torchvision's."""
     folder = tmp_path_factory.mktemp('imported')
-    model = create_model('resnet18', stage_sizes=(1, 1, 1, 1), width_multiplier=0.125)
+    model = create_model('resnet18', stage_sizes=(1, 1), width_multiplier=0.125)
     entries = torch_layout(model, 224)
     state = {entry.key: make_tensor(entry.key, entry.shape) for entry in entries}
     state['bn1.bias'][0] = -0.0  # Adding an update of zero would make it 0.0.

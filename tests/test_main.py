@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import TINY
+from conftest import COMPILED_QUICKLY, TINY, with_devices
 
 from flaxcls.checkpoint import fingerprint
 from flaxcls.config import parse_overrides
@@ -16,9 +16,9 @@ from flaxcls.errors import UserError
 from flaxcls.evaluate import load_run
 from flaxcls.main import default_workdir
 
-ENVIRONMENT = os.environ | {'XLA_FLAGS': ''}  # One device, as most users have.
+ENVIRONMENT = with_devices(1)  # As most users have.
 # And the program that they run.
-OPTIMIZED = ENVIRONMENT | {'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false'}
+OPTIMIZED = {name: value for name, value in os.environ.items() if name not in COMPILED_QUICKLY}
 EXPERIMENT = os.path.abspath('experiments/digits_resnet20.py')
 TINY_FLAGS = [f'--config={EXPERIMENT}', *(f'--config.{key}={v}' for key, v in TINY.items())]
 
@@ -51,7 +51,7 @@ def _run(module, *arguments, **options):
             ['--config=experiments/digits_alexnet.py', '--config.data.image_size=62'],
             'the smallest is 63 pixels',
         ),
-        (['--config.batch_size=1438'], 'larger than the training set of 1437 examples'),
+        (['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
         (['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
         (['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'], 'leave it out'),
         (['--checkpoint=best'], 'belongs to --mode=evaluate'),

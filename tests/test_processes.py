@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import TINY, with_devices
 
 import flaxcls
 from flaxcls import processes, train
@@ -28,9 +28,7 @@ FLAGS += ['--config.batch_norm.group_size=16', '--config.augment.mixup=0.2']
 ENDS_WITHIN = 90  # Seconds; a process that hangs is a fault.
 
 
-def _start(workdir, *flags, devices, **environment):
-    environment = os.environ | environment
-    environment['XLA_FLAGS'] = f'--xla_force_host_platform_device_count={devices}'
+def _start(workdir, *flags, devices):
     command = [
         sys.executable,
         '-m',
@@ -41,7 +39,7 @@ def _start(workdir, *flags, devices, **environment):
         *flags,
     ]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    return subprocess.Popen(command, env=environment, **pipes)
+    return subprocess.Popen(command, env=with_devices(devices), **pipes)
 
 
 def _start_two(workdir, *flags):

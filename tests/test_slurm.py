@@ -14,7 +14,7 @@ import tempfile
 import time
 
 import pytest
-from conftest import TINY
+from conftest import TINY, with_devices
 
 from flaxcls.evaluate import load_run
 
@@ -131,7 +131,7 @@ def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     options = TINY | {'num_epochs': 6, 'eval_every_epochs': 6}
     experiment += [f'--config.{key}={value}' for key, value in options.items()]
     run, log = tmp_path / 'run', tmp_path / 'job.log'
-    environment = os.environ | {'PYTHON': sys.executable, 'XLA_FLAGS': ''}
+    environment = with_devices(1) | {'PYTHON': sys.executable}
     submit = ['sbatch', '--parsable', '--nodes=2', f'--output={log}', '--exclusive', SCRIPT]
     job = subprocess.run(
         [*submit, *experiment, f'--workdir={run}'],
@@ -156,7 +156,7 @@ def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     assert 'of 2 processes' in text
     straight = subprocess.run(
         [sys.executable, '-m', 'flaxcls.main', *experiment, f'--workdir={tmp_path / "straight"}'],
-        env=environment | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
+        env=with_devices(2),
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     digest = straight.split('state sha256 ')[1].split()[0]

@@ -14,7 +14,7 @@ import numpy as np
 
 from flaxcls.errors import RunError, UserError
 
-_DEFAULT_VAL_FRACTION = 0.2
+DEFAULT_VAL_FRACTION = 0.2
 
 
 class Split(Protocol):
@@ -162,6 +162,16 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
 
 
+def draw_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Returns bool [N], True for `fraction` of the examples of every class, drawn at random."""
+    drawn = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rng = np.random.default_rng((seed, int(label)))
+        members = rng.permutation(np.nonzero(labels == label)[0])
+        drawn[members[: round(len(members) * fraction)]] = True
+    return drawn
+
+
 def hold_out(every: FileSplit, division: Division) -> tuple[FileSplit, FileSplit, str]:
     """Returns the training and the validation files, and a note about them.
 
@@ -171,12 +181,8 @@ def hold_out(every: FileSplit, division: Division) -> tuple[FileSplit, FileSplit
     paths, labels, seed = every.paths, every.labels, division.seed
     fraction = division.val_fraction
     if fraction is None:
-        fraction = _DEFAULT_VAL_FRACTION
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rng = np.random.default_rng((seed, int(label)))
-        members = rng.permutation(np.nonzero(labels == label)[0])
-        held_out[members[: round(len(members) * fraction)]] = True
+        fraction = DEFAULT_VAL_FRACTION
+    held_out = draw_of_each_class(labels, fraction, seed)
     if held_out.all() or not held_out.any():
         raise UserError(
             f'config.data.val_fraction={fraction:g} of the {len(labels)} images leaves one side '
