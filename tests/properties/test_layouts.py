@@ -38,6 +38,12 @@ LAYOUTS = [
     if (devices, mode, accumulation) != (1, 'jit', 1)
 ]
 TOLERANCES = {'float64': 1e-9, 'float32': 2e-4}
+# In float32 a gradient that cancels out has no digit in common, and a ReLU or a maximum may fall on
+# its other side by rounding: so the momentum is not compared, and the learning rate is low.
+COMPARED = {
+    'float64': ('params', 'batch_stats', 'ema', 'opt_state'),
+    'float32': ('params', 'batch_stats', 'ema'),
+}
 # Of these, one for each family, which hold most values of each axis; the rest are slow tests.
 QUICK = {
     ('resnet20', 8, (2, 'pmap', 4), 'float64'),
@@ -50,7 +56,7 @@ QUICK = {
 def _setup(name, group_size):
     options = {
         'data.image_size': 8, 'batch_size': BATCH, 'num_epochs': 1, 'model.name': name,
-        'batch_norm.group_size': group_size, 'optimizer.learning_rate': 0.02, 'ema.decay': 0.9,
+        'batch_norm.group_size': group_size, 'optimizer.learning_rate': 0.005, 'ema.decay': 0.9,
         'augment.crop': 'pad', 'augment.pad': 1, 'augment.flip': True,
         'augment.mixup': 0.4, 'augment.cutmix': 1.0, 'augment.repeats': 2,
     }  # fmt: skip
@@ -119,9 +125,11 @@ def test_every_layout_trains_alike(name, group_size, layout, dtype):
         expected = _on_one_device(name, group_size, dtype)
         got = _train(_setup(name, group_size), dtype, layout)
     initial = _setup(name, group_size).init_state()
-    for leaves in zip(*map(jax.tree.leaves, (got[0], expected[0], initial)), strict=True):
-        _assert_close(*leaves[:2], TOLERANCES[dtype])
-        assert (leaves[1] != leaves[2]).any()  # Everything has moved.
+    for part in COMPARED[dtype]:
+        trees = [getattr(state, part) for state in (got[0], expected[0], initial)]
+        for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
+            _assert_close(*leaves[:2], TOLERANCES[dtype])
+            assert (leaves[1] != leaves[2]).any()  # Everything has moved.
     for got_sums, expected_sums in zip(got[1] + got[2], expected[1] + expected[2], strict=True):
         _assert_close(got_sums['loss_sum'], expected_sums['loss_sum'], TOLERANCES[dtype])
         for key in ('count', 'correct', 'correct_top_k'):
