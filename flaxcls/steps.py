@@ -77,7 +77,8 @@ def make_train_step(
             lambda part: gradients_of(trained, part), parts
         )
         # Even the mean of equal numbers may be another in the last bit: what is frozen stays out.
-        batch_stats, frozen_stats = split_frozen(batch_stats, patterns)
+        batch_stats, _ = split_frozen(batch_stats, patterns)
+        _, frozen_stats = split_frozen(state.batch_stats, patterns)
         gradients, batch_stats, sums = _reduce(gradients, batch_stats, sums, len(labels))
         batch_stats = merge_frozen(batch_stats, frozen_stats)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
