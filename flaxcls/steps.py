@@ -64,7 +64,9 @@ def make_train_step(
                 mutable=['batch_stats'],
             )
             everyone = jnp.ones_like(labels, bool)
-            sums = batch_sums(logits, labels, everyone, top_k=config.top_k, targets=targets)
+            sums = batch_sums(
+                logits, labels, everyone, top_k=config.top_k, targets=targets, loss=config.loss
+            )
             # Shares are equal, so the mean of their means is the batch's.
             loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
@@ -132,7 +134,8 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
     """Returns eval_step(state, batch) -> sums over the unmasked examples of the global batch.
 
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's
-    share. Running statistics are used and left alone; the loss has no label smoothing.
+    share. Running statistics are used and left alone; the loss is the cross-entropy with the
+    labels, whatever config.loss and config.label_smoothing are.
     """
     classify = make_classify(config, model)
 
