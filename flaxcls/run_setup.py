@@ -78,7 +78,6 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     models.model_from_config(config)  # Names and options of the model, before any data is read.
     optim.parse_rules(config.optimizer.rules)
     config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
-    config.data.train_image_size = config.data.train_image_size or config.data.image_size
     source = prepare_source(config, for_training=for_training)
     classes = len(source.class_names)
     if config.model.num_classes not in (None, classes):
@@ -91,8 +90,9 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
         raise UserError(f'{config.data.source} has {classes} class; a classifier needs two.')
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
-    for key in ('image_size', 'train_image_size') if for_training else ('image_size',):
-        models.require_image_size(model, config.model.name, config.data[key], key=f'data.{key}')
+    for key in ('image_size', 'train_image_size'):
+        if config.data[key] is not None:
+            models.require_image_size(model, config.model.name, config.data[key], f'data.{key}')
     variables = models.abstract_variables(model, config.data.image_size)
     if for_training:
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
