@@ -4,6 +4,7 @@ They are written for a device's share of the batch, with the named axis AXIS ove
 `flaxcls.parallel` lays out the batch and runs them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -106,9 +107,13 @@ def _sum_over_parts(compute: Callable[[Any], Any], parts: Any) -> Any:
         return compute(first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first))
     add = lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None)  # noqa: E731
+    loop = lambda parts, unroll: lax.scan(add, zeros, parts, unroll=unroll)[0]  # noqa: E731
     # On CPU, convolutions within a loop are several times slower.
-    unroll = jax.default_backend() == 'cpu'
-    return lax.scan(add, zeros, parts, unroll=unroll)[0]
+    return lax.platform_dependent(
+        parts,
+        cpu=functools.partial(loop, unroll=True),
+        default=functools.partial(loop, unroll=False),
+    )
 
 
 def _reduce(gradients: Any, batch_stats: Any, sums: Sums, parts: int) -> tuple[Any, Any, Sums]:
