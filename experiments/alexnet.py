@@ -24,6 +24,7 @@ def get_config():
     config.optimizer.learning_rate = 0.01
     config.optimizer.base_batch_size = 256
     config.optimizer.nesterov = False
+    config.optimizer.decay_all = True
     config.schedule.name = 'step'
     config.schedule.milestones = (30, 60)
     return config

@@ -21,6 +21,7 @@ def get_config():
     config.num_epochs = 300
     config.log_every_steps = 100
     config.optimizer.learning_rate = 0.1
+    config.optimizer.decay_all = True
     config.schedule.name = 'step'
     config.schedule.milestones = (150, 225)
     return config

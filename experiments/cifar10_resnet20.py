@@ -24,6 +24,7 @@ def get_config():
     config.log_every_steps = 100
     config.optimizer.learning_rate = 0.1
     config.optimizer.nesterov = False
+    config.optimizer.decay_all = True
     config.schedule.name = 'step'
     config.schedule.milestones = (82, 123)
     return config

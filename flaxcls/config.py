@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,6 +25,7 @@ def default_config() -> ConfigDict:
     config.seed = 0  # Initial weights, order of examples and every random draw follow from it.
     config.batch_size = 64  # Examples per step over all devices and processes.
     config.num_epochs = 20  # Passes over the training set.
+    config.loss = 'softmax'  # Of training: cross-entropy; sigmoid: binary, mean over the classes.
     config.label_smoothing = 0.0  # Share of each label spread evenly over all classes, in training.
     config.top_k = 5  # Also report how often the label is among the k best; capped by the classes.
     config.log_every_steps = 50  # Steps between two records of the training metrics.
@@ -64,6 +65,7 @@ def default_config() -> ConfigDict:
     config.data.val_split = placeholder(str)  # None: the first of validation, val, test there is.
     config.data.val_fraction = placeholder(float)  # Held out of a folder without splits; None: 0.2.
     config.data.image_size = placeholder(int)  # Side in pixels; None: the model's usual size.
+    config.data.train_image_size = placeholder(int)  # Training's own, mostly smaller; None: same.
     config.data.eval_crop_fraction = 1.0  # Side of the central crop / shorter side, in evaluation.
     config.data.eval_crops = 'center'  # center, or ten: corners, center, mirrored; averaged.
     config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
@@ -73,7 +75,7 @@ def default_config() -> ConfigDict:
     config.data.cache = 'none'  # memory or disk: keep images decoded and reduced, for small sets.
 
     config.augment = ConfigDict()
-    config.augment.crop = 'none'  # none, pad (zero-pad and crop) or random_resized (Inception's).
+    config.augment.crop = 'none'  # none, pad (zero-pad and crop), random_resized or random.
     config.augment.pad = 4  # Pixels on each side for crop=pad.
     config.augment.min_area = 0.08  # Smallest share of the image that crop=random_resized takes.
     config.augment.crop_on = 'host'  # random_resized: host as files are decoded; device if small.
@@ -90,13 +92,19 @@ def default_config() -> ConfigDict:
     config.augment.repeats = 1  # Times that a batch shows each of its images, augmented anew.
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = 'sgd'  # sgd, lars, lamb, adamw, lion or muon.
     config.optimizer.learning_rate = 0.1  # Peak, for a batch of base_batch_size examples.
     config.optimizer.base_batch_size = 0  # Peak scales with batch_size / this; 0: it does not.
-    config.optimizer.head_multiplier = 1.0  # Of the classifier's learning rate, in fine-tuning.
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 1e-4  # Added to the gradient as weight_decay * weight.
+    config.optimizer.momentum = 0.9  # Of sgd, lars and muon.
+    config.optimizer.nesterov = True  # Likewise.
+    config.optimizer.beta1 = placeholder(float)  # adamw, lamb, lion, muon; None: as in optax.
+    config.optimizer.beta2 = placeholder(float)  # Likewise.
+    config.optimizer.eps = placeholder(float)  # adamw, lamb, muon: added to the root; as in optax.
+    config.optimizer.trust_coefficient = placeholder(float)  # lars; None: 0.001.
+    config.optimizer.weight_decay = 1e-4  # sgd, lars: added to the gradient; others: decoupled.
     config.optimizer.decay_all = False  # Decay BatchNorm's parameters and the biases as well.
+    config.optimizer.rules = ''  # Multipliers for layers, as in head:lr=10;stem*:lr=0.1,decay=0.
+    config.optimizer.clip_norm = 0.0  # Longer gradients are cut to this global norm; 0: none is.
 
     config.ema = ConfigDict()
     config.ema.decay = 0.0  # Of a moving average of the weights, such as 0.999, to be evaluated.
@@ -106,10 +114,13 @@ def default_config() -> ConfigDict:
     config.parallel.accumulation_steps = 1  # Parts of a batch, computed one after another.
 
     config.schedule = ConfigDict()
-    config.schedule.name = 'cosine'  # cosine, step or constant.
+    config.schedule.name = 'cosine'  # cosine, step, polynomial, one_cycle or constant.
     config.schedule.warmup_epochs = 0.0  # Linear rise to the peak; the first step is above zero.
+    config.schedule.warmup_start = placeholder(float)  # Share of the peak at the first step.
     config.schedule.milestones = ()  # step: epochs at which the rate is multiplied by decay_factor.
     config.schedule.decay_factor = 0.1
+    config.schedule.final = 0.0  # cosine, polynomial, one_cycle: share of the peak at the end.
+    config.schedule.power = 1.0  # polynomial.
     return config.lock()
 
 
@@ -127,11 +138,12 @@ def load_config(
     """Returns the config of the experiment file `path` (None: the defaults) with overrides.
 
     Args:
-      path: a Python file that defines `get_config()`.
+      path: a Python file that defines `get_config()`, or FILE:VARIANT, for one that defines
+        `VARIANTS`, their names, and `get_config(variant)`.
       overrides: dotted key -> value, or the value's text as on the command line.
 
     Raises:
-      UserError: no such file, an unknown key, or a value of another type.
+      UserError: no such file or variant, an unknown key, or a value of another type.
     """
     config = default_config() if path is None else _experiment(os.fspath(path))
     for key, value in (overrides or {}).items():
@@ -139,7 +151,14 @@ def load_config(
     return config
 
 
+def split_variant(path: str) -> tuple[str, str | None]:
+    """Returns (file, variant) of FILE:VARIANT; the variant is None in FILE."""
+    file, colon, variant = path.rpartition(':')
+    return (file, variant) if colon and not os.path.exists(path) else (path, None)
+
+
 def _experiment(path: str) -> ConfigDict:
+    path, variant = split_variant(path)
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -151,12 +170,25 @@ def _experiment(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config()
+        if variant is not None:
+            _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
+        config = module.get_config() if variant is None else module.get_config(variant)
+    except UserError:
+        raise
     except Exception as error:
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(f'the config file {path!r} does not run ({what}).') from error
     _require_all_options(config, path)
     return config
+
+
+def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:
+    variants = list(variants)
+    if not variants:
+        raise UserError(f'{path!r} has no variants; leave {":" + variant!r} out.')
+    if variant not in variants:
+        remedy = nearest(variant, variants) or f'; choose from {", ".join(variants)}'
+        raise UserError(f'{path!r} has no variant {variant!r}{remedy}.')
 
 
 def _require_all_options(config: Any, path: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from flaxcls import processes
-from flaxcls.config import describe_options, load_config, parse_overrides
+from flaxcls.config import describe_options, load_config, parse_overrides, split_variant
 from flaxcls.errors import CommandParser, UserError, run_command
 
 _FLAGS = (
@@ -28,7 +28,9 @@ _FLAGS = (
 
 def main(argv: Sequence[str]) -> None:
     parser = CommandParser('flaxcls.main', __doc__, epilog='options:\n' + describe_options())
-    parser.add_argument('--config', help='Python file with get_config(); see experiments/')
+    parser.add_argument(
+        '--config', help='Python file with get_config(), or FILE:VARIANT; see experiments/'
+    )
     parser.add_argument(
         '--workdir', help='where the run lives; default: runs/, named by --config and the options'
     )
@@ -74,7 +76,8 @@ def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
 
     So another override is another run, and the same command goes on with the same one.
     """
-    parts = [pathlib.Path(path).stem if path else 'default']
+    file, variant = split_variant(path) if path else ('default', None)
+    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
     parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
     exact = '-'.join(parts)
     name = re.sub(r'[^\w.=,-]+', '_', exact)

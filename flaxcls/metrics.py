@@ -18,6 +18,7 @@ def batch_sums(
     *,
     top_k: int,
     targets: jax.Array | None = None,
+    loss: str = 'softmax',
 ) -> Sums:
     """Returns the sums over the examples whose mask is True.
 
@@ -27,14 +28,18 @@ def batch_sums(
       mask: bool [B].
       top_k: k of correct_top_k; at least C counts every example as correct.
       targets: float [B, C], distributions over the classes for the loss; None: the labels.
+      loss: softmax (cross-entropy) or sigmoid (binary cross-entropy, averaged over the classes).
 
     Returns:
-      loss_sum (cross-entropy), correct, correct_top_k and count.
+      loss_sum, correct, correct_top_k and count.
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     if targets is None:
         targets = jax.nn.one_hot(labels, logits.shape[-1])
-    losses = optax.softmax_cross_entropy(logits, targets)
+    if loss == 'sigmoid':
+        losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    else:
+        losses = optax.softmax_cross_entropy(logits, targets)
     _, best = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
     hits = best == labels[:, None]
     return {

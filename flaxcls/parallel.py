@@ -151,6 +151,22 @@ def replicate(tree: Any, layout: Layout) -> Any:
     return jax.device_put(tree, NamedSharding(layout.mesh, _COPIED))
 
 
+def abstract_inputs(state: Any, batch: Any, layout: Layout) -> tuple[Any, Any]:
+    """Returns the shapes of a state and of a global batch [rows, ...] as jit's step takes them."""
+    parts = layout.accumulation_steps
+
+    def place(x: jax.ShapeDtypeStruct, shape: Sequence[int], spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(layout.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return (
+        jax.tree.map(lambda x: place(x, x.shape, _COPIED), state),
+        jax.tree.map(
+            lambda x: place(x, (parts, x.shape[0] // parts, *x.shape[1:]), _PARTS_SPLIT), batch
+        ),
+    )
+
+
 def to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
     """Yields this process's shares of evaluation batches [rows, ...] spread over the devices."""
     return _ahead(batches, lambda x: _place(x, layout, parts=None))

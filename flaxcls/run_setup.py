@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -53,19 +53,36 @@ class Setup(NamedTuple):
         )
         if config.init_from and take_weights:
             variables = _take_weights(variables, config.init_from)
-        patterns = models.frozen_patterns(config)
-        state = train_state.create_train_state(
-            variables, self.optimizer, patterns, ema=config.ema.decay > 0
+        return parallel.replicate(self._state_from(variables), self.layout)
+
+    def abstract_state(self) -> TrainState:
+        """Returns the shapes and dtypes of the state, with nothing computed."""
+        variables = models.abstract_variables(self.model, self.config.data.image_size)
+        return jax.eval_shape(self._state_from, {'batch_stats': {}} | variables)
+
+    def _state_from(self, variables: dict[str, Any]) -> TrainState:
+        return train_state.create_train_state(
+            variables,
+            self.optimizer,
+            models.frozen_patterns(self.config),
+            ema=self.config.ema.decay > 0,
         )
-        return parallel.replicate(state, self.layout)
 
 
-def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
+def prepare(
+    config: ConfigDict,
+    *,
+    for_training: bool = True,
+    source: Source | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Setup:
     """Checks the config against itself, the model, the devices and the data.
 
     Args:
       config: a full config.
       for_training: False leaves the training images unread.
+      source: the data set, if it has been opened, so that none of its files is read.
+      devices: to lay the batch out on; None: all there are.
 
     Raises:
       UserError: the first thing that does not fit, and what to do.
@@ -73,11 +90,12 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
     validate(config)
     if config.tensorboard:
         writers.require_tensorboard()
-    layout = parallel.create_layout(config)
+    layout = parallel.create_layout(config, devices)
     config = config.copy_and_resolve_references().unlock()
     models.model_from_config(config)  # Names and options of the model, before any data is read.
+    optim.parse_rules(config.optimizer.rules)
     config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
-    source = prepare_source(config, for_training=for_training)
+    source = source or prepare_source(config, for_training=for_training)
     classes = len(source.class_names)
     if config.model.num_classes not in (None, classes):
         raise UserError(
@@ -89,13 +107,16 @@ def prepare(config: ConfigDict, *, for_training: bool = True) -> Setup:
         raise UserError(f'{config.data.source} has {classes} class; a classifier needs two.')
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
-    models.require_image_size(model, config.model.name, config.data.image_size)
+    for key in ('image_size', 'train_image_size'):
+        if config.data[key] is not None:
+            models.require_image_size(model, config.model.name, config.data[key], f'data.{key}')
+    variables = models.abstract_variables(model, config.data.image_size)
     if for_training:
-        variables = models.abstract_variables(model, config.data.image_size)
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
     per_epoch = pipeline.steps_per_epoch(config, source.train)
     schedule = optim.make_schedule(config, per_epoch)
-    optimizer = optim.make_optimizer(config, schedule)
+    trained, _ = optim.split_frozen(variables['params'], models.frozen_patterns(config))
+    optimizer = optim.make_optimizer(config, schedule, trained)
     return Setup(config.lock(), source, model, layout, per_epoch, schedule, optimizer)
 
 

@@ -4,6 +4,7 @@ They are written for a device's share of the batch, with the named axis AXIS ove
 `flaxcls.parallel` lays out the batch and runs them.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,9 @@ def make_train_step(
                 mutable=['batch_stats'],
             )
             everyone = jnp.ones_like(labels, bool)
-            sums = batch_sums(logits, labels, everyone, top_k=config.top_k, targets=targets)
+            sums = batch_sums(
+                logits, labels, everyone, top_k=config.top_k, targets=targets, loss=config.loss
+            )
             # Shares are equal, so the mean of their means is the batch's.
             loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
@@ -105,9 +108,13 @@ def _sum_over_parts(compute: Callable[[Any], Any], parts: Any) -> Any:
         return compute(first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first))
     add = lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None)  # noqa: E731
+    loop = lambda parts, unroll: lax.scan(add, zeros, parts, unroll=unroll)[0]  # noqa: E731
     # On CPU, convolutions within a loop are several times slower.
-    unroll = jax.default_backend() == 'cpu'
-    return lax.scan(add, zeros, parts, unroll=unroll)[0]
+    return lax.platform_dependent(
+        parts,
+        cpu=functools.partial(loop, unroll=True),
+        default=functools.partial(loop, unroll=False),
+    )
 
 
 def _reduce(gradients: Any, batch_stats: Any, sums: Sums, parts: int) -> tuple[Any, Any, Sums]:
@@ -133,7 +140,8 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
     """Returns eval_step(state, batch) -> sums over the unmasked examples of the global batch.
 
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's
-    share. Running statistics are used and left alone; the loss has no label smoothing.
+    share. Running statistics are used and left alone; the loss is the cross-entropy with the
+    labels, whatever config.loss and config.label_smoothing are.
     """
     classify = make_classify(config, model)
 

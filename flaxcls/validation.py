@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import options, require_choice
+from flaxcls.config import default_config, options, require_choice
 from flaxcls.errors import UserError
 
 # Option -> (test, what it must be). None is allowed where the default is None.
@@ -31,6 +32,7 @@ _RANGES = {
     'batch_norm.eps': (lambda x: x > 0, 'positive'),
     'data.val_fraction': (lambda x: 0 < x < 1, 'between 0 and 1'),
     'data.image_size': (lambda x: x > 0, 'positive'),
+    'data.train_image_size': (lambda x: x > 0, 'positive'),
     'data.eval_crop_fraction': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
     'data.mean': (lambda x: len(x) == 3, 'three numbers, for red, green and blue'),
     'data.std': (lambda x: len(x) == 3 and min(x) > 0, 'three positive numbers'),
@@ -51,12 +53,19 @@ _RANGES = {
     'augment.repeats': (lambda x: x > 0, 'positive'),
     'optimizer.learning_rate': (lambda x: 0 < x < math.inf, 'positive'),
     'optimizer.base_batch_size': (lambda x: x >= 0, 'zero or positive'),
-    'optimizer.head_multiplier': (lambda x: 0 < x < math.inf, 'positive'),
+    'optimizer.beta1': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'optimizer.beta2': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
+    'optimizer.eps': (lambda x: 0 < x < math.inf, 'positive'),
+    'optimizer.trust_coefficient': (lambda x: 0 < x < math.inf, 'positive'),
+    'optimizer.clip_norm': (lambda x: 0 <= x < math.inf, 'zero or positive'),
     'optimizer.momentum': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'optimizer.weight_decay': (lambda x: 0 <= x < math.inf, 'zero or positive'),
     'ema.decay': (lambda x: 0 <= x < 1, 'at least 0 and below 1'),
     'parallel.accumulation_steps': (lambda x: x > 0, 'positive'),
     'schedule.warmup_epochs': (lambda x: x >= 0, 'zero or positive'),
+    'schedule.warmup_start': (lambda x: 0 < x <= 1, 'above 0 and at most 1'),
+    'schedule.final': (lambda x: 0 <= x <= 1, 'from 0 to 1'),
+    'schedule.power': (lambda x: 0 < x < math.inf, 'positive'),
     'schedule.milestones': (lambda x: list(x) == sorted(set(x)), 'in rising order'),
     'schedule.decay_factor': (lambda x: 0 < x < 1, 'between 0 and 1'),
 }
@@ -69,11 +78,26 @@ _CHOICES = {
     'data.eval_crops': ('center', 'ten'),
     'data.on_error': ('stop', 'skip'),
     'data.cache': ('none', 'memory', 'disk'),
-    'augment.crop': ('none', 'pad', 'random_resized'),
+    'augment.crop': ('none', 'pad', 'random_resized', 'random'),
     'augment.crop_on': ('host', 'device'),
     'augment.policy': ('none', 'randaugment', 'trivialaugment'),
     'parallel.mode': ('jit', 'pmap'),
-    'schedule.name': ('cosine', 'step', 'constant'),
+    'optimizer.name': ('sgd', 'lars', 'lamb', 'adamw', 'lion', 'muon'),
+    'schedule.name': ('cosine', 'step', 'polynomial', 'one_cycle', 'constant'),
+    'loss': ('softmax', 'sigmoid'),
+}
+
+_ADAM_LIKE = ('lamb', 'adamw', 'muon')
+# Options without effect unless another one has one of these values.
+_BELONGS_TO = {
+    'augment.crop_on': ('augment.crop', ('random_resized',)),
+    'optimizer.beta1': ('optimizer.name', ('lion', *_ADAM_LIKE)),
+    'optimizer.beta2': ('optimizer.name', ('lion', *_ADAM_LIKE)),
+    'optimizer.eps': ('optimizer.name', _ADAM_LIKE),
+    'optimizer.trust_coefficient': ('optimizer.name', ('lars',)),
+    'schedule.milestones': ('schedule.name', ('step',)),
+    'schedule.final': ('schedule.name', ('cosine', 'polynomial', 'one_cycle')),
+    'schedule.power': ('schedule.name', ('polynomial',)),
 }
 
 
@@ -90,7 +114,18 @@ def validate(config: ConfigDict) -> None:
     for key, choices in _CHOICES.items():
         if values[key] is not None:
             require_choice(key, values[key], choices)
+    _refuse_ineffective(values)
     _refuse_contradictions(config)
+
+
+def _refuse_ineffective(values: dict[str, Any]) -> None:
+    defaults = dict(options(default_config()))
+    for key, (choice, allowed) in _BELONGS_TO.items():
+        if values[key] != defaults[key] and values[choice] not in allowed:
+            raise UserError(
+                f'config.{key}={values[key]!r} belongs to config.{choice}={" or ".join(allowed)}, '
+                f'and it is {values[choice]!r}; leave one of the two out.'
+            )
 
 
 def _refuse_contradictions(config: ConfigDict) -> None:
@@ -102,35 +137,29 @@ def _refuse_contradictions(config: ConfigDict) -> None:
         )
     if schedule.name == 'step' and not schedule.milestones:
         raise UserError('config.schedule.name=step needs config.schedule.milestones, in epochs.')
-    if schedule.name != 'step' and schedule.milestones:
-        raise UserError(
-            f'config.schedule.milestones={schedule.milestones} belongs to schedule.name=step, '
-            f'and it is {schedule.name!r}; set one of the two.'
-        )
     if min(schedule.milestones, default=epochs) < schedule.warmup_epochs:
         raise UserError(
             f'config.schedule.milestones={schedule.milestones} begin before the end of '
             f'config.schedule.warmup_epochs={schedule.warmup_epochs:g}; warm up for less.'
         )
-    if config.optimizer.nesterov and not config.optimizer.momentum:
+    momentum_used = config.optimizer.name in ('sgd', 'lars', 'muon')
+    if momentum_used and config.optimizer.nesterov and not config.optimizer.momentum:
         raise UserError(
             'config.optimizer.nesterov=True needs momentum above 0; '
             'set config.optimizer.nesterov=false with config.optimizer.momentum=0.'
         )
-    if config.data.eval_crops == 'ten' and config.data.eval_crop_fraction == 1:
+    for key, value in (
+        ('data.eval_crops=ten', config.data.eval_crops == 'ten'),
+        ('augment.crop=random', config.augment.crop == 'random'),
+    ):
+        if value and config.data.eval_crop_fraction == 1:
+            raise UserError(
+                f'config.{key} needs config.data.eval_crop_fraction below 1, such as 0.875, or all '
+                'crops are the same.'
+            )
+    if config.batch_size % config.augment.repeats:
         raise UserError(
-            'config.data.eval_crops=ten needs config.data.eval_crop_fraction below 1, such as '
-            '0.875, or all crops are the same.'
-        )
-    augment = config.augment
-    if augment.crop_on == 'device' and augment.crop != 'random_resized':
-        raise UserError(
-            f'config.augment.crop_on=device belongs to augment.crop=random_resized, and it is '
-            f'{augment.crop!r}; leave it out.'
-        )
-    if config.batch_size % augment.repeats:
-        raise UserError(
-            f'config.augment.repeats={augment.repeats} does not divide '
+            f'config.augment.repeats={config.augment.repeats} does not divide '
             f'config.batch_size={config.batch_size}.'
         )
     group, batch = config.batch_norm.group_size, config.batch_size

@@ -333,7 +333,7 @@ def test_repeated_images_stand_side_by_side_and_are_not_mixed_with_themselves():
 @pytest.mark.parametrize(
     ('overrides', 'says'),
     [
-        ({'augment__crop_on': 'device'}, 'belongs to augment.crop=random_resized'),
+        ({'augment__crop_on': 'device'}, 'belongs to config.augment.crop=random_resized'),
         ({'augment__repeats': 3}, 'does not divide'),
         ({'augment__color_jitter': (0.1, 0.1)}, 'four numbers'),
         ({'augment__color_jitter': (0.1, 0.1, 0.1, 0.7)}, 'four numbers'),

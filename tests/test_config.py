@@ -96,6 +96,11 @@ def test_wrong_override_is_one_sentence(key, text, says):
         {'optimizer.momentum': 0.0},
         {'schedule.name': 'step'},
         {'schedule.milestones': (5,)},
+        {'schedule.power': 2.0},
+        {'schedule.name': 'constant', 'schedule.final': 0.1},
+        {'optimizer.beta1': 0.8},
+        {'optimizer.name': 'lion', 'optimizer.eps': 1e-6},
+        {'optimizer.name': 'lamb', 'optimizer.trust_coefficient': 0.1},
         {'schedule.name': 'step', 'schedule.milestones': (5, 3)},
         {
             'schedule.name': 'step',
@@ -175,8 +180,25 @@ def test_broken_config_file_is_one_sentence(tmp_path, body, says):
         load_config(tmp_path / 'brokn.py')
 
 
+def test_variants_of_an_experiment_are_chosen_by_name(tmp_path):
+    path = tmp_path / 'some.py'
+    path.write_text(
+        "import flaxcls\nVARIANTS = {'small': 8, 'large': 512}\n"
+        "def get_config(variant='small'):\n  config = flaxcls.default_config()\n"
+        '  config.batch_size = VARIANTS[variant]\n  return config\n'
+    )
+    assert load_config(path).batch_size == load_config(f'{path}:small').batch_size == 8
+    assert load_config(f'{path}:large', {'seed': 3}).batch_size == 512
+    with pytest.raises(UserError, match=r"has no variant 'larg' \(did you mean large"):
+        load_config(f'{path}:larg')
+    with pytest.raises(UserError, match=r"has no variants; leave ':small' out"):
+        load_config(f'{EXPERIMENTS[0]}:small')
+    with pytest.raises(UserError, match='there is no config file'):
+        load_config(f'{tmp_path}/other.py:small')
+
+
 def test_help_says_something_of_every_option_that_its_name_does_not_tell():
-    telling = {'optimizer.momentum', 'optimizer.nesterov', 'schedule.decay_factor'}
+    telling = {'schedule.decay_factor'}
     lines = describe_options().splitlines()
     for (key, value), line in zip(options(default_config()), lines, strict=True):
         comment = line.split(f'--config.{key}={value}')[1].strip()
@@ -200,12 +222,14 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
     folder = write_images({f'images/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
     runs = [
         {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'}
-        | {'augment.policy': 'randaugment'},
+        | {'schedule.warmup_epochs': 0.25, 'augment.policy': 'randaugment'}
+        | {'optimizer.name': 'lars'},
         {
             'data.source': f'folder:{folder / "images"}',
             'augment.crop': 'random_resized',
             'batch_size': 8,
             'ema.decay': 0.9,
+            'schedule.name': 'polynomial',
         },
     ]
     monkeypatch.setattr(ConfigDict, '__getitem__', recording)

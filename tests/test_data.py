@@ -264,6 +264,31 @@ def test_evaluation_crop_takes_the_middle():
     assert (crops.resize_and_center_crop(image, 224, 224 / 256) == 200).all()
 
 
+def test_random_crop_takes_every_place_of_the_middle_square():
+    """Which is 12 by 12 pixels here, of an image whose pixels are their own row and column."""
+    image = np.stack(np.broadcast_arrays(*np.ogrid[:12, :20], 0), -1).astype(np.uint8)
+    seen = set()
+    for seed in range(300):
+        uniforms = np.random.default_rng(seed).random((crops.BOX_TRIES, 4))
+        cut = crops.resize_and_random_crop(image, 9, uniforms, crop_fraction=0.75)
+        top, left, _ = (int(x) for x in cut[0, 0])
+        np.testing.assert_array_equal(cut, image[top : top + 9, left : left + 9])
+        seen.add((top, left))
+    assert seen == {(top, left) for top in range(4) for left in range(4, 8)}
+
+
+def test_training_may_have_a_size_of_its_own(write_images):
+    folder = write_images({f'{name}/{i}.png': (20, 30) for name in 'ab' for i in range(8)})
+    for crop in ('none', 'random', 'random_resized'):
+        config = _config(
+            **{'data.source': f'folder:{folder}', 'augment.crop': crop, 'batch_size': 4},
+            **{'data.eval_crop_fraction': 0.8, 'data.train_image_size': 6, 'data.image_size': 8},
+        )
+        source = open_source(config)
+        assert next(make_train_batches(config, source.train)(0))['image'].shape[1:] == (6, 6, 3)
+        assert next(make_eval_batches(config, source.val)())['image'].shape[1:] == (8, 8, 3)
+
+
 def test_batches_follow_from_seed_and_step():
     split = _numbered(21)
     config = _config()

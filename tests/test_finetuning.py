@@ -128,13 +128,13 @@ def test_what_does_not_fit_is_refused(imported, tmp_path, overrides, says):
     assert '\n' not in str(caught.value)
 
 
-def test_classifier_may_learn_faster(imported, tmp_path):
+def test_classifier_may_learn_faster(imported):
     moved = {}
-    for multiplier in (1.0, 10.0):
+    for rules in ('', 'head:lr=10'):
         config = _config(
             imported,
             optimizer__learning_rate=1e-3,
-            optimizer__head_multiplier=multiplier,
+            optimizer__rules=rules,
             optimizer__momentum=0.0,
             optimizer__nesterov=False,
         )
@@ -142,10 +142,10 @@ def test_classifier_may_learn_faster(imported, tmp_path):
         params = setup.init_state().params
         gradients = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
         updates, _ = setup.optimizer.update(gradients, setup.optimizer.init(params), params)
-        moved[multiplier] = updates
-    for path, update in flatten_dict(moved[10.0]).items():
+        moved[rules] = updates
+    for path, update in flatten_dict(moved['head:lr=10']).items():
         factor = 10 if path[0] == 'head' else 1
-        np.testing.assert_allclose(update, factor * flatten_dict(moved[1.0])[path], rtol=1e-6)
+        np.testing.assert_allclose(update, factor * flatten_dict(moved[''])[path], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['alexnet', 'resnet50', 'densenet121'])

@@ -11,7 +11,7 @@ import pytest
 ORDER = [
     {'errors'},
     {'config', 'processes'},
-    {'validation', 'data'},
+    {'validation', 'data', 'targets'},
     {'models'},
     {'metrics', 'optim', 'torch_layout'},
     {'train_state'},
@@ -19,9 +19,9 @@ ORDER = [
     {'parallel'},
     {'checkpoint', 'writers', 'interrupts'},
     {'run_setup'},
-    {'evaluate'},
-    {'train'},
-    {'main', 'report', 'prepare_data', 'torch_weights', 'check_data', 'recalibrate'},
+    {'evaluate', 'compiled'},
+    {'train', 'planning'},
+    {'main', 'plan', 'report', 'prepare_data', 'torch_weights', 'check_data', 'recalibrate'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

@@ -222,6 +222,8 @@ def test_default_workdirs_differ_where_experiments_do():
     names = [
         default_workdir(None, {}),
         default_workdir(path, {}),
+        default_workdir(f'{path}:a', {}),
+        default_workdir(f'{path}:b', {}),
         default_workdir(path, {'seed': '1'}),
         default_workdir(path, {'data.source': 'folder:/a b'}),
         default_workdir(path, {'data.source': 'folder:/a_b'}),

@@ -29,6 +29,16 @@ def test_sums_are_those_of_the_unmasked_examples(smoothing, top_k):
     assert sums['count'] == mask.sum()
 
 
+def test_binary_cross_entropy_is_the_mean_over_the_classes():
+    logits, labels, mask = _batch(40, 10)
+    targets = 0.7 * np.eye(10)[labels] + 0.3 * np.eye(10)[labels[::-1]]
+    sums = batch_sums(logits, labels, jnp.array(mask), top_k=1, targets=targets, loss='sigmoid')
+    p = 1 / (1 + np.exp(-logits))
+    losses = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(-1)
+    np.testing.assert_allclose(sums['loss_sum'], losses[mask].sum(), rtol=1e-5)
+    assert sums['correct'] == batch_sums(logits, labels, jnp.array(mask), top_k=1)['correct']
+
+
 def test_padding_with_anything_changes_nothing():
     logits, labels, _ = _batch(5, 4)
     mask = jnp.array([True, True, True, False, False])

@@ -67,6 +67,21 @@ def test_training_lowers_the_loss_and_moves_everything(finished):
         assert before.dtype == after.dtype
 
 
+def test_other_optimizer_loss_and_size_train_and_are_evaluated(tiny_config, tmp_path):
+    """As in a recipe of Wightman et al. 2021, which trains on smaller images than it evaluates."""
+    config = tiny_config(
+        optimizer__name='lamb', optimizer__learning_rate=0.02, optimizer__clip_norm=1.0,
+        optimizer__rules='head:lr=2', loss='sigmoid', label_smoothing=0.1,
+        data__image_size=12, data__train_image_size=8, schedule__warmup_epochs=0.5,
+    )  # fmt: skip
+    _, history = flaxcls.train_and_evaluate(config, tmp_path)
+    losses = [record['train/loss'] for record in history if 'train/loss' in record]
+    assert losses[0] < 1  # Binary cross-entropy, averaged over classes, begins below log 2.
+    assert losses[-1] < losses[0] - 0.1
+    values = evaluate_workdir(tmp_path)
+    assert values == {k: v for k, v in history[-1].items() if k != 'epoch'}
+
+
 def test_evaluation_repeats_trainings_last_value_exactly(finished):
     _, workdir, state, history = finished
     values = evaluate_workdir(workdir)

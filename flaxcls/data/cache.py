@@ -62,7 +62,7 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     """
     if not isinstance(split, FileSplit | RecordSplit):
         return split
-    size = config.data.image_size
+    size = (training and config.data.train_image_size) or config.data.image_size
     shorter = (
         2 * size
         if training and cuts_on_host(config)

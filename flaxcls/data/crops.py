@@ -6,6 +6,7 @@ counts, by area beyond. They are cut from JPEGs decoded to within a grey level o
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -35,10 +36,41 @@ def resize_and_center_crop(
     Raises:
       ValueError: the bytes are no readable image.
     """
+    middle = lambda length, shorter, axis: (length - size) // 2  # noqa: E731
+    return _resize_and_crop(image, size, crop_fraction, middle)
+
+
+def resize_and_random_crop(
+    image: np.ndarray | bytes, size: int, uniforms: np.ndarray, crop_fraction: float
+) -> np.ndarray:
+    """As `resize_and_center_crop`, from a random place in the middle square of that side.
+
+    So Krizhevsky et al. 2012 (section 4.1) cut 224 x 224 pixels of 256 x 256.
+
+    Args:
+      image, size, crop_fraction: as for `resize_and_center_crop`.
+      uniforms: [BOX_TRIES, 4] in 0..1; the last two of the first row are the row and the column.
+    """
+    places = uniforms[0, 2:].tolist()
+
+    def first(length: int, shorter: int, axis: int) -> int:
+        return (length - shorter) // 2 + int(places[axis] * (shorter - size + 1))
+
+    return _resize_and_crop(image, size, crop_fraction, first)
+
+
+def _resize_and_crop(
+    image: np.ndarray | bytes,
+    size: int,
+    crop_fraction: float,
+    first: Callable[[int, int, int], int],
+) -> np.ndarray:
+    """Cuts from `first(length, shorter side, axis)` on, in pixels of the resized image."""
     shorter = max(size, round(size / crop_fraction))
     image, (height, width) = _decode_for(image, shorter)
-    new_height, new_width = _resized(height, width, shorter)
-    rows, columns = _middle(new_height, size), _middle(new_width, size)
+    lengths = new_height, new_width = _resized(height, width, shorter)
+    begins = (first(length, shorter, axis) for axis, length in enumerate(lengths))
+    rows, columns = (range(begin, begin + size) for begin in begins)
     # Only what is kept, and around it what its pixels are made of: an image may be very long.
     outer = [_widened(part, limit) for part, limit in ((rows, new_height), (columns, new_width))]
     vertical, horizontal = image.shape[0] / new_height, image.shape[1] / new_width
@@ -87,11 +119,6 @@ def _decode_for(image: np.ndarray | bytes, shorter: int) -> tuple[np.ndarray, tu
 def _resized(height: int, width: int, shorter: int) -> tuple[int, int]:
     scale = shorter / min(height, width)
     return max(shorter, round(height * scale)), max(shorter, round(width * scale))
-
-
-def _middle(length: int, size: int) -> range:
-    first = (length - size) // 2
-    return range(first, first + size)
 
 
 def _widened(part: range, limit: int) -> range:

@@ -110,20 +110,29 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
     The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
     size, crop_fraction = config.data.image_size, config.data.eval_crop_fraction
-    if not training and config.data.eval_crops == 'ten':
+    if training:
+        size = config.data.train_image_size or size
+    elif config.data.eval_crops == 'ten':
         size, crop_fraction = round(size / crop_fraction), 1.0
-    random_crop = training and cuts_on_host(config)
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
-    if random_crop:
-        cut = functools.partial(
-            crops.random_resized_crop, size=size, min_area=config.augment.min_area
-        )
-        return _make_threaded_loader(config, split, size, lambda image, u: cut(image, uniforms=u))
+    if training and (cut := _random_cut(config, size)):
+        return _make_threaded_loader(config, split, size, cut)
     cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
     is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
     if is_array and fits_in_memory:
         return _make_memory_loader(split, cut)
     return _make_threaded_loader(config, split, size, lambda image, _: cut(image))
+
+
+def _random_cut(config: ConfigDict, size: int) -> Callable[..., np.ndarray] | None:
+    """Returns (image, uniforms [BOX_TRIES, 4]) -> a crop, or None where no crop is random."""
+    if cuts_on_host(config):
+        min_area = config.augment.min_area
+        return lambda image, uniforms: crops.random_resized_crop(image, size, uniforms, min_area)
+    if config.augment.crop == 'random':
+        fraction = config.data.eval_crop_fraction
+        return lambda image, uniforms: crops.resize_and_random_crop(image, size, uniforms, fraction)
+    return None
 
 
 def _make_memory_loader(

@@ -37,7 +37,7 @@ def open_source(config: ConfigDict) -> Source:
     data = config.data
     kind, _, rest = data.source.partition(':')
     val_splits = [data.val_split] if data.val_split else ['validation', 'val', 'test']
-    data_dir = pathlib.Path(data.data_dir).expanduser() if data.data_dir else default_data_dir()
+    data_dir = data_folder(config)
     if kind == 'digits' and not rest:
         _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
         return _digits()
@@ -58,6 +58,12 @@ def open_source(config: ConfigDict) -> Source:
     _refuse_options(data, 'val_fraction')
     train_split = data.train_split or 'train'
     return open_tfds(rest or kind, data_dir, train_split, val_splits, num_threads(config))
+
+
+def data_folder(config: ConfigDict) -> pathlib.Path:
+    """Returns the folder in which TFDS's data sets are prepared."""
+    data_dir = config.data.data_dir
+    return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
 def prepare_source(config: ConfigDict, *, for_training: bool = True) -> Source:

@@ -104,7 +104,9 @@ def _on_cpu() -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-def require_image_size(model: nn.Module, name: str, image_size: int) -> None:
+def require_image_size(
+    model: nn.Module, name: str, image_size: int, key: str = 'data.image_size'
+) -> None:
     """Raises UserError, naming the smallest size, if images of this side are too small."""
     if not _fits(model, image_size):
         too_small, fits = image_size, 512
@@ -114,8 +116,7 @@ def require_image_size(model: nn.Module, name: str, image_size: int) -> None:
             middle = (too_small + fits) // 2
             too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
         raise UserError(
-            f'config.data.image_size={image_size} is too small for {name}; '
-            f'the smallest is {fits} pixels.'
+            f'config.{key}={image_size} is too small for {name}; the smallest is {fits} pixels.'
         )
 
 

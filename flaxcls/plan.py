@@ -1,0 +1,38 @@
+"""Tells what a run would be and what it would cost, before it is begun.
+
+  python -m flaxcls.plan --config=experiments/densenet121.py
+  python -m flaxcls.plan --config=experiments/resnet50.py --target=tpu:v5e:2x4
+  python -m flaxcls.plan --config=experiments/resnet50.py --target=gpu:h100 --config.batch_size=512
+
+Steps, learning rates, parameters, FLOPs; and from the training step, compiled but not run, the
+memory of each device, the traffic, what is sent between devices, and the least time these allow.
+With --target it is compiled for devices that need not be there: tpu:v5e, v5p or v6e with a topology
+(extra [tpu]), or gpu:h100 with a number of devices (extra [cuda]). A run that cannot be is refused.
+Of well-known data sets that are not prepared, the published sizes are taken.
+"""
+
+from collections.abc import Sequence
+
+from flaxcls.config import describe_options, load_config, parse_overrides
+from flaxcls.errors import CommandParser, run_command
+from flaxcls.targets import prepare_environment
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = CommandParser('flaxcls.plan', __doc__, epilog='options:\n' + describe_options())
+    parser.add_argument('--config', help='Python file with get_config(), or FILE:VARIANT')
+    parser.add_argument('--target', help='tpu:v5e:2x4, gpu:h100:8 ...; default: the devices here')
+    flags, rest = parser.parse_known_args(argv)
+    config = load_config(flags.config, parse_overrides(rest, ['--config', '--target']))
+    prepare_environment(flags.target)  # Before JAX is imported.
+    from flaxcls import planning  # noqa: PLC0415
+
+    plan = planning.make_plan(config, flags.target)
+    for line in planning.describe(plan):
+        print(line, flush=True)
+    for line in planning.describe_needs(planning.compile_plan(plan)):
+        print(line)
+
+
+if __name__ == '__main__':
+    run_command(main)
