@@ -75,9 +75,11 @@ def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
     opened = open_target(target)
     setup = prepare(config, source=open_or_published(config), devices=opened.devices)
     _refuse_idle_milestones(setup.config)
-    sizes = setup.config.data.train_image_size, setup.config.data.image_size
-    costs = [count_cost(setup.model, size or sizes[1]) for size in sizes]
-    return Plan(setup, opened, *costs)
+    data = setup.config.data
+    eval_cost = cost = count_cost(setup.model, data.image_size)
+    if data.train_image_size not in (None, data.image_size):
+        cost = count_cost(setup.model, data.train_image_size)
+    return Plan(setup, opened, cost, eval_cost)
 
 
 def compile_plan(plan: Plan) -> Plan:
