@@ -43,13 +43,11 @@ class Needs(NamedTuple):
 
     Attributes:
       memory: bytes, by kind.
-      flops: as the compiler counts them; None where it does not.
-      traffic: bytes from and to the device's memory; None likewise.
+      traffic: bytes from and to the device's memory; None where the compiler does not count them.
       collectives: kind -> (number, bytes), of what is sent between devices.
     """
 
     memory: Memory
-    flops: float | None
     traffic: float | None
     collectives: dict[str, tuple[int, int]]
 
@@ -90,7 +88,6 @@ def needs(compiled: Any, setup: Setup) -> Needs:
             - memory.alias_size_in_bytes,
             program=memory.generated_code_size_in_bytes,
         ),
-        costs.get('flops'),
         costs.get('bytes accessed'),
         collectives(compiled.as_text()),
     )
