@@ -24,6 +24,7 @@ from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
 from flaxcls.interrupts import SignalFlag
 from flaxcls.processes import on_first
+from flaxcls.records import RunRecord
 from flaxcls.run_setup import (
     CLASSES_FILE,
     CONFIG_FILE,
@@ -42,7 +43,7 @@ def train_and_evaluate(
 
     Args:
       config: a full config.
-      workdir: gets config.json, class_names.json, metrics.jsonl and checkpoints/.
+      workdir: gets config.json, class_names.json, metrics.jsonl, record.json and checkpoints/.
 
     Returns:
       The final state, and the records of metrics.jsonl.
@@ -206,6 +207,7 @@ def _train(
     writer = writers.make_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
     agreement = parallel.Agreement(layout)
     progress = writers.Progress(start_step, setup.total_steps)
+    run_record = RunRecord(workdir, config, from_step=start_step, total_steps=setup.total_steps)
     window = _Window(config)
     try:
         with SignalFlag() as stop:
@@ -235,6 +237,7 @@ def _train(
                     progress.say(f'epoch {record["epoch"]:g}: {describe(val)}')
                 if saving:
                     _require_finite_state(state, step, config, checkpoints)
+                    run_record.update(step, val)
                     checkpoints.save(state, val)
                 if stopping and step < setup.total_steps:
                     checkpoints.wait()

@@ -18,7 +18,7 @@ ORDER = [
     {'steps'},
     {'parallel'},
     {'checkpoint', 'writers', 'interrupts'},
-    {'run_setup'},
+    {'run_setup', 'records'},
     {'evaluate', 'compiled'},
     {'train', 'planning'},
     {'main', 'plan', 'report', 'prepare_data', 'torch_weights', 'check_data', 'recalibrate'},

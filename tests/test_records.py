@@ -1,0 +1,79 @@
+"""What a run leaves for the ledger."""
+
+import signal
+
+import pytest
+from conftest import TINY
+
+import flaxcls
+from flaxcls.config import OBSERVING_OPTIONS, load_config, options
+from flaxcls.errors import Stopped
+from flaxcls.records import experiment_hash, read_record
+
+OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,
+         str: lambda v: v + 'x', tuple: lambda v: (*v, 7.0)}  # fmt: skip
+
+
+def _changed(key):
+    config = load_config(None)
+    *parents, name = key.split('.')
+    part = config
+    for parent in parents:
+        part = part[parent]
+    kind = part.get_type(name)
+    empty = {bool: False, int: 1, float: 0.25, str: 'y', tuple: ()}[kind]
+    value = part[name]
+    part[name] = OTHER[kind](empty if value is None else value)
+    return config
+
+
+@pytest.mark.parametrize('key', [key for key, _ in options(load_config(None))])
+def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
+    if key == 'model.name':
+        config = load_config(None, {key: 'resnet32'})
+    else:
+        config = _changed(key)
+    same = experiment_hash(config) == experiment_hash(load_config(None))
+    assert same == (key in OBSERVING_OPTIONS | {'seed', 'model.num_classes'})
+
+
+def test_the_hash_is_that_of_the_experiment_after_a_run_has_filled_it_in(tmp_path):
+    config = load_config(None, TINY | {'num_epochs': 1, 'data.image_size': None})
+    flaxcls.train_and_evaluate(config, tmp_path)
+    record = read_record(tmp_path)
+    assert record['config_hash'] == experiment_hash(config)
+    assert record['options']['model.num_classes'] == 10
+
+
+def test_the_record_of_an_interrupted_run_tells_of_both_parts(tmp_path, monkeypatch):
+    config = load_config(None, TINY)
+    with monkeypatch.context() as patch:
+        _stop_at_step(patch, 3)
+        with pytest.raises(Stopped):
+            flaxcls.train_and_evaluate(config, tmp_path)
+    first = read_record(tmp_path)
+    assert first['step'] == 3 < first['total_steps'] and 'val' not in first
+    state, history = flaxcls.train_and_evaluate(config, tmp_path)
+    record = read_record(tmp_path)
+    assert record['step'] == record['total_steps'] == int(state.step)
+    assert record['val'].items() <= history[-1].items()
+    assert record['parts'][0] == first['parts'][0]
+    assert [(part['from_step'], part['to_step']) for part in record['parts']] == [
+        (0, 3),
+        (3, record['total_steps']),
+    ]
+    assert all(part['seconds'] > 0 for part in record['parts'])
+
+
+def _stop_at_step(patch, step):
+    from flaxcls import writers
+
+    original, count = writers.Progress.step, []
+
+    def counting(self):
+        original(self)
+        count.append(1)
+        if len(count) == step:
+            signal.raise_signal(signal.SIGINT)
+
+    patch.setattr(writers.Progress, 'step', counting)
