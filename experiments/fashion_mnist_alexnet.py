@@ -2,8 +2,8 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
 
-Hardware: two CPU cores; about 20 minutes. Expected: about 92 % of the 10,000 test images. RESULTS.md
-has what was measured.
+Hardware: two CPU cores; about 20 minutes. Expected: about 92 % of the 10,000 test images. Run; see
+RESULTS.md.
 """
 
 import flaxcls

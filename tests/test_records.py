@@ -29,10 +29,7 @@ def _changed(key):
 
 @pytest.mark.parametrize('key', [key for key, _ in options(load_config(None))])
 def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
-    if key == 'model.name':
-        config = load_config(None, {key: 'resnet32'})
-    else:
-        config = _changed(key)
+    config = load_config(None, {key: 'resnet32'}) if key == 'model.name' else _changed(key)
     same = experiment_hash(config) == experiment_hash(load_config(None))
     assert same == (key in OBSERVING_OPTIONS | {'seed', 'model.num_classes'})
 
