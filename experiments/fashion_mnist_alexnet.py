@@ -2,7 +2,7 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
 
-Hardware: two CPU cores; about 20 minutes. Expected: about 92 % of the 10,000 test images. Run; see
+Hardware: two CPU cores; about 20 minutes. Expected: over 91 % of the 10,000 test images. Run; see
 RESULTS.md.
 """
 

@@ -5,7 +5,7 @@
 
 The rate grows with the batch (arXiv:1706.02677); up to 8,192 examples the accuracy stays.
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).
-Expected: 76.4 to 76.7 % top-1 (flax's example). Not run.
+Expected: 76.5 % top-1 (flax's example: 76.4 to 76.7). Not run.
 """
 
 import pathlib

@@ -28,11 +28,13 @@ def experiment_hash(config: ConfigDict) -> str:
     So the seed is left out, and so are the options that leave the result alone; what the data and
     the network fill in may have been filled in or not.
     """
-    config = config_lib.from_json(config_lib.to_json(config)).unlock()
-    config.data.image_size = config.data.image_size or models.MODELS[config.model.name].image_size
-    left_out = config_lib.OBSERVING_OPTIONS | {'seed', 'model.num_classes'}
-    kept = {key: value for key, value in config_lib.options(config) if key not in left_out}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
+    values = dict(config_lib.options(config))
+    for key in config_lib.OBSERVING_OPTIONS | {'seed', 'model.num_classes'}:
+        del values[key]
+    values['data.image_size'] = (
+        config.data.image_size or models.MODELS[config.model.name].image_size
+    )
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class RunRecord:

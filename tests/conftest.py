@@ -43,6 +43,17 @@ TINY = {
     'checkpoint_every_steps': 10,
 }
 
+_VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}
+EXPERIMENTS = [
+    path
+    for file in sorted(pathlib.Path('experiments').glob('*.py'))
+    for path in (
+        [f'{file}:{variant}' for variant in _VARIANTS[file.stem]]
+        if file.stem in _VARIANTS
+        else [str(file)]
+    )
+]
+
 
 @pytest.fixture(scope='session', autouse=True)
 def all_devices():

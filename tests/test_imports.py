@@ -21,7 +21,16 @@ ORDER = [
     {'run_setup', 'records'},
     {'evaluate', 'compiled'},
     {'train', 'planning'},
-    {'main', 'plan', 'report', 'prepare_data', 'torch_weights', 'check_data', 'recalibrate'},
+    {
+        'main',
+        'plan',
+        'ledger',
+        'report',
+        'prepare_data',
+        'torch_weights',
+        'check_data',
+        'recalibrate',
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

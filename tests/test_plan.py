@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 import pytest
-from conftest import TINY
+from conftest import EXPERIMENTS, TINY
 
 import flaxcls
 from flaxcls import parallel, plan, planning, steps
@@ -16,17 +16,6 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.run_setup import prepare
 from flaxcls.targets import CHIPS, open_target
 
-FILES = sorted(pathlib.Path('experiments').glob('*.py'))
-VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}
-EXPERIMENTS = [
-    path
-    for file in FILES
-    for path in (
-        [f'{file}:{variant}' for variant in VARIANTS[file.stem]]
-        if file.stem in VARIANTS
-        else [str(file)]
-    )
-]
 # The others take XLA up to minutes to compile.
 QUICK = ('digits_alexnet',)
 

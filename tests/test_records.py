@@ -3,10 +3,10 @@
 import signal
 
 import pytest
-from conftest import TINY
+from conftest import EXPERIMENTS, TINY
 
 import flaxcls
-from flaxcls.config import OBSERVING_OPTIONS, load_config, options
+from flaxcls.config import OBSERVING_OPTIONS, from_json, load_config, options, to_json
 from flaxcls.errors import Stopped
 from flaxcls.records import experiment_hash, read_record
 
@@ -32,6 +32,12 @@ def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
     config = load_config(None, {key: 'resnet32'}) if key == 'model.name' else _changed(key)
     same = experiment_hash(config) == experiment_hash(load_config(None))
     assert same == (key in OBSERVING_OPTIONS | {'seed', 'model.num_classes'})
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS)
+def test_the_hash_survives_being_stored(path):
+    config = load_config(path)
+    assert experiment_hash(from_json(to_json(config))) == experiment_hash(config)
 
 
 def test_the_hash_is_that_of_the_experiment_after_a_run_has_filled_it_in(tmp_path):

@@ -1,0 +1,274 @@
+"""Keeps the records of finished runs, and renders RESULTS.md: published, expected, and ours.
+
+  python -m flaxcls.ledger                  renders the records that are kept
+  python -m flaxcls.ledger --runs=runs      first takes in those of the finished runs below runs/
+
+The rows are those of results/rows.toml, which tells what their fields mean. A record belongs to the
+row whose experiment has its config, whatever the run was called; several seeds make a mean.
+"""
+
+import json
+import pathlib
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flaxcls.config import load_config, split_variant
+from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.records import RECORD_FILE, experiment_hash, read_record
+from flaxcls.writers import write_atomically
+
+_EXPERIMENTS = pathlib.Path('experiments')
+_ROWS_FILE = 'rows.toml'
+_DATA_NAMES = {
+    'tfds:imagenet2012': 'ImageNet',
+    'tfds:cifar10': 'CIFAR-10',
+    'fashion_mnist': 'Fashion-MNIST',
+    'digits': 'Digits (scikit-learn)',
+}
+
+
+class Row(NamedTuple):
+    """A row of the ledger, with the fields of results/rows.toml."""
+
+    experiment: str
+    source: str
+    options: Mapping[str, Any] = {}
+    top1: float | None = None
+    top5: float | None = None
+    tolerance: float | None = None
+    at_least: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The end of the command that makes it, after --config=experiments/."""
+        return ' '.join(
+            [self.experiment, *(f'--config.{key}={value}' for key, value in self.options.items())]
+        )
+
+
+class Misquoted(NamedTuple):
+    """A figure that introductions get wrong."""
+
+    claim: str
+    fact: str
+    source: str
+
+
+class Entry(NamedTuple):
+    """A row with what belongs to it now."""
+
+    row: Row
+    data: str  # config.data.source
+    config_hash: str
+    records: list[Mapping[str, Any]]  # By seed.
+
+
+def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
+    """Returns the rows and the misquoted figures of the ledger in `folder`.
+
+    Raises:
+      UserError: there is no ledger there, or it has a field that no row has.
+    """
+    path = folder / _ROWS_FILE
+    try:
+        tables = tomllib.loads(path.read_text(encoding='utf-8'))
+        rows = [Row(**fields) for fields in tables['rows']]
+        return rows, [Misquoted(**fields) for fields in tables.get('misquoted', [])]
+    except FileNotFoundError:
+        raise UserError(
+            f'there is no ledger in {str(folder)!r} (no {_ROWS_FILE}); run this where experiments/ '
+            'and results/ are, or name it with --results.'
+        ) from None
+    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+        raise UserError(f'{str(path)!r} cannot be read ({error}); its head says how.') from None
+
+
+def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry], list[str]]:
+    """Returns the rows with the records kept in `folder`, and the names of those of no row."""
+    configs = [load_config(_EXPERIMENTS / row.experiment, row.options) for row in rows]
+    entries = [
+        Entry(row, config.data.source, experiment_hash(config), [])
+        for row, config in zip(rows, configs, strict=True)
+    ]
+    by_hash = {entry.config_hash: entry for entry in entries}
+    outdated = []
+    for path in sorted(folder.glob('*.json')):
+        record = _read_kept(path)
+        if record.get('config_hash') in by_hash:
+            by_hash[record['config_hash']].records.append(record)
+        else:
+            outdated.append(str(path))
+    for entry in entries:
+        entry.records.sort(key=lambda record: record['seed'])
+    return entries, outdated
+
+
+def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+        raise UserError(
+            f'{str(path)!r} is damaged; delete it, and take the run in again.'
+        ) from None
+
+
+def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) -> list[str]:
+    """Copies the records of the finished runs below `runs` into `folder`.
+
+    A record replaces that of another run of the same config and seed.
+
+    Returns:
+      A line for each run, with what became of it.
+
+    Raises:
+      UserError: no run is there.
+    """
+    by_hash = {entry.config_hash: entry.row for entry in entries}
+    workdirs = sorted(path.parent for path in runs.rglob(RECORD_FILE))
+    if not workdirs:
+        raise UserError(f'--runs={runs}: no run has left a {RECORD_FILE} there.')
+    lines = []
+    for workdir in workdirs:
+        record = read_record(workdir)
+        row = by_hash.get(record.get('config_hash'))
+        if row is None:
+            lines.append(f'{workdir}: left out, since no row of {_ROWS_FILE} has its config')
+        elif record['step'] < record['total_steps']:
+            lines.append(
+                f'{workdir}: left out, since it has made {record["step"]} of '
+                f'{record["total_steps"]} steps'
+            )
+        else:
+            name = f'{_slug(row)}-seed{record["seed"]}.json'
+            write_atomically(folder / name, json.dumps(record, indent=1) + '\n')
+            lines.append(f'{workdir}: {name}, {record["val"]["val/accuracy"]:.2%}')
+    return lines
+
+
+def _slug(row: Row) -> str:
+    file, variant = split_variant(row.experiment)
+    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
+    return '-'.join([*parts, *(str(value) for value in row.options.values())])
+
+
+def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
+    """Returns RESULTS.md."""
+    lines = [
+        '# Results',
+        '',
+        'Validation accuracy in percent: what others report, how near to it our mean is expected, '
+        'and ours, after the last epoch, with the deviation between seeds. '
+        '`python -m flaxcls.ledger` writes this file from `results/`; '
+        '`python -m flaxcls.main --config=experiments/...` makes a row.',
+    ]
+    for data in dict.fromkeys(entry.data for entry in entries):
+        lines += ['', f'## {_DATA_NAMES.get(data, data)}', '']
+        lines += [
+            '| `experiments/...` | published top-1 / top-5 | by | expected | ours, top-1 | runs |',
+            '| --- | ---: | --- | ---: | ---: | ---: |',
+        ]
+        lines += [_entry_line(entry) for entry in entries if entry.data == data]
+    lines += ['', '## The runs', '']
+    lines += [
+        '| run | seed | top-1 | loss | of | time | device | date | commit | config '
+        '| jax, flax, optax |',
+        f'|{" --- |" * 11}',
+    ]
+    lines += [_run_line(entry.row, record) for entry in entries for record in entry.records]
+    lines += [
+        '',
+        'Times are wall time from the first compilation to the end, with every evaluation. A `+` '
+        'after a commit marks code that had been changed.',
+        '',
+        '## Often misquoted',
+        '',
+        *(f'- "{item.claim}" {item.fact} ({item.source})' for item in misquoted),
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def _entry_line(entry: Entry) -> str:
+    row = entry.row
+    published = ' / '.join(f'{value:.2f}' for value in (row.top1, row.top5) if value is not None)
+    expected = '' if row.at_least is None else f'>= {row.at_least:g}'
+    if row.tolerance is not None:
+        expected = f'{row.top1:.2f} ± {row.tolerance:g}'
+    cells = [f'`{row.name}`', published, row.source, expected, _ours(entry)]
+    return f'| {" | ".join(cells)} | {len(entry.records) or ""} |'
+
+
+def _ours(entry: Entry) -> str:
+    row = entry.row
+    values = [100 * record['val']['val/accuracy'] for record in entry.records]
+    if not values:
+        return 'not run'
+    mean = statistics.fmean(values)
+    text = f'{mean:.2f}'
+    if len(values) > 1:
+        text += f' ± {statistics.stdev(values):.2f}'
+    lower = row.at_least if row.tolerance is None else row.top1 - row.tolerance
+    upper = 100 if row.tolerance is None else row.top1 + row.tolerance
+    if lower is not None and not lower <= mean <= upper:
+        text += ', **not as expected**'
+    return text
+
+
+def _run_line(row: Row, record: Mapping[str, Any]) -> str:
+    parts, val = record['parts'], record['val']
+    versions = _each('{jax}, {flax}, {optax}'.format_map(part['versions']) for part in parts)
+    cells = [
+        f'`{row.name}`',
+        record['seed'],
+        f'{val["val/accuracy"]:.2%}',
+        f'{val["val/loss"]:.4f}',
+        f'{val["val/count"]:,}',
+        _time(parts),
+        _each(part['device'] for part in parts),
+        parts[-1]['began'][:10],
+        _each(part['commit'] or 'unknown' for part in parts),
+        record['config_hash'],
+        versions,
+    ]
+    return f'| {" | ".join(map(str, cells))} |'
+
+
+def _each(values) -> str:
+    return '; '.join(dict.fromkeys(values))
+
+
+def _time(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the time of all parts; 'unknown' where the first steps have left no record."""
+    if parts[0]['from_step']:
+        return 'unknown'
+    minutes, seconds = divmod(round(sum(part['seconds'] for part in parts)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}'
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = CommandParser('flaxcls.ledger', __doc__)
+    parser.add_argument('--runs', help='folder with workdirs, whose records are taken in')
+    parser.add_argument('--results', default='results', help='folder of the ledger')
+    parser.add_argument('--out', default='RESULTS.md', help='file to write')
+    flags = parser.parse_args(argv)
+    folder = pathlib.Path(flags.results)
+    rows, misquoted = load_rows(folder)
+    entries, outdated = load_entries(rows, folder)
+    if flags.runs:
+        for line in take_in(pathlib.Path(flags.runs), entries, folder):
+            print(line)
+        entries, outdated = load_entries(rows, folder)
+    for path in outdated:
+        print(
+            f'Note: {path} is left out, since no row of {_ROWS_FILE} has its config any more; run '
+            'it again, or delete it.'
+        )
+    write_atomically(pathlib.Path(flags.out), render(entries, misquoted))
+    count = sum(len(entry.records) for entry in entries)
+    print(f'{flags.out}: {len(rows)} rows, {count} runs')
+
+
+if __name__ == '__main__':
+    run_command(main)
