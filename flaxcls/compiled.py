@@ -52,12 +52,12 @@ class Needs(NamedTuple):
     collectives: dict[str, tuple[int, int]]
 
 
-def compile_train_step(setup: Setup) -> Any:
+def compile_train_step(setup: Setup, compiler_options: dict[str, Any] | None = None) -> Any:
     """Returns the training step of `setup`, compiled for its layout with nothing computed."""
     step = parallel.parallelize_train_step(
         steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
     )
-    return step.lower(*abstract_inputs(setup)).compile()
+    return step.lower(*abstract_inputs(setup)).compile(compiler_options)
 
 
 def abstract_inputs(setup: Setup) -> tuple[Any, Any]:

@@ -82,14 +82,22 @@ def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
     return Plan(setup, opened, cost, eval_cost)
 
 
-def compile_plan(plan: Plan) -> Plan:
+def compile_plan(plan: Plan, *, effort: float = -1.0) -> Plan:
     """Returns the plan with what the compiled training step needs.
+
+    Args:
+      plan: of `make_plan`.
+      effort: of a TPU's compiler, from -1 to 0, that of a run. At -1 it takes a fifth of the time;
+        of ResNet-50's step, 64 images on each v5e, it then tells 9 % more memory in float32, the
+        same in bfloat16, and a quarter to 40 % less traffic.
 
     Raises:
       RunError: it does not fit into the memory of the target.
     """
+    on_tpu = plan.target.name.startswith('tpu:')
+    options = {'exec_time_optimization_effort': effort} if on_tpu else None
     try:
-        compiled = compile_train_step(plan.setup)
+        compiled = compile_train_step(plan.setup, options)
     except Exception as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise

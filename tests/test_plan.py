@@ -1,6 +1,9 @@
 """What a plan says, against what a run then does; and every experiment, planned and begun."""
 
 import pathlib
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -218,3 +221,40 @@ def test_needs_take_all_devices_into_account():
     number, size = found[1].collectives['all-reduce']
     assert number >= 1
     assert size >= found[1].memory.weights  # The gradients, and what BatchNorm's groups share.
+
+
+@pytest.mark.parametrize(
+    ('flags', 'says'),
+    [
+        (['--effort=0'], r'--effort=0 belongs to --target=tpu'),
+        (['--target=gpu:h100', '--effort=-1'], 'belongs to --target=tpu'),
+        (['--target=tpu:v5e', '--effort=0.5'], 'must lie between -1 and 0'),
+        (['--target=tpu:v5e', '--effort=much'], 'invalid float value'),
+    ],
+)
+def test_an_effort_that_cannot_be_made_is_one_sentence(flags, says):
+    with pytest.raises(UserError, match=says):
+        plan.main(flags)
+
+
+@pytest.mark.slow
+def test_a_larger_tpu_changes_nothing_for_a_chip():
+    """The same examples a chip: the same bytes and collectives, on 4 chips and on 256."""
+    pytest.importorskip('libtpu', reason='needs the extra [tpu]')
+    lines = []
+    for topology, batch in (('2x2', 32), ('16x16', 2048)):
+        options = {
+            'model.stage_sizes': '1,1', 'data.image_size': 32, 'data.source': 'fashion_mnist',
+            'batch_size': batch,
+        }  # fmt: skip
+        command = [f'--config.{key}={value}' for key, value in options.items()]
+        result = subprocess.run(
+            [sys.executable, '-m', 'flaxcls.plan', f'--target=tpu:v5e:{topology}', *command],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        told = [re.sub(r'.* a device: ', '', line) for line in result.stdout.splitlines()]
+        lines.append(
+            [line for line in told if line.startswith(('weights ', 'traffic ', 'between '))]
+        )
+    assert len(lines[0]) == 3 and 'all-reduce' in lines[0][-1]
+    assert lines[0] == lines[1]

@@ -62,7 +62,10 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(-1, local, *x.shape[1:])
         mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
         own = moments(grouped.astype(at_least_float32(x.dtype)), mask)
-        group = pool(_gather(own, span, self.axis_name)) if span > 1 else own
+        group = own
+        if span > 1:
+            around = lax.stop_gradient(running_mean.value)
+            group = _pool_over_devices(own, span, self.axis_name, around)
         if self.measuring:
             device = pool(own)
             running_mean.value, running_var.value = device.mean, device.var
@@ -155,12 +158,19 @@ def _group(local: int, group_size: int | None, axis_name: str | None) -> tuple[i
     return (group_size if group_size and span == 1 else local), span
 
 
-def _gather(own: Moments, span: int, axis_name: str) -> Moments:
-    """Returns the moments of all `span` devices of this device's group along a new first axis."""
+def _pool_over_devices(own: Moments, span: int, axis_name: str, around: jax.Array) -> Moments:
+    """Returns the moments of each group that lies over `span` devices.
+
+    One sum over the devices, whose size does not grow with their number, as that of a gather would;
+    its transpose, in the backward pass, is one as well. For one sum to do, the squares are taken
+    around a value [C] that all devices have: the running mean, so that little cancels.
+    """
     devices = lax.axis_size(axis_name)
     groups = [list(range(first, first + span)) for first in range(0, devices, span)]
-    # One collective for all three; its transpose, in the backward pass, is one as well.
-    packed = jnp.concatenate([own.count[:, None], own.mean, own.var], axis=-1)
-    packed = lax.all_gather(packed, axis_name, axis_index_groups=groups if span < devices else None)
-    channels = own.mean.shape[-1]
-    return Moments(packed[..., 0], packed[..., 1 : channels + 1], packed[..., channels + 1 :])
+    count, offset = own.count[:, None], own.mean - around
+    packed = jnp.concatenate([count, count * offset, count * (own.var + jnp.square(offset))], -1)
+    packed = lax.psum(packed, axis_name, axis_index_groups=groups if span < devices else None)
+    count, channels = packed[:, :1], own.mean.shape[-1]
+    offset, square = jnp.split(packed[:, 1:] / jnp.maximum(count, 1), [channels], axis=-1)
+    var = jnp.maximum(square - jnp.square(offset), 0)
+    return Moments(count[:, 0], around + offset, var)
