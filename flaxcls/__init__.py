@@ -9,7 +9,7 @@ __version__ = '0.1.0'
 
 _HOME = {
     'default_config': 'flaxcls.config',
-    'load_config': 'flaxcls.config',
+    'load_config': 'flaxcls.experiment_files',
     'MODELS': 'flaxcls.models',
     'create_model': 'flaxcls.models',
     'train_and_evaluate': 'flaxcls.train',

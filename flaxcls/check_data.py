@@ -18,13 +18,14 @@ import numpy as np
 import tqdm
 from PIL import Image, ImageDraw, ImageFont
 
-from flaxcls.config import load_config, parse_overrides
+from flaxcls.config import parse_overrides
 from flaxcls.data import crops
 from flaxcls.data.inspection import SPLITS, Report, inspect_source
 from flaxcls.data.sources import open_source
 from flaxcls.data.splits import Source, Split
 from flaxcls.data.threads import num_threads
 from flaxcls.errors import CommandParser, RunError, UserError, run_command
+from flaxcls.experiment_files import load_config
 from flaxcls.validation import validate
 
 _CLASSES_SHOWN, _NAMES_SHOWN = 40, 10

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flaxcls import parallel, steps
+from flaxcls.config import image_size
 from flaxcls.run_setup import Setup
 
 _COLLECTIVE = re.compile(
@@ -63,7 +64,7 @@ def compile_train_step(setup: Setup, compiler_options: dict[str, Any] | None = N
 def abstract_inputs(setup: Setup) -> tuple[Any, Any]:
     """Returns shapes, dtypes and shardings of the state and of a batch."""
     config = setup.config
-    size = config.data.train_image_size or config.data.image_size
+    size = image_size(config, training=True)
     batch = {
         'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), 'uint8'),
         'label': jax.ShapeDtypeStruct((config.batch_size,), 'int32'),

@@ -1,13 +1,11 @@
-"""Every option of a run: the locked defaults, and loading with overrides."""
+"""Every option of a run: the locked defaults, and how a value is set, stored and compared."""
 
 import ast
 import difflib
-import importlib.util
 import inspect
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -132,80 +130,12 @@ OBSERVING_OPTIONS = frozenset(
 )
 
 
-def load_config(
-    path: str | os.PathLike | None, overrides: Mapping[str, Any] | None = None
-) -> ConfigDict:
-    """Returns the config of the experiment file `path` (None: the defaults) with overrides.
+def image_size(config: ConfigDict, *, training: bool) -> int:
+    """Returns the side in pixels of the images that training, or evaluation, gives the network.
 
-    Args:
-      path: a Python file that defines `get_config()`, or FILE:VARIANT, for one that defines
-        `VARIANTS`, their names, and `get_config(variant)`.
-      overrides: dotted key -> value, or the value's text as on the command line.
-
-    Raises:
-      UserError: no such file or variant, an unknown key, or a value of another type.
+    `data.image_size` has to be filled in.
     """
-    config = default_config() if path is None else _experiment(os.fspath(path))
-    for key, value in (overrides or {}).items():
-        set_option(config, key, value)
-    return config
-
-
-def split_variant(path: str) -> tuple[str, str | None]:
-    """Returns (file, variant) of FILE:VARIANT; the variant is None in FILE."""
-    file, colon, variant = path.rpartition(':')
-    return (file, variant) if colon and not os.path.exists(path) else (path, None)
-
-
-def _experiment(path: str) -> ConfigDict:
-    path, variant = split_variant(path)
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or '.'
-        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
-        raise UserError(f'there is no config file {path!r}{nearest(path, names)}.')
-    spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
-    if spec is None:
-        raise UserError(f'{path!r} is no Python file with a get_config() function.')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if variant is not None:
-            _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
-        config = module.get_config() if variant is None else module.get_config(variant)
-    except UserError:
-        raise
-    except Exception as error:
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(f'the config file {path!r} does not run ({what}).') from error
-    _require_all_options(config, path)
-    return config
-
-
-def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:
-    variants = list(variants)
-    if not variants:
-        raise UserError(f'{path!r} has no variants; leave {":" + variant!r} out.')
-    if variant not in variants:
-        remedy = nearest(variant, variants) or f'; choose from {", ".join(variants)}'
-        raise UserError(f'{path!r} has no variant {variant!r}{remedy}.')
-
-
-def _require_all_options(config: Any, path: str) -> None:
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f'get_config() of {path!r} returns {type(config).__name__}; let it return '
-            'flaxcls.default_config(), modified.'
-        )
-    theirs, ours = ([key for key, _ in options(c)] for c in (config, default_config()))
-    for key in theirs:
-        if key not in ours:
-            raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')
-    for key in ours:
-        if key not in theirs:
-            raise UserError(
-                f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'
-            )
+    return (training and config.data.train_image_size) or config.data.image_size
 
 
 def options(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:

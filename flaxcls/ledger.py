@@ -14,8 +14,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.config import load_config, split_variant
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.experiment_files import load_config, split_variant
 from flaxcls.records import RECORD_FILE, experiment_hash, read_record
 from flaxcls.writers import write_atomically
 

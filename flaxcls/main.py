@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from ml_collections import ConfigDict
 
 from flaxcls import processes
-from flaxcls.config import describe_options, load_config, parse_overrides, split_variant
+from flaxcls.config import describe_options, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.experiment_files import load_config, split_variant
 
 _FLAGS = (
     *('--config', '--workdir', '--mode', '--checkpoint'),

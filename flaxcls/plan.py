@@ -16,8 +16,9 @@ Of well-known data sets that are not prepared, the published sizes are taken.
 import argparse
 from collections.abc import Sequence
 
-from flaxcls.config import describe_options, load_config, parse_overrides
+from flaxcls.config import describe_options, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.experiment_files import load_config
 from flaxcls.targets import prepare_environment
 
 

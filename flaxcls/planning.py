@@ -7,6 +7,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from flaxcls.compiled import Needs, compile_train_step, needs
+from flaxcls.config import image_size
 from flaxcls.data.published import open_or_published
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
@@ -75,11 +76,9 @@ def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
     opened = open_target(target)
     setup = prepare(config, source=open_or_published(config), devices=opened.devices)
     _refuse_idle_milestones(setup.config)
-    data = setup.config.data
-    eval_cost = cost = count_cost(setup.model, data.image_size)
-    if data.train_image_size not in (None, data.image_size):
-        cost = count_cost(setup.model, data.train_image_size)
-    return Plan(setup, opened, cost, eval_cost)
+    sizes = [image_size(setup.config, training=training) for training in (True, False)]
+    costs = {size: count_cost(setup.model, size) for size in set(sizes)}
+    return Plan(setup, opened, *(costs[size] for size in sizes))
 
 
 def compile_plan(plan: Plan, *, effort: float = -1.0) -> Plan:
@@ -168,7 +167,7 @@ def describe_needs(plan: Plan) -> Iterator[str]:
     setup, found = plan.setup, plan.needs
     devices, batch = setup.layout.devices, setup.config.batch_size
     memory = found.memory
-    yield f'devices         {devices} x {plan.target.name}, {batch // devices} images each'
+    yield f'devices         {devices} of {plan.target.name}, {batch // devices} images each'
     yield (
         f'memory          {_gib(memory.total)} a device: weights {_gib(memory.weights)}, optimizer '
         f'{_gib(memory.optimizer)}, batch {_gib(memory.batch)}, activations and gradients '
@@ -216,6 +215,8 @@ def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
         f'                a roofline, limited by {limit}: what the chip could do at its full rate, '
         'not a forecast'
     )
+    if plan.needs.traffic is None:
+        yield '                its compiler does not count memory traffic, which may take longer'
 
 
 def _gib(size: float) -> str:

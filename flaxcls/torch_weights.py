@@ -29,6 +29,7 @@ from flaxcls import config as config_lib
 from flaxcls import models, optim
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.experiment_files import load_config
 from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, load_stored_config
 from flaxcls.torch_layout import Entry, from_state_dict, to_state_dict, torch_layout
 from flaxcls.train_state import create_train_state
@@ -121,7 +122,7 @@ def export_weights(
 def _make_config(name: str, path: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
     config_lib.require_choice('model.name', name, list(models.MODELS))
     row = models.MODELS[name]
-    config = config_lib.load_config(path)
+    config = load_config(path)
     config.model.name = name
     if path is None:
         imagenet = row.num_classes == 1000

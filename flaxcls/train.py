@@ -3,24 +3,21 @@
 import contextlib
 import fcntl
 import json
-import math
 import os
 import pathlib
 import shlex
 import signal
-import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls import config as config_lib
-from flaxcls import metrics, optim, parallel, steps, writers
+from flaxcls import optim, parallel, steps, writers
 from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.data import pipeline
-from flaxcls.errors import RunError, Stopped, UserError
+from flaxcls.divergence import require_finite, require_finite_state
+from flaxcls.errors import Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
 from flaxcls.interrupts import SignalFlag
 from flaxcls.processes import on_first
@@ -34,6 +31,7 @@ from flaxcls.run_setup import (
     require_stored_classes,
 )
 from flaxcls.train_state import TrainState
+from flaxcls.windows import Window
 
 
 def train_and_evaluate(
@@ -208,7 +206,7 @@ def _train(
     agreement = parallel.Agreement(layout)
     progress = writers.Progress(start_step, setup.total_steps)
     run_record = RunRecord(workdir, config, from_step=start_step, total_steps=setup.total_steps)
-    window = _Window(config)
+    window = Window(config)
     try:
         with SignalFlag() as stop:
             for step in range(start_step + 1, setup.total_steps + 1):
@@ -225,18 +223,18 @@ def _train(
                 if saving or step % config.log_every_steps == 0:
                     record = window.close() | _where(setup, step)
                     record['train/learning_rate'] = float(setup.schedule(step - 1))
-                    _require_finite(record, 'train/loss', config, checkpoints)
+                    require_finite(record, 'train/loss', config, checkpoints)
                     writer.write(record)
                     progress.show(record)
                 val = None
                 if evaluating:
                     val = evaluate(state)
                     record = _where(setup, step) | val
-                    _require_finite(record, 'val/loss', config, checkpoints)
+                    require_finite(record, 'val/loss', config, checkpoints)
                     writer.write(record)
                     progress.say(f'epoch {record["epoch"]:g}: {describe(val)}')
                 if saving:
-                    _require_finite_state(state, step, config, checkpoints)
+                    require_finite_state(state, step, config, checkpoints)
                     run_record.update(step, val)
                     checkpoints.save(state, val)
                 if stopping and step < setup.total_steps:
@@ -262,80 +260,6 @@ def _stopped(number: int | None, step: int, total_steps: int) -> Stopped:
 
 def _where(setup: Setup, step: int) -> dict[str, float]:
     return {'step': step, 'epoch': step / setup.steps_per_epoch}
-
-
-class _Window:
-    """The steps between two records: their sums, and where their time went."""
-
-    def __init__(self, config: ConfigDict):
-        self._config = config
-        self._compiled = False
-        self.restart()
-
-    def restart(self) -> None:
-        """Begins a window now."""
-        self._sums: list[metrics.Sums] = []
-        self._timed_steps, self._waited = 0, 0.0
-        self._began = time.monotonic()
-
-    def wait_for(self, batches: Iterator[Any]) -> Any:
-        """Returns the next batch, counting the time it took."""
-        began = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - began
-        return batch
-
-    def add(self, sums: metrics.Sums) -> None:
-        """Takes the sums of a step that has been started."""
-        self._sums.append(sums)
-        if not self._compiled:  # The first step's time is compilation, which no window counts.
-            jax.block_until_ready(sums)
-            self._compiled, self._waited, self._began = True, 0.0, time.monotonic()
-            return
-        self._timed_steps += 1
-        parallel.limit_run_ahead(self._sums)
-
-    def close(self) -> dict[str, float]:
-        """Returns the metrics of the window, and begins the next."""
-        k = min(self._config.top_k, self._config.model.num_classes)
-        record = dict(metrics.summarize(self._sums, 'train', k))
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        if self._timed_steps:
-            images = self._timed_steps * self._config.batch_size
-            record['train/images_per_second'] = images / seconds
-            record['train/data_wait_fraction'] = min(self._waited / seconds, 1.0)
-        self.restart()
-        return record
-
-
-def _require_finite(record, name: str, config: ConfigDict, checkpoints: Checkpoints) -> None:
-    if not math.isfinite(record[name]):
-        raise RunError(
-            f'{name} is {record[name]} at step {record["step"]}; '
-            f'{_after_divergence(config, checkpoints)}'
-        )
-
-
-def _require_finite_state(state, step: int, config: ConfigDict, checkpoints: Checkpoints) -> None:
-    if not _all_finite(state.params):
-        raise RunError(
-            f'a weight is not finite at step {step}; {_after_divergence(config, checkpoints)}'
-        )
-
-
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def _after_divergence(config: ConfigDict, checkpoints: Checkpoints) -> str:
-    checkpoints.wait()
-    saved = checkpoints.newest_step
-    kept = 'nothing has been saved' if saved is None else f'the checkpoint of step {saved} stays'
-    return (
-        f'{kept}. Try a lower config.optimizer.learning_rate than '
-        f'{config.optimizer.learning_rate:g}, or a longer config.schedule.warmup_epochs.'
-    )
 
 
 def _print_result(history, state: TrainState, workdir: pathlib.Path) -> None:

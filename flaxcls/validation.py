@@ -135,6 +135,11 @@ def _refuse_contradictions(config: ConfigDict) -> None:
             f'config.schedule.warmup_epochs={schedule.warmup_epochs:g} leaves nothing of '
             f'config.num_epochs={epochs}; warm up for less, or train for longer.'
         )
+    if schedule.warmup_start is not None and not schedule.warmup_epochs:
+        raise UserError(
+            f'config.schedule.warmup_start={schedule.warmup_start:g} needs '
+            'config.schedule.warmup_epochs above 0.'
+        )
     if schedule.name == 'step' and not schedule.milestones:
         raise UserError('config.schedule.name=step needs config.schedule.milestones, in epochs.')
     if min(schedule.milestones, default=epochs) < schedule.warmup_epochs:

@@ -8,12 +8,12 @@ from conftest import TINY
 from jax.sharding import Mesh, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from flaxcls.config import load_config
 from flaxcls.data import augment, image_ops
 from flaxcls.data.mixing import make_mix
 from flaxcls.data.pipeline import make_train_batches
 from flaxcls.data.splits import ArraySplit
 from flaxcls.errors import UserError
+from flaxcls.experiment_files import load_config
 from flaxcls.steps import AXIS
 from flaxcls.validation import validate
 

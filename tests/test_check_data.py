@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from flaxcls import check_data
-from flaxcls.config import load_config
 from flaxcls.data.inspection import inspect_source
 from flaxcls.data.look_alikes import groups_of_equals, linked, near_pairs, thumbnail
 from flaxcls.data.sources import open_source
+from flaxcls.experiment_files import load_config
 
 FINDINGS = (
     'unreadable', 'across_splits', 'conflicts', 'within_splits', 'near_duplicates', 'odd_sizes',

@@ -14,12 +14,12 @@ from flaxcls.config import (
     describe_options,
     differences,
     from_json,
-    load_config,
     options,
     set_option,
     to_json,
 )
 from flaxcls.errors import UserError
+from flaxcls.experiment_files import load_config
 from flaxcls.validation import validate
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))

@@ -8,7 +8,6 @@ import struct
 import numpy as np
 import pytest
 
-from flaxcls.config import load_config
 from flaxcls.data import crops, images
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
@@ -16,6 +15,7 @@ from flaxcls.data.sources import open_source
 from flaxcls.data.splits import ArraySplit, Subset
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
+from flaxcls.experiment_files import load_config
 
 
 def _config(**overrides):

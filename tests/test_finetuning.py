@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict
 
 import flaxcls
 from benchmarks.parity_cases import make_tensor
-from flaxcls.config import load_config
 from flaxcls.errors import UserError
 from flaxcls.evaluate import load_run
+from flaxcls.experiment_files import load_config
 from flaxcls.models import MODELS, create_model, init_variables
 from flaxcls.models.layers import matches
 from flaxcls.optim import merge_frozen, split_frozen

@@ -7,8 +7,8 @@ import pytest
 from conftest import EXPERIMENTS
 
 from flaxcls import ledger, models
-from flaxcls.config import load_config, split_variant
 from flaxcls.errors import UserError
+from flaxcls.experiment_files import load_config, split_variant
 from flaxcls.records import RECORD_FILE, RunRecord
 
 RESULTS = pathlib.Path('results')

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from flaxcls.config import load_config
 from flaxcls.errors import UserError
+from flaxcls.experiment_files import load_config
 from flaxcls.models import abstract_variables, create_model
 from flaxcls.optim import make_optimizer, make_schedule, peak_learning_rate, treatments
 from flaxcls.validation import validate

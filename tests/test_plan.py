@@ -12,10 +12,10 @@ from conftest import EXPERIMENTS, TINY
 import flaxcls
 from flaxcls import parallel, plan, planning, steps
 from flaxcls.compiled import collectives, needs
-from flaxcls.config import load_config
 from flaxcls.data.pipeline import make_train_batches
 from flaxcls.data.published import PUBLISHED
 from flaxcls.errors import RunError, UserError
+from flaxcls.experiment_files import load_config
 from flaxcls.run_setup import prepare
 from flaxcls.targets import CHIPS, open_target
 
@@ -77,6 +77,7 @@ IMPOSSIBLE = [
     ({'model.name': 'alexnet', 'data.image_size': 40}, 'the smallest is 63 pixels'),
     ({'model.name': 'alexnet', 'data.image_size': 63, 'data.train_image_size': 40}, 'train_image'),
     ({'schedule.warmup_epochs': 20.0}, 'warmup_epochs=20 leaves nothing'),
+    ({'schedule.warmup_start': 0.1}, 'warmup_start=0.1 needs config.schedule.warmup_epochs'),
     ({'schedule.name': 'step'}, 'needs config.schedule.milestones'),
     ({'augment.repeats': 3}, 'augment.repeats=3 does not divide'),
     ({'optimizer.rules': 'haed:lr=10'}, "'haed' fits no layer"),
@@ -166,7 +167,7 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
 
 
 def test_step_that_does_not_fit_is_one_sentence(monkeypatch):
-    def compile_train_step(setup):
+    def compile_train_step(setup, compiler_options):
         raise RuntimeError(
             'RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory '
             'space hbm.\n  Used 33.13G of 15.75G hbm. Exceeded hbm capacity by 17.38G.\n\nTotal'

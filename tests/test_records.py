@@ -6,8 +6,9 @@ import pytest
 from conftest import EXPERIMENTS, TINY
 
 import flaxcls
-from flaxcls.config import OBSERVING_OPTIONS, from_json, load_config, options, to_json
+from flaxcls.config import OBSERVING_OPTIONS, from_json, options, to_json
 from flaxcls.errors import Stopped
+from flaxcls.experiment_files import load_config
 from flaxcls.records import experiment_hash, read_record
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,

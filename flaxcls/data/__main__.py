@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxcls.config import load_config, parse_overrides
+from flaxcls.config import parse_overrides
 from flaxcls.data.augment import make_augment
 from flaxcls.data.mixing import Mixed, make_mix
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.splits import Split
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.experiment_files import load_config
 from flaxcls.run_setup import Setup, prepare
 
 COLUMNS = 8

@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from ml_collections import ConfigDict
 
+from flaxcls.config import image_size
 from flaxcls.data import crops
 from flaxcls.data.pipeline import cuts_on_host
 from flaxcls.data.splits import FileSplit, RecordSplit, Split, raise_unreadable
@@ -62,7 +63,7 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     """
     if not isinstance(split, FileSplit | RecordSplit):
         return split
-    size = (training and config.data.train_image_size) or config.data.image_size
+    size = image_size(config, training=training)
     shorter = (
         2 * size
         if training and cuts_on_host(config)

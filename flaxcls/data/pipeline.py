@@ -13,6 +13,7 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from flaxcls.config import image_size
 from flaxcls.data import crops
 from flaxcls.data.splits import ArraySplit, Split, Subset, raise_unreadable
 from flaxcls.data.threads import num_threads
@@ -109,10 +110,8 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
 
     The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
-    size, crop_fraction = config.data.image_size, config.data.eval_crop_fraction
-    if training:
-        size = config.data.train_image_size or size
-    elif config.data.eval_crops == 'ten':
+    size, crop_fraction = image_size(config, training=training), config.data.eval_crop_fraction
+    if not training and config.data.eval_crops == 'ten':
         size, crop_fraction = round(size / crop_fraction), 1.0
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     if training and (cut := _random_cut(config, size)):

@@ -5,7 +5,7 @@ import pytest
 
 from flaxcls import parallel, steps
 from flaxcls.compiled import abstract_inputs, collectives
-from flaxcls.config import load_config
+from flaxcls.experiment_files import load_config
 from flaxcls.run_setup import prepare
 
 

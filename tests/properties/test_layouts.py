@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from flaxcls import parallel, steps
-from flaxcls.config import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
+from flaxcls.experiment_files import load_config
 from flaxcls.metrics import summarize
 from flaxcls.run_setup import prepare
 

@@ -8,10 +8,10 @@ from conftest import TINY
 
 import flaxcls
 from flaxcls import optim, parallel, steps
-from flaxcls.config import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
 from flaxcls.evaluate import evaluate_workdir, load_run
+from flaxcls.experiment_files import load_config
 from flaxcls.models.batch_norm import BatchNorm, moments, pool, unbiased
 from flaxcls.recalibrate import recalibrate, recalibrate_workdir
 from flaxcls.run_setup import prepare
