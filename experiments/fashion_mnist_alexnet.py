@@ -19,7 +19,7 @@ def get_config():
     config.data.std = (0.353, 0.353, 0.353)
     config.augment.flip = True
     config.batch_size = 128
-    config.num_epochs = 10
+    config.num_epochs = 6
     config.log_every_steps = 100
     config.optimizer.learning_rate = 0.02
     config.optimizer.weight_decay = 5e-4

@@ -195,11 +195,12 @@ def _entry_line(entry: Entry) -> str:
     expected = '' if row.at_least is None else f'>= {row.at_least:g}'
     if row.tolerance is not None:
         expected = f'{row.top1:.2f} ± {row.tolerance:g}'
-    cells = [f'`{row.name}`', published, row.source, expected, _ours(entry)]
+    cells = [f'`{row.name}`', published, row.source, expected, describe_ours(entry)]
     return f'| {" | ".join(cells)} | {len(entry.records) or ""} |'
 
 
-def _ours(entry: Entry) -> str:
+def describe_ours(entry: Entry) -> str:
+    """Returns the mean of our accuracies in percent and their deviation, or 'not run'."""
     row = entry.row
     values = [100 * record['val']['val/accuracy'] for record in entry.records]
     if not values:

@@ -30,6 +30,16 @@ def test_results_are_rendered_from_the_records():
     )
 
 
+def test_the_readme_tells_what_the_ledger_does():
+    entries, _ = ledger.load_entries(ROWS, RESULTS)
+    readme = pathlib.Path('README.md').read_text(encoding='utf-8').split('## Measured')[1]
+    for entry in entries:
+        ours = ledger.describe_ours(entry)
+        told = [line for line in readme.splitlines() if line.startswith(f'| `{entry.row.name}` ')]
+        assert len(told) == (ours != 'not run' or entry.row.at_least is not None)
+        assert all(f'| {ours} |' in line for line in told)
+
+
 @pytest.mark.parametrize('row', [row for row in ROWS if not row.options], ids=lambda row: row.name)
 def test_a_docstring_expects_what_its_row_does(row):
     text = pathlib.Path('experiments', split_variant(row.experiment)[0]).read_text()
@@ -113,7 +123,7 @@ def test_a_published_number_is_expected_from_both_sides():
     for accuracy, surprising in ((0.756, True), (0.758, False), (0.762, False), (0.764, True)):
         record = {'val': {'val/accuracy': accuracy}}
         entry = ledger.Entry(row, 'tfds:imagenet2012', 'hash', [record])
-        assert ('**not as expected**' in ledger._ours(entry)) == surprising
+        assert ('**not as expected**' in ledger.describe_ours(entry)) == surprising
 
 
 def test_records_whose_experiment_has_changed_are_told_and_not_counted(
