@@ -2,8 +2,7 @@
 
   python -m flaxcls.main --config=experiments/digits_resnet20.py
 
-Hardware: two CPU cores; about a minute. Expected: over 98.5 % of the 359 held-out digits. Run; see
-RESULTS.md.
+Hardware: two CPU cores; about a minute. Expected: over 98.5 % of the 359 held-out digits. Not run.
 """
 
 import flaxcls
@@ -14,6 +13,8 @@ def get_config():
     config.model.name = 'resnet20'
     config.data.source = 'digits'
     config.data.image_size = 16  # The digits are 8x8; two strided stages need a little more.
+    config.augment.crop = 'pad'  # Shifted by half of a pixel of theirs, at most.
+    config.augment.pad = 1
     config.batch_size = 64
     config.num_epochs = 20
     config.optimizer.learning_rate = 0.1

@@ -2,8 +2,7 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
 
-Hardware: two CPU cores; about 20 minutes. Expected: over 91 % of the 10,000 test images. Run; see
-RESULTS.md.
+Hardware: two CPU cores; about 20 minutes. Expected: over 91 % of the 10,000 test images. Not run.
 """
 
 import flaxcls

@@ -5,18 +5,21 @@
 
 The rows are those of results/rows.toml, which tells what their fields mean. A record belongs to the
 row whose experiment has its config, whatever the run was called; several seeds make a mean.
+Records of runs in bfloat16 count as those in float32 do.
 """
 
 import json
 import pathlib
+import re
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flaxcls.checkpoint import Checkpoints
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.experiment_files import load_config, split_variant
-from flaxcls.records import RECORD_FILE, experiment_hash, read_record
+from flaxcls.records import RECORD_FILE, experiment_hash, experiment_options, is_run_of, read_record
 from flaxcls.writers import write_atomically
 
 _EXPERIMENTS = pathlib.Path('experiments')
@@ -60,44 +63,62 @@ class Entry(NamedTuple):
     """A row with what belongs to it now."""
 
     row: Row
-    data: str  # config.data.source
-    config_hash: str
+    options: Mapping[str, Any]  # `experiment_options` of its config.
     records: list[Mapping[str, Any]]  # By seed.
+
+    @property
+    def data(self) -> str:
+        """What the experiment trains on."""
+        return self.options['data.source']
 
 
 def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
     """Returns the rows and the misquoted figures of the ledger in `folder`.
 
     Raises:
-      UserError: there is no ledger there, or it has a field that no row has.
+      UserError: there is no ledger there, or its fields are not those of its head.
     """
     path = folder / _ROWS_FILE
     try:
         tables = tomllib.loads(path.read_text(encoding='utf-8'))
         rows = [Row(**fields) for fields in tables['rows']]
+        for row in rows:
+            _require_fields(row)
         return rows, [Misquoted(**fields) for fields in tables.get('misquoted', [])]
-    except FileNotFoundError:
+    except OSError:
         raise UserError(
             f'there is no ledger in {str(folder)!r} (no {_ROWS_FILE}); run this where experiments/ '
-            'and results/ are, or name it with --results.'
+            'and results/ are.'
         ) from None
-    except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{str(path)!r} cannot be read ({error}); its head says how.') from None
+
+
+def _require_fields(row: Row) -> None:
+    numbers = (row.top1, row.top5, row.tolerance, row.at_least)
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        raise ValueError(f'{row.experiment}: an accuracy is no number')
+    if not isinstance(row.options, Mapping):
+        raise ValueError(f'{row.experiment}: options={row.options!r} is no table')
+    if (row.top1 is None) != (row.tolerance is None) or (row.top1 is None) == (
+        row.at_least is None
+    ):
+        raise ValueError(f'{row.name}: either top1 and tolerance, or at_least')
 
 
 def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry], list[str]]:
     """Returns the rows with the records kept in `folder`, and the names of those of no row."""
     configs = [load_config(_EXPERIMENTS / row.experiment, row.options) for row in rows]
     entries = [
-        Entry(row, config.data.source, experiment_hash(config), [])
+        Entry(row, experiment_options(config), [])
         for row, config in zip(rows, configs, strict=True)
     ]
-    by_hash = {entry.config_hash: entry for entry in entries}
     outdated = []
     for path in sorted(folder.glob('*.json')):
         record = _read_kept(path)
-        if record.get('config_hash') in by_hash:
-            by_hash[record['config_hash']].records.append(record)
+        entry = _find(entries, record)
+        if entry:
+            entry.records.append(record)
         else:
             outdated.append(str(path))
     for entry in entries:
@@ -105,19 +126,21 @@ def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry]
     return entries, outdated
 
 
+def _find(entries: Sequence[Entry], record: Mapping[str, Any]) -> Entry | None:
+    return next((e for e in entries if is_run_of(record['options'], e.options)), None)
+
+
 def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError:
-        raise UserError(
-            f'{str(path)!r} is damaged; delete it, and take the run in again.'
-        ) from None
+    record = read_record(path.parent, path.name)
+    if not record or not record['val']:
+        raise UserError(f'{str(path)!r} is damaged; delete it, and take the run in again.')
+    return record
 
 
 def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) -> list[str]:
     """Copies the records of the finished runs below `runs` into `folder`.
 
-    A record replaces that of another run of the same config and seed.
+    A record replaces that of another run of the same experiment, seed and precision.
 
     Returns:
       A line for each run, with what became of it.
@@ -125,32 +148,45 @@ def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) 
     Raises:
       UserError: no run is there.
     """
-    by_hash = {entry.config_hash: entry.row for entry in entries}
     workdirs = sorted(path.parent for path in runs.rglob(RECORD_FILE))
     if not workdirs:
         raise UserError(f'--runs={runs}: no run has left a {RECORD_FILE} there.')
     lines = []
     for workdir in workdirs:
         record = read_record(workdir)
-        row = by_hash.get(record.get('config_hash'))
-        if row is None:
-            lines.append(f'{workdir}: left out, since no row of {_ROWS_FILE} has its config')
-        elif record['step'] < record['total_steps']:
-            lines.append(
-                f'{workdir}: left out, since it has made {record["step"]} of '
-                f'{record["total_steps"]} steps'
-            )
-        else:
-            name = f'{_slug(row)}-seed{record["seed"]}.json'
-            write_atomically(folder / name, json.dumps(record, indent=1) + '\n')
-            lines.append(f'{workdir}: {name}, {record["val"]["val/accuracy"]:.2%}')
+        entry = _find(entries, record) if record else None
+        reason = _why_not(workdir, record, entry)
+        if reason:
+            lines.append(f'{workdir}: left out, since {reason}')
+            continue
+        path = folder / f'{_slug(entry.row, record)}.json'
+        replaced = ', in place of another run' if path.exists() else ''
+        write_atomically(path, json.dumps(record, indent=1) + '\n')
+        lines.append(f'{workdir}: {path.name}, {record["val"]["val/accuracy"]:.2%}{replaced}')
     return lines
 
 
-def _slug(row: Row) -> str:
+def _why_not(workdir: pathlib.Path, record: Mapping[str, Any], entry: Entry | None) -> str | None:
+    """Returns why the record of a run is not to be kept; None: it is."""
+    if not record:
+        return f'its {RECORD_FILE} is damaged'
+    if entry is None:
+        return f'no row of {_ROWS_FILE} has its config'
+    if len({part.get('config_hash') for part in record['parts']}) > 1:
+        return 'its config was changed on the way'
+    saved = Checkpoints(workdir, read_only=True).newest_step if record['val'] else 0
+    step = min(record['step'], saved or 0)
+    if step < record['total_steps']:
+        return f'it has made {step} of {record["total_steps"]} steps'
+    return None
+
+
+def _slug(row: Row, record: Mapping[str, Any]) -> str:
     file, variant = split_variant(row.experiment)
     parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
-    return '-'.join([*parts, *(str(value) for value in row.options.values())])
+    parts += [f'{key}={value}' for key, value in row.options.items()]
+    parts += [record['options'].get('model.dtype', 'float32'), f'seed{record["seed"]}']
+    return re.sub(r'[^\w.=-]+', '_', '-'.join(parts))
 
 
 def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
@@ -176,11 +212,11 @@ def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
         '| jax, flax, optax |',
         f'|{" --- |" * 11}',
     ]
-    lines += [_run_line(entry.row, record) for entry in entries for record in entry.records]
+    lines += [_run_line(entry, record) for entry in entries for record in entry.records]
     lines += [
         '',
-        'Times are wall time from the first compilation to the end, with every evaluation. A `+` '
-        'after a commit marks code that had been changed.',
+        'Times are wall time from the first compilation to the last save, with every evaluation. '
+        'A `+` after a commit marks code that had been changed.',
         '',
         '## Often misquoted',
         '',
@@ -211,25 +247,27 @@ def describe_ours(entry: Entry) -> str:
         text += f' ± {statistics.stdev(values):.2f}'
     lower = row.at_least if row.tolerance is None else row.top1 - row.tolerance
     upper = 100 if row.tolerance is None else row.top1 + row.tolerance
-    if lower is not None and not lower <= mean <= upper:
+    if not round(lower, 2) <= round(mean, 2) <= round(upper, 2):
         text += ', **not as expected**'
     return text
 
 
-def _run_line(row: Row, record: Mapping[str, Any]) -> str:
+def _run_line(entry: Entry, record: Mapping[str, Any]) -> str:
     parts, val = record['parts'], record['val']
+    dtype = record['options'].get('model.dtype', 'float32')
+    precision = '' if dtype == 'float32' else f', {dtype}'
     versions = _each('{jax}, {flax}, {optax}'.format_map(part['versions']) for part in parts)
     cells = [
-        f'`{row.name}`',
+        f'`{entry.row.name}`',
         record['seed'],
         f'{val["val/accuracy"]:.2%}',
         f'{val["val/loss"]:.4f}',
         f'{val["val/count"]:,}',
         _time(parts),
-        _each(part['device'] for part in parts),
+        _each(part['device'] for part in parts) + precision,
         parts[-1]['began'][:10],
         _each(part['commit'] or 'unknown' for part in parts),
-        record['config_hash'],
+        experiment_hash(entry.options),
         versions,
     ]
     return f'| {" | ".join(map(str, cells))} |'
@@ -254,11 +292,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument('--results', default='results', help='folder of the ledger')
     parser.add_argument('--out', default='RESULTS.md', help='file to write')
     flags = parser.parse_args(argv)
-    folder = pathlib.Path(flags.results)
+    folder = pathlib.Path(flags.results).expanduser()
+    out = pathlib.Path(flags.out).expanduser()
     rows, misquoted = load_rows(folder)
     entries, outdated = load_entries(rows, folder)
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f'--out={flags.out} is no file in a folder that exists.')
     if flags.runs:
-        for line in take_in(pathlib.Path(flags.runs), entries, folder):
+        for line in take_in(pathlib.Path(flags.runs).expanduser(), entries, folder):
             print(line)
         entries, outdated = load_entries(rows, folder)
     for path in outdated:
@@ -266,7 +307,7 @@ def main(argv: Sequence[str]) -> None:
             f'Note: {path} is left out, since no row of {_ROWS_FILE} has its config any more; run '
             'it again, or delete it.'
         )
-    write_atomically(pathlib.Path(flags.out), render(entries, misquoted))
+    write_atomically(out, render(entries, misquoted))
     count = sum(len(entry.records) for entry in entries)
     print(f'{flags.out}: {len(rows)} rows, {count} runs')
 

@@ -13,7 +13,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
 from flaxcls.optim import peak_learning_rate
 from flaxcls.run_setup import Setup, prepare
-from flaxcls.targets import Chip, Target, open_target
+from flaxcls.targets import LEAST_EFFORT, Chip, Target, is_tpu, open_target
 
 # A training step is a forward pass, and the gradients of its inputs and of its weights.
 _PASSES = 3
@@ -81,7 +81,7 @@ def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
     return Plan(setup, opened, *(costs[size] for size in sizes))
 
 
-def compile_plan(plan: Plan, *, effort: float = -1.0) -> Plan:
+def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
     """Returns the plan with what the compiled training step needs.
 
     Args:
@@ -93,7 +93,7 @@ def compile_plan(plan: Plan, *, effort: float = -1.0) -> Plan:
     Raises:
       RunError: it does not fit into the memory of the target.
     """
-    on_tpu = plan.target.name.startswith('tpu:')
+    on_tpu = is_tpu(plan.target.name)
     options = {'exec_time_optimization_effort': effort} if on_tpu else None
     try:
         compiled = compile_train_step(plan.setup, options)
@@ -104,9 +104,14 @@ def compile_plan(plan: Plan, *, effort: float = -1.0) -> Plan:
         raise RunError(
             f'a step of config.batch_size={plan.setup.config.batch_size} does not fit on '
             f'{plan.target.name} ({used.strip()}); choose a smaller one, more devices, '
-            'config.model.dtype=bfloat16 or config.model.remat=true.'
+            f'config.model.dtype=bfloat16 or config.model.remat=true{_with_more_effort(options)}.'
         ) from None
     return plan._replace(needs=needs(compiled, plan.setup))
+
+
+def _with_more_effort(options: dict[str, float] | None) -> str:
+    less = options and options['exec_time_optimization_effort'] < 0
+    return ', or try --effort=0, which may find room' if less else ''
 
 
 def _refuse_idle_milestones(config: ConfigDict) -> None:

@@ -15,73 +15,110 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+import flaxcls
 from flaxcls import config as config_lib
 from flaxcls import models, writers
 
 RECORD_FILE = 'record.json'
-_PACKAGES = ('flaxcls', 'jax', 'jaxlib', 'flax', 'optax')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
+# In what runs of one experiment may differ.
+_VARYING = config_lib.OBSERVING_OPTIONS | {'seed', 'model.dtype', 'model.num_classes'}
 
 
-def experiment_hash(config: ConfigDict) -> str:
-    """Returns 12 hex digits that differ between experiments, and not between runs of one.
+def experiment_options(config: ConfigDict) -> dict[str, Any]:
+    """Returns the options that make the experiment, as JSON has them.
 
-    So the seed is left out, and so are the options that leave the result alone; what the data and
-    the network fill in may have been filled in or not.
+    Runs of one experiment differ in the seed, in the precision of the computation, and in what
+    leaves the result alone; what the data and the network fill in may have been filled in or not.
+
+    Raises:
+      UserError: there is no such network.
     """
-    values = dict(config_lib.options(config))
-    for key in config_lib.OBSERVING_OPTIONS | {'seed', 'model.num_classes'}:
-        del values[key]
-    values['data.image_size'] = (
-        config.data.image_size or models.MODELS[config.model.name].image_size
-    )
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    name = config.model.name
+    config_lib.require_choice('model.name', name, list(models.MODELS))
+    values = {key: value for key, value in config_lib.options(config) if key not in _VARYING}
+    values['data.image_size'] = config.data.image_size or models.MODELS[name].image_size
+    return _as_json(values)
+
+
+def experiment_hash(experiment: Mapping[str, Any]) -> str:
+    """Returns 12 hex digits that stand for the options of an experiment."""
+    text = json.dumps(experiment, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_run_of(options: Mapping[str, Any], experiment: Mapping[str, Any]) -> bool:
+    """Tells whether a record with these options is of the experiment with these.
+
+    An option that has been added since the run had then what is its default now.
+
+    Args:
+      options: of a record.
+      experiment: of `experiment_options`.
+    """
+    recorded = {key: value for key, value in options.items() if key not in _VARYING}
+    defaults = experiment_options(config_lib.default_config())
+    return experiment == defaults | _as_json(recorded)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
 
 
 class RunRecord:
     """Keeps record.json in a workdir, up to the last save.
 
-    It says of the experiment `config_hash`, `seed` and `options`, those that are not the defaults;
-    of each process that worked on it, under `parts`, `commit`, `device`, `versions`, `began` (UTC),
-    `from_step`, `to_step` and `seconds` of wall time, compilation and evaluation included; and of
-    the result `step`, `total_steps` and `val`, the last evaluation.
+    It says of the experiment `config_hash`, `seed` and `options`; of each process that worked on
+    it, under `parts`, `config_hash`, `commit`, `device`, `versions`, `began` (UTC), `from_step`,
+    `to_step` and `seconds` of wall time, compilation and evaluation included; and of the result
+    `step`, `total_steps` and `val`, the last evaluation.
     """
 
     def __init__(
         self, workdir: pathlib.Path, config: ConfigDict, *, from_step: int, total_steps: int
     ):
         self._path = workdir / RECORD_FILE
-        parts = read_record(workdir).get('parts', []) if from_step else []
+        earlier = read_record(workdir) if from_step else {}
+        # The record may be ahead of the checkpoint that a killed run goes on from.
+        parts = [
+            part | {'to_step': min(part['to_step'], from_step)} for part in earlier.get('parts', [])
+        ]
+        config_hash = experiment_hash(experiment_options(config))
         self._part = {
+            'config_hash': config_hash,
             'commit': _commit(),
             'device': describe_devices(),
             'versions': _versions(),
             'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'from_step': from_step,
         }
-        changed = config_lib.differences(config_lib.default_config(), config)
+        unseen = config_lib.OBSERVING_OPTIONS | {'seed'}
         self._record = {
-            'config_hash': experiment_hash(config),
+            'config_hash': config_hash,
             'seed': config.seed,
-            'options': {key: new for key, (_, new) in changed.items() if key != 'seed'},
+            'options': {k: v for k, v in config_lib.options(config) if k not in unseen},
             'total_steps': total_steps,
             'parts': [*parts, self._part],
+            'val': earlier.get('val'),
         }
         self._began = time.monotonic()
 
     def update(self, step: int, val: Mapping[str, float] | None) -> None:
-        """Takes down that the run has been saved at `step`, with its evaluation if there is one."""
-        self._part |= {'to_step': step, 'seconds': round(time.monotonic() - self._began, 1)}
+        """Takes down that the run is saved at `step`, with its evaluation if there is one."""
+        self._part |= {'to_step': step, 'seconds': round(time.monotonic() - self._began, 3)}
         self._record |= {'step': step} | ({'val': dict(val)} if val else {})
         if jax.process_index() == 0:
             writers.write_atomically(self._path, json.dumps(self._record, indent=1) + '\n')
 
 
-def read_record(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Returns the record in a workdir as `RunRecord` describes it; {} where there is none."""
+def read_record(folder: str | os.PathLike, name: str = RECORD_FILE) -> dict[str, Any]:
+    """Returns the record in a folder as `RunRecord` describes it; {}: there is none, or damaged."""
     try:
-        return json.loads((pathlib.Path(workdir) / RECORD_FILE).read_text(encoding='utf-8'))
+        record = json.loads((pathlib.Path(folder) / name).read_text(encoding='utf-8'))
     except (FileNotFoundError, ValueError):
         return {}
+    fields = {'seed', 'options', 'total_steps', 'parts', 'step', 'val'}
+    return record if isinstance(record, dict) and fields <= record.keys() else {}
 
 
 def describe_devices() -> str:
@@ -90,8 +127,8 @@ def describe_devices() -> str:
         return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     processes = jax.process_count()
-    noun = 'core' if cores == 1 else 'cores'
-    return f'{cores} {noun} of {_processor()}' + (f' x {processes}' if processes > 1 else '')
+    several = f'{processes} processes, each on ' if processes > 1 else ''
+    return f'{several}{cores} {"core" if cores == 1 else "cores"} of {_processor()}'
 
 
 def _processor() -> str:
@@ -106,17 +143,21 @@ def _processor() -> str:
 def _commit() -> str | None:
     """Returns the commit of the code that runs, with '+' where it was changed; None if unknown."""
     folder = pathlib.Path(__file__).parent
-    git = lambda *words: subprocess.run(  # noqa: E731
-        ['git', '-C', str(folder), *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
     try:
-        git('ls-files', '--error-unmatch', pathlib.Path(__file__).name)
-        changed = git('status', '--porcelain', '--untracked-files=no', '--', '.', '../experiments')
-        return git('rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
+        _git(folder, 'ls-files', '--error-unmatch', pathlib.Path(__file__).name)
+        changed = _git(folder, 'status', '--porcelain', '--', '.', '../experiments')
+        return _git(folder, 'rev-parse', '--short=12', 'HEAD') + ('+' if changed else '')
     except (OSError, subprocess.CalledProcessError):  # Installed from a package, or no git.
         return None
 
 
+def _git(folder: pathlib.Path, *words: str) -> str:
+    # Without its optional locks, since other processes and people use the checkout as well.
+    command = ['git', '--no-optional-locks', '-C', str(folder), *words]
+    result = subprocess.run(command, capture_output=True, check=True)
+    return result.stdout.decode(errors='backslashreplace').strip()
+
+
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {'python': platform.python_version()} | versions
+    return {'python': platform.python_version(), 'flaxcls': flaxcls.__version__} | versions

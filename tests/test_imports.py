@@ -1,6 +1,7 @@
 """What a module may import, and what an import costs."""
 
 import ast
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -58,6 +59,26 @@ def test_imports_point_one_way(path):
         return
     for name in _imported(path):
         assert name == group or LEVEL[name] < LEVEL[group], f'{path} imports {name}'
+
+
+EVERYWHERE = [
+    p
+    for d in ('flaxcls', 'benchmarks', 'experiments', 'tests')
+    for p in pathlib.Path(d).rglob('*.py')
+]
+
+
+@pytest.mark.parametrize('path', EVERYWHERE, ids=str)
+def test_names_that_are_imported_from_flaxcls_exist(path):
+    """Within functions as well, which no test may call."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('flaxcls'):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                exists = hasattr(module, alias.name) or importlib.util.find_spec(
+                    f'{node.module}.{alias.name}'
+                )
+                assert exists, f'{path} imports {alias.name} from {node.module}'
 
 
 def _modules_after(code):

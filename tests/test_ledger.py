@@ -1,6 +1,8 @@
 """The ledger: the one that is kept here, and what becomes of runs that it takes in."""
 
+import ast
 import pathlib
+import re
 
 import jax
 import pytest
@@ -9,18 +11,33 @@ from conftest import EXPERIMENTS
 from flaxcls import ledger, models
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config, split_variant
-from flaxcls.records import RECORD_FILE, RunRecord
+from flaxcls.records import RECORD_FILE, RunRecord, experiment_hash, experiment_options, is_run_of
 
 RESULTS = pathlib.Path('results')
 ROWS, MISQUOTED = ledger.load_rows(RESULTS)
-DIGITS = load_config('experiments/digits_resnet20.py')
 
 
 def test_the_ledger_has_every_experiment_and_each_row_but_once():
-    assert {f'experiments/{row.experiment}' for row in ROWS} == set(EXPERIMENTS)
+    experiments = {f'experiments/{row.experiment}' for row in ROWS}
+    assert set(EXPERIMENTS) - experiments == {'experiments/transfer_resnet50.py'}  # Of your images.
+    assert experiments < set(EXPERIMENTS)
     entries, outdated = ledger.load_entries(ROWS, RESULTS)
-    assert len({entry.config_hash for entry in entries}) == len(entries)
+    assert len({experiment_hash(entry.options) for entry in entries}) == len(entries)
+    assert len({row.name for row in ROWS}) == len(ROWS)
     assert outdated == []
+
+
+@pytest.mark.parametrize('path', sorted(pathlib.Path('experiments').glob('*.py')), ids=str)
+def test_the_commands_of_docstrings_make_rows(path):
+    entries, _ = ledger.load_entries(ROWS, RESULTS)
+    text = ast.get_docstring(ast.parse(path.read_text())).replace('\\\n', '')
+    commands = re.findall(r'python -m flaxcls\.main --config=(\S+)(.*)', text)
+    assert commands
+    for file, flags in commands:
+        overrides = dict(re.findall(r'--config\.([\w.]+)=(\S+)', flags))
+        options = experiment_options(load_config(file, overrides))
+        found = [entry for entry in entries if is_run_of(options, entry.options)]
+        assert len(found) == (path.stem != 'transfer_resnet50')
 
 
 def test_results_are_rendered_from_the_records():
@@ -42,22 +59,12 @@ def test_the_readme_tells_what_the_ledger_does():
 
 @pytest.mark.parametrize('row', [row for row in ROWS if not row.options], ids=lambda row: row.name)
 def test_a_docstring_expects_what_its_row_does(row):
+    entries, _ = ledger.load_entries([row], RESULTS)
     text = pathlib.Path('experiments', split_variant(row.experiment)[0]).read_text()
-    expected = row.at_least if row.top1 is None else row.top1
-    if expected is None:
-        assert 'there is no published number' in text
-    else:
-        assert any(
-            f'{number} %' in text
-            for number in (f'{expected:g}', f'{expected:.1f}', f'{expected:.2f}')
-        )
-    assert ('Not run.' in text) == (row.top1 is not None or expected is None)
-
-
-def test_rows_are_complete():
-    for row in ROWS:
-        assert (row.top1 is None) == (row.tolerance is None)
-        assert row.top1 is None or row.at_least is None
+    expected = row.at_least or row.top1
+    numbers = (f'{expected:g}', f'{expected:.1f}', f'{expected:.2f}')
+    assert any(f'{number} %' in text for number in numbers)
+    assert ('Not run.' in text) == (ledger.describe_ours(entries[0]) == 'not run')
 
 
 def test_the_parameters_that_are_set_right_are_those_of_the_model():
@@ -67,12 +74,15 @@ def test_the_parameters_that_are_set_right_are_those_of_the_model():
     assert f'{count:,}' in fact
 
 
-def _leave_record(workdir, accuracy, *, config=DIGITS, seed=0, steps=10, total_steps=10):
-    workdir.mkdir(parents=True)
-    config = config.copy_and_resolve_references()
-    config.seed = seed
-    val = {'val/loss': 0.1, 'val/accuracy': accuracy, 'val/top5_accuracy': 1.0, 'val/count': 359}
-    RunRecord(workdir, config, from_step=0, total_steps=total_steps).update(steps, val)
+VAL = {'val/loss': 0.1, 'val/accuracy': 0.5, 'val/top5_accuracy': 1.0, 'val/count': 359}
+
+
+def _leave_record(workdir, accuracy, *, overrides=(), from_step=0, step=10, saved=True):
+    """Leaves what a run of ten steps would, up to `step`."""
+    (workdir / 'checkpoints' / str(step if saved else 5)).mkdir(parents=True, exist_ok=True)
+    config = load_config('experiments/digits_resnet20.py', dict(overrides))
+    record = RunRecord(workdir, config, from_step=from_step, total_steps=10)
+    record.update(step, VAL | {'val/accuracy': accuracy})
 
 
 @pytest.fixture
@@ -87,27 +97,52 @@ def _line(text, experiment):
     return next(line for line in text.splitlines() if line.startswith(f'| `{experiment}` '))
 
 
+def _read(folder):
+    return {path.name: path.read_text() for path in folder.glob('*.json')}
+
+
 def test_runs_are_taken_in_and_rendered_with_mean_and_deviation(tmp_path, empty_ledger, capsys):
+    runs, out = tmp_path / 'runs', tmp_path / 'RESULTS.md'
     for seed, accuracy in enumerate((0.98, 0.99, 1.0)):
-        _leave_record(tmp_path / f'runs/any name {seed}', accuracy, seed=seed)
-    other = load_config(None, {'data.source': 'digits', 'num_epochs': 7})
-    _leave_record(tmp_path / 'runs/other', 0.5, config=other)
-    _leave_record(tmp_path / 'runs/unfinished', 0.5, steps=5)
-    out = tmp_path / 'RESULTS.md'
-    arguments = [f'--runs={tmp_path}/runs', f'--results={empty_ledger}', f'--out={out}']
+        _leave_record(runs / f'any name {seed}', accuracy, overrides={'seed': seed})
+    _leave_record(runs / 'half precision', 0.99, overrides={'model.dtype': 'bfloat16'})
+    arguments = [f'--runs={runs}', f'--results={empty_ledger}', f'--out={out}']
     ledger.main(arguments)
-    told = capsys.readouterr().out
-    assert 'other: left out, since no row' in told
-    assert 'unfinished: left out, since it has made 5 of 10 steps' in told
-    assert '38 rows, 3 runs' in told
-    text = out.read_text()
-    assert _line(text, 'digits_resnet20.py').endswith('| 99.00 ± 1.00 | 3 |')
+    assert f'{len(ROWS)} rows, 4 runs' in capsys.readouterr().out
+    text, kept = out.read_text(), _read(empty_ledger)
+    assert _line(text, 'digits_resnet20.py').endswith('| 99.00 ± 0.82 | 4 |')
     assert 'not run' in _line(text, 'digits_densenet.py')
-    assert sum(line.startswith('| `digits_resnet20.py` | ') for line in text.splitlines()) == 4
+    lines = [line for line in text.splitlines() if line.startswith('| `digits_resnet20.py` | ')]
+    assert sum(', bfloat16 |' in line for line in lines) == 1
+    assert len(lines) == 1 + 4
     ledger.main(arguments)  # Once more changes nothing.
-    assert out.read_text() == text
+    assert 'in place of another run' in capsys.readouterr().out
     ledger.main(arguments[1:])
-    assert out.read_text() == text
+    assert (out.read_text(), _read(empty_ledger)) == (text, kept)
+
+
+def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
+    tmp_path, empty_ledger, capsys
+):
+    runs = tmp_path / 'runs'
+    _leave_record(runs / 'other', 0.5, overrides={'num_epochs': 7})
+    _leave_record(runs / 'unfinished', 0.5, step=5)
+    _leave_record(runs / 'unsaved', 0.5, saved=False)  # Killed as its last checkpoint was written.
+    _leave_record(runs / 'lengthened', 0.5, overrides={'num_epochs': 3}, step=5)
+    _leave_record(runs / 'lengthened', 0.5, from_step=5)
+    _leave_record(runs / 'damaged', 0.5)
+    (runs / 'damaged' / RECORD_FILE).write_text('[')
+    ledger.main([f'--runs={runs}', f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
+    told = capsys.readouterr().out
+    for name, reason in (
+        ('other', r'no row of rows\.toml has its config'),
+        ('unfinished', 'it has made 5 of 10 steps'),
+        ('unsaved', 'it has made 5 of 10 steps'),
+        ('lengthened', 'its config was changed on the way'),
+        ('damaged', r'its record\.json is damaged'),
+    ):
+        assert re.search(f'/{name}: left out, since {reason}', told)
+    assert _read(empty_ledger) == {}
 
 
 @pytest.mark.parametrize(('accuracy', 'surprising'), [(0.984, True), (0.985, False), (1.0, False)])
@@ -120,37 +155,61 @@ def test_a_mean_outside_what_is_expected_is_marked(tmp_path, empty_ledger, accur
 
 def test_a_published_number_is_expected_from_both_sides():
     row = ledger.Row('resnet50.py', 'somebody', top1=76.0, tolerance=0.3)
-    for accuracy, surprising in ((0.756, True), (0.758, False), (0.762, False), (0.764, True)):
-        record = {'val': {'val/accuracy': accuracy}}
-        entry = ledger.Entry(row, 'tfds:imagenet2012', 'hash', [record])
+    for accuracy, surprising in ((0.7569, True), (0.757, False), (0.763, False), (0.7631, True)):
+        entry = ledger.Entry(row, {}, [{'val': {'val/accuracy': accuracy}}])
         assert ('**not as expected**' in ledger.describe_ours(entry)) == surprising
 
 
 def test_records_whose_experiment_has_changed_are_told_and_not_counted(
     tmp_path, empty_ledger, capsys
 ):
-    _leave_record(tmp_path / 'run', 0.5, config=load_config(None, {'num_epochs': 7}))
+    _leave_record(tmp_path / 'run', 0.5, overrides={'num_epochs': 7})
     (tmp_path / 'run' / RECORD_FILE).rename(empty_ledger / 'old-seed0.json')
     ledger.main([f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
     told = capsys.readouterr().out
     assert 'old-seed0.json is left out, since no row' in told and '0 runs' in told
 
 
+ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
+
+
 @pytest.mark.parametrize(
-    ('break_it', 'message'),
+    ('name', 'text', 'says'),
     [
-        (lambda folder: (folder / 'rows.toml').unlink(), 'there is no ledger in'),
-        (lambda folder: (folder / 'rows.toml').write_text('[[rows]]\ntop9 = 3'), 'top9'),
-        (lambda folder: (folder / 'rows.toml').write_text('[[rows'), 'cannot be read'),
-        (lambda folder: (folder / 'a.json').write_text('{'), 'is damaged'),
+        ('rows.toml', None, 'there is no ledger in'),
+        ('rows.toml', '[[rows', 'cannot be read'),
+        ('rows.toml', '[[rows]]\ntop9 = 3', 'top9'),
+        ('rows.toml', ROW, 'either top1 and tolerance, or at_least'),
+        ('rows.toml', ROW + 'top1 = 76', 'either top1 and tolerance, or at_least'),
+        ('rows.toml', ROW + 'top1 = "76"\ntolerance = 1', 'an accuracy is no number'),
+        ('rows.toml', ROW + 'at_least = 7\noptions = "x"', 'cannot be read'),
+        ('rows.toml', ROW + 'at_least = 7\noptions = {"model.name" = "resnet5"}', 'did you mean'),
+        ('a.json', '{', 'is damaged'),
+        ('a.json', '[]', 'is damaged'),
+        ('a.json', '{"seed": 1}', 'is damaged'),
     ],
 )
-def test_a_broken_ledger_is_told_in_a_sentence(tmp_path, empty_ledger, break_it, message):
-    break_it(empty_ledger)
-    with pytest.raises(UserError, match=message):
+def test_a_broken_ledger_is_told_in_a_sentence(tmp_path, empty_ledger, name, text, says):
+    (empty_ledger / name).unlink(missing_ok=True)
+    if text is not None:
+        (empty_ledger / name).write_text(text)
+    with pytest.raises(UserError, match=says) as caught:
         ledger.main([f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
+    assert '\n' not in str(caught.value)
 
 
-def test_runs_without_a_record_are_refused(tmp_path, empty_ledger):
-    with pytest.raises(UserError, match=r'no run has left a record\.json there'):
-        ledger.main([f'--runs={tmp_path}/none', f'--results={empty_ledger}'])
+def test_flags_that_lead_nowhere_are_refused_before_anything_is_kept(tmp_path, empty_ledger):
+    _leave_record(tmp_path / 'runs/one', 0.99)
+    here = f'--results={empty_ledger}'
+    for flags, says in (
+        ([f'--runs={tmp_path}/none', here], r'no run has left a record\.json there'),
+        (
+            [f'--runs={tmp_path}/runs', here, f'--out={tmp_path}/none/R.md'],
+            'is no file in a folder',
+        ),
+        ([f'--runs={tmp_path}/runs', here, f'--out={tmp_path}'], 'is no file in a folder'),
+        ([f'--results={tmp_path}/ledger/rows.toml'], 'there is no ledger in'),
+    ):
+        with pytest.raises(UserError, match=says):
+            ledger.main(flags)
+    assert _read(empty_ledger) == {}

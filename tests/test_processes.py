@@ -20,6 +20,7 @@ from flaxcls.checkpoint import fingerprint
 from flaxcls.errors import Stopped
 from flaxcls.evaluate import load_run
 from flaxcls.interrupts import SignalFlag
+from flaxcls.records import read_record
 from flaxcls.writers import read_metrics
 
 EXPERIMENT = 'experiments/digits_resnet20.py'
@@ -81,6 +82,8 @@ def test_two_processes_of_two_devices_are_one_of_four_and_one_device(tmp_path):
     assert '4 cpu device(s) of 2 processes' in out
     assert 'final: ' not in other_out  # The first one speaks for all.
     assert 'final: ' in out
+    (part,) = read_record(workdir)['parts']
+    assert part['device'].startswith('2 processes, each on ')
     state = load_run(workdir)[1]
     for devices in (4, 1):
         code, _, err = _finish([_start(tmp_path / str(devices), devices=devices)])[0]

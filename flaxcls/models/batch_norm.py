@@ -162,15 +162,17 @@ def _pool_over_devices(own: Moments, span: int, axis_name: str, around: jax.Arra
     """Returns the moments of each group that lies over `span` devices.
 
     One sum over the devices, whose size does not grow with their number, as that of a gather would;
-    its transpose, in the backward pass, is one as well. For one sum to do, the squares are taken
-    around a value [C] that all devices have: the running mean, so that little cancels.
+    its transpose, in the backward pass, is one as well. For one sum to do, the devices' means are
+    compared with a value [C] that all have, the running mean; within a device nothing cancels.
     """
     devices = lax.axis_size(axis_name)
     groups = [list(range(first, first + span)) for first in range(0, devices, span)]
     count, offset = own.count[:, None], own.mean - around
-    packed = jnp.concatenate([count, count * offset, count * (own.var + jnp.square(offset))], -1)
+    values = jnp.concatenate([offset, jnp.square(offset), own.var], -1)
+    packed = jnp.concatenate([count, count * values], -1)
     packed = lax.psum(packed, axis_name, axis_index_groups=groups if span < devices else None)
     count, channels = packed[:, :1], own.mean.shape[-1]
-    offset, square = jnp.split(packed[:, 1:] / jnp.maximum(count, 1), [channels], axis=-1)
-    var = jnp.maximum(square - jnp.square(offset), 0)
-    return Moments(count[:, 0], around + offset, var)
+    values = packed[:, 1:] / jnp.maximum(count, 1)
+    offset, square, within = jnp.split(values, [channels, 2 * channels], axis=-1)
+    between = jnp.maximum(square - jnp.square(offset), 0)
+    return Moments(count[:, 0], around + offset, within + between)

@@ -1,5 +1,7 @@
 """BatchNorm's statistics: against NumPy, under masks, recomputation and accumulation; averages."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,45 @@ def test_moments_and_their_pool_are_numpys(masked):
     np.testing.assert_allclose(total.mean, everything.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(total.var, everything.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(unbiased(total), everything.var((0, 1, 2), ddof=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize('span', [2, 4])
+@pytest.mark.parametrize(('mean', 'known', 'rtol'), [(1000, 999, 1e-4), (30, 0, 1e-3)])
+def test_groups_over_devices_have_numpys_moments_and_gradients(
+    span, mean, known, rtol, all_devices
+):
+    """Far from zero once the running mean is near, and at the first step, when it is zero."""
+    devices, features = 4, 3
+    x = _values((8, 4, 4, features), mean)
+    x[..., 2] = mean  # A channel that is constant.
+    weights = np.random.default_rng(1).normal(size=x.shape)
+    layer = BatchNorm(axis_name='d', group_size=8 // devices * span)
+    variables = {
+        'params': {'scale': jnp.ones(features), 'bias': jnp.zeros(features)},
+        'batch_stats': {'mean': jnp.full(features, float(known)), 'var': jnp.ones(features)},
+    }
+
+    @functools.partial(jax.pmap, axis_name='d', devices=all_devices[:devices])
+    def run(x, weights):
+        normal = lambda x: layer.apply(variables, x, train=True, mutable=['batch_stats'])[0]  # noqa: E731
+        return normal(x), jax.grad(lambda x: (normal(x) * weights).sum())(x)
+
+    shared = lambda v: jnp.array(v, jnp.float32).reshape(devices, -1, *v.shape[1:])  # noqa: E731
+    got = [np.asarray(value).reshape(x.shape) for value in run(shared(x), shared(weights))]
+    for rows in np.split(np.arange(8), devices // span):
+        group, weight = np.float32(x[rows]).astype(np.float64), weights[rows]
+        centred = group - group.mean((0, 1, 2))
+        factor = 1 / np.sqrt((centred**2).mean((0, 1, 2)) + layer.eps)
+        normal = centred * factor
+        gradient = factor * (
+            weight - weight.mean((0, 1, 2)) - normal * (weight * normal).mean((0, 1, 2))
+        )
+        assert all(np.isfinite(value[rows]).all() for value in got)
+        for value, expected in zip(got, (normal, gradient), strict=True):
+            scale = np.abs(expected[..., :2]).max()
+            np.testing.assert_allclose(
+                value[rows][..., :2], expected[..., :2], rtol=0, atol=rtol * scale
+            )
 
 
 def test_masked_examples_change_nothing_of_the_others():
