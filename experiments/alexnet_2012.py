@@ -29,7 +29,6 @@ def get_config():
     config.optimizer.learning_rate = 0.01
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 5e-4
-    config.optimizer.decay_all = True
     config.schedule.name = 'step'
     config.schedule.milestones = (30, 55, 75)
     return config

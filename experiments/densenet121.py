@@ -19,6 +19,8 @@ def get_config():
     config.data.eval_crop_fraction = 224 / 256
     config.augment.crop = 'random_resized'
     config.augment.flip = True
+    config.augment.color_jitter = (0.4, 0.4, 0.4, 0.0)
+    config.augment.lighting = 0.1
     config.batch_size = 256
     config.num_epochs = 90
     config.log_every_steps = 100

@@ -2,8 +2,8 @@
 
   python -m flaxcls.main --config=experiments/digits_alexnet.py
 
-Hardware: two CPU cores; about two minutes. Expected: over 97 % of the 359 held-out digits. Run; see
-RESULTS.md.
+Hardware: one CPU core; half a minute. Expected: over 97 % of the 359 held-out digits.
+Run; see RESULTS.md.
 """
 
 import flaxcls

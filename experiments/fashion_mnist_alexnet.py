@@ -2,7 +2,8 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
 
-Hardware: two CPU cores; about 20 minutes. Expected: over 91 % of the 10,000 test images. Not run.
+Hardware: two CPU cores; about 20 minutes. Expected: over 91 % of the 10,000 test images.
+Not run.
 """
 
 import flaxcls

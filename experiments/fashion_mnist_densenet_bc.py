@@ -2,8 +2,8 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_densenet_bc.py
 
-Hardware: two CPU cores; about an hour. Expected: over 93 % of the 10,000 test images. Not run. On a
-GPU, --config.model.block_sizes=16,16,16 makes it (100, 12), of the paper's table 2.
+Hardware: one CPU core; about 90 minutes. Expected: over 93 % of the 10,000 test images.
+Not run. On a GPU, --config.model.block_sizes=16,16,16 makes it (100, 12), of the paper's table 2.
 """
 
 import flaxcls

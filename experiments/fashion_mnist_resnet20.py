@@ -2,8 +2,8 @@
 
   python -m flaxcls.main --config=experiments/fashion_mnist_resnet20.py
 
-Hardware: two CPU cores; about 50 minutes. Expected: over 93 % of the 10,000 test images. Run; see
-RESULTS.md.
+Hardware: one CPU core; about 70 minutes. Expected: over 93 % of the 10,000 test images.
+Run; see RESULTS.md.
 """
 
 import flaxcls

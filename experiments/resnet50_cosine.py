@@ -15,6 +15,7 @@ import flaxcls
 
 def get_config():
     config = flaxcls.load_config(pathlib.Path(__file__).with_name('resnet50.py'))
+    config.model.zero_init_residual = True
     config.batch_size = 1024
     config.num_epochs = 100
     config.optimizer.nesterov = True

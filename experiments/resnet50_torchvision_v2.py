@@ -1,9 +1,10 @@
-"""ResNet-50 v1.5 on ImageNet by torchvision's recipe of 2021, whose weights it calls IMAGENET1K_V2.
+"""ResNet-50 v1.5 on ImageNet by the recipe of the weights that torchvision calls IMAGENET1K_V2.
 
   python -m flaxcls.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
   python -m flaxcls.main --config=experiments/resnet50_torchvision_v2.py
 
-ResNet-101 and -152 share it (--config.model.name=resnet101; 81.9 % and 82.3 %).
+ResNet-101 and -152 (81.9 % and 82.3 %) were trained without repeats, and on 224 pixels:
+--config.model.name=resnet101 --config.augment.repeats=1 --config.data.train_image_size=224.
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).
 Expected: 80.9 % top-1 (torchvision). Not run.
 """

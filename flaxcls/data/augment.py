@@ -23,7 +23,8 @@ _STREAMS = {
     'crop': 0, 'flip': 1, 'policy': 2, 'color_jitter': 3, 'lighting': 4, 'erase': 5, 'cutout': 6,
 }  # fmt: skip
 _BINS = 31  # Magnitudes of the policies run from 0 to 30.
-# Principal components of ImageNet's RGB values in 0..1: columns, and the roots of their variances.
+# Principal components of ImageNet's RGB values in 0..1: columns, and their variances, with
+# which the paper multiplies them.
 _PCA_VECTORS = (
     (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203),
 )  # fmt: skip
