@@ -3,7 +3,7 @@
   python -m flaxcls.main --config=experiments/digits_densenet.py
 
 Hardware: one CPU core; about three minutes. Expected: over 97 % of the 359 held-out digits.
-Not run.
+Run; see RESULTS.md.
 """
 
 import flaxcls
