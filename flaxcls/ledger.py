@@ -160,8 +160,10 @@ def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) 
             lines.append(f'{workdir}: left out, since {reason}')
             continue
         path = folder / f'{_slug(entry.row, record)}.json'
-        replaced = ', in place of another run' if path.exists() else ''
-        write_atomically(path, json.dumps(record, indent=1) + '\n')
+        text = json.dumps(record, indent=1) + '\n'
+        other = path.exists() and path.read_text(encoding='utf-8') != text
+        write_atomically(path, text)
+        replaced = ', in place of another run' if other else ''
         lines.append(f'{workdir}: {path.name}, {record["val"]["val/accuracy"]:.2%}{replaced}')
     return lines
 

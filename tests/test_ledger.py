@@ -115,10 +115,14 @@ def test_runs_are_taken_in_and_rendered_with_mean_and_deviation(tmp_path, empty_
     lines = [line for line in text.splitlines() if line.startswith('| `digits_resnet20.py` | ')]
     assert sum(', bfloat16 |' in line for line in lines) == 1
     assert len(lines) == 1 + 4
-    ledger.main(arguments)  # Once more changes nothing.
-    assert 'in place of another run' in capsys.readouterr().out
-    ledger.main(arguments[1:])
-    assert (out.read_text(), _read(empty_ledger)) == (text, kept)
+    for again in (arguments, arguments[1:]):  # Changes nothing.
+        ledger.main(again)
+        assert (out.read_text(), _read(empty_ledger)) == (text, kept)
+        assert 'in place of' not in capsys.readouterr().out
+    _leave_record(runs / 'any name 2', 0.97, overrides={'seed': 2})
+    ledger.main(arguments)
+    assert '97.00%, in place of another run' in capsys.readouterr().out
+    assert '| 98.25 ± 0.96, **not' in _line(out.read_text(), 'digits_resnet20.py')
 
 
 def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
