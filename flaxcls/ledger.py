@@ -13,13 +13,19 @@ import pathlib
 import re
 import statistics
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.experiment_files import load_config, split_variant
-from flaxcls.records import RECORD_FILE, experiment_hash, experiment_options, is_run_of, read_record
+from flaxcls.records import (
+    RECORD_FILE,
+    experiment_hash,
+    experiment_options,
+    read_record,
+    recorded_experiment,
+)
 from flaxcls.writers import write_atomically
 
 _EXPERIMENTS = pathlib.Path('experiments')
@@ -127,7 +133,8 @@ def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry]
 
 
 def _find(entries: Sequence[Entry], record: Mapping[str, Any]) -> Entry | None:
-    return next((e for e in entries if is_run_of(record['options'], e.options)), None)
+    experiment = recorded_experiment(record['options'])
+    return next((entry for entry in entries if entry.options == experiment), None)
 
 
 def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
@@ -275,7 +282,7 @@ def _run_line(entry: Entry, record: Mapping[str, Any]) -> str:
     return f'| {" | ".join(map(str, cells))} |'
 
 
-def _each(values) -> str:
+def _each(values: Iterable[str]) -> str:
     return '; '.join(dict.fromkeys(values))
 
 

@@ -47,18 +47,14 @@ def experiment_hash(experiment: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def is_run_of(options: Mapping[str, Any], experiment: Mapping[str, Any]) -> bool:
-    """Tells whether a record with these options is of the experiment with these.
+def recorded_experiment(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `experiment_options` of the run that has recorded these options.
 
     An option that has been added since the run had then what is its default now.
-
-    Args:
-      options: of a record.
-      experiment: of `experiment_options`.
     """
-    recorded = {key: value for key, value in options.items() if key not in _VARYING}
     defaults = experiment_options(config_lib.default_config())
-    return experiment == defaults | _as_json(recorded)
+    recorded = {key: value for key, value in options.items() if key not in _VARYING}
+    return defaults | _as_json(recorded)
 
 
 def _as_json(value: Any) -> Any:
@@ -86,7 +82,8 @@ class RunRecord:
         config_hash = experiment_hash(experiment_options(config))
         self._part = {
             'config_hash': config_hash,
-            'commit': _commit(),
+            # The first process writes the record; the others need not ask git.
+            'commit': _commit() if jax.process_index() == 0 else None,
             'device': describe_devices(),
             'versions': _versions(),
             'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),

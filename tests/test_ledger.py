@@ -11,7 +11,7 @@ from conftest import EXPERIMENTS
 from flaxcls import ledger, models
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config, split_variant
-from flaxcls.records import RECORD_FILE, RunRecord, experiment_hash, experiment_options, is_run_of
+from flaxcls.records import RECORD_FILE, RunRecord, experiment_hash, experiment_options
 
 RESULTS = pathlib.Path('results')
 ROWS, MISQUOTED = ledger.load_rows(RESULTS)
@@ -36,7 +36,7 @@ def test_the_commands_of_docstrings_make_rows(path):
     for file, flags in commands:
         overrides = dict(re.findall(r'--config\.([\w.]+)=(\S+)', flags))
         options = experiment_options(load_config(file, overrides))
-        found = [entry for entry in entries if is_run_of(options, entry.options)]
+        found = [entry for entry in entries if options == entry.options]
         assert len(found) == (path.stem != 'transfer_resnet50')
 
 

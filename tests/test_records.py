@@ -11,7 +11,13 @@ from flaxcls import records
 from flaxcls.config import OBSERVING_OPTIONS, from_json, options, to_json
 from flaxcls.errors import Stopped
 from flaxcls.experiment_files import load_config
-from flaxcls.records import RunRecord, experiment_hash, experiment_options, is_run_of, read_record
+from flaxcls.records import (
+    RunRecord,
+    experiment_hash,
+    experiment_options,
+    read_record,
+    recorded_experiment,
+)
 from flaxcls.run_setup import prepare
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,
@@ -37,7 +43,7 @@ def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
     ours, default = (experiment_options(config) for config in (config, load_config(None)))
     same = experiment_hash(ours) == experiment_hash(default)
     assert same == (key in OBSERVING_OPTIONS | {'seed', 'model.num_classes', 'model.dtype'})
-    assert same == is_run_of(ours, default)
+    assert same == (recorded_experiment(ours) == default)
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS)
@@ -51,10 +57,10 @@ def test_a_record_from_before_an_option_was_added_counts_where_that_has_its_defa
     experiment = experiment_options(config)
     recorded = dict(experiment)
     del recorded['ema.decay']
-    assert is_run_of(recorded, experiment)
-    assert not is_run_of(recorded | {'no.more': 1}, experiment)
+    assert recorded_experiment(recorded) == experiment
+    assert recorded_experiment(recorded | {'no.more': 1}) != experiment
     del recorded['optimizer.clip_norm']
-    assert not is_run_of(recorded, experiment)
+    assert recorded_experiment(recorded) != experiment
 
 
 def test_the_hash_is_the_same_when_a_run_has_filled_in_what_was_left_open():
@@ -76,7 +82,7 @@ def test_the_record_of_an_interrupted_run_tells_of_both_parts(tmp_path, monkeypa
     record = read_record(tmp_path)
     assert record['step'] == record['total_steps'] == int(state.step)
     assert record['val'].items() <= history[-1].items()
-    assert is_run_of(record['options'], experiment_options(config))
+    assert recorded_experiment(record['options']) == experiment_options(config)
     assert record['config_hash'] == experiment_hash(experiment_options(config))
     assert record['parts'][0] == first['parts'][0]
     assert [(part['from_step'], part['to_step']) for part in record['parts']] == [
