@@ -1,4 +1,4 @@
-"""What ends a run whose numbers are no numbers any more."""
+"""What ends a run whose loss or weights are not finite any more."""
 
 import math
 
@@ -11,6 +11,7 @@ from flaxcls.errors import RunError
 
 
 def require_finite(record, name: str, config: ConfigDict, checkpoints: Checkpoints) -> None:
+    """Raises RunError unless the metric `name` of a record is finite; the checkpoints stay."""
     if not math.isfinite(record[name]):
         raise RunError(
             f'{name} is {record[name]} at step {record["step"]}; '
@@ -19,6 +20,7 @@ def require_finite(record, name: str, config: ConfigDict, checkpoints: Checkpoin
 
 
 def require_finite_state(state, step: int, config: ConfigDict, checkpoints: Checkpoints) -> None:
+    """Raises RunError unless all weights of the state are finite; the checkpoints stay."""
     if not _all_finite(state.params):
         raise RunError(
             f'a weight is not finite at step {step}; {_after_divergence(config, checkpoints)}'

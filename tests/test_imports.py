@@ -36,6 +36,11 @@ ORDER = [
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))
+EVERYWHERE = [
+    path
+    for folder in ('flaxcls', 'benchmarks', 'experiments', 'tests')
+    for path in sorted(pathlib.Path(folder).rglob('*.py'))
+]
 
 
 def _imported(path):
@@ -59,13 +64,6 @@ def test_imports_point_one_way(path):
         return
     for name in _imported(path):
         assert name == group or LEVEL[name] < LEVEL[group], f'{path} imports {name}'
-
-
-EVERYWHERE = [
-    p
-    for d in ('flaxcls', 'benchmarks', 'experiments', 'tests')
-    for p in pathlib.Path(d).rglob('*.py')
-]
 
 
 @pytest.mark.parametrize('path', EVERYWHERE, ids=str)
