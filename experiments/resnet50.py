@@ -20,6 +20,7 @@ def get_config():
     config.augment.crop = 'random_resized'
     config.augment.flip = True
     config.batch_size = 256
+    config.batch_norm.group_size = 32  # Of each of the 8 GPUs that it was trained on.
     config.num_epochs = 90
     config.log_every_steps = 100
     config.optimizer.learning_rate = 0.1

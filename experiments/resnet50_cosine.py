@@ -17,6 +17,7 @@ def get_config():
     config = flaxcls.load_config(pathlib.Path(__file__).with_name('resnet50.py'))
     config.model.zero_init_residual = True
     config.batch_size = 1024
+    config.batch_norm.group_size = 128  # Of each of the 8 cores of a TPU v3-8.
     config.num_epochs = 100
     config.optimizer.nesterov = True
     config.optimizer.decay_all = False

@@ -29,6 +29,7 @@ def get_config():
     config.augment.repeats = 4
     config.label_smoothing = 0.1
     config.batch_size = 1024
+    config.batch_norm.group_size = 128  # Of each of its 8 GPUs.
     config.num_epochs = 600
     config.log_every_steps = 100
     config.eval_every_epochs = 5

@@ -165,10 +165,11 @@ def _refuse_contradictions(config: ConfigDict) -> None:
     if config.batch_size % config.augment.repeats:
         raise UserError(
             f'config.augment.repeats={config.augment.repeats} does not divide '
-            f'config.batch_size={config.batch_size}.'
+            f'config.batch_size={config.batch_size}; choose a multiple of it.'
         )
     group, batch = config.batch_norm.group_size, config.batch_size
     if group and batch % group:
         raise UserError(
-            f'config.batch_norm.group_size={group} does not divide config.batch_size={batch}.'
+            f'config.batch_norm.group_size={group} does not divide config.batch_size={batch}; '
+            'choose a multiple of it, or --config.batch_norm.group_size=None, the whole batch.'
         )

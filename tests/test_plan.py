@@ -59,6 +59,7 @@ def test_every_experiment_trains_two_steps_of_its_own_shape(path, tmp_path):
     overrides = {
         'data.source': f'synthetic:{2 * batch}', 'batch_size': batch, 'num_epochs': 1,
         'model.num_classes': published.classes if published else 10, 'init_from': None,
+        'batch_norm.group_size': None,
         'schedule.warmup_epochs': min(config.schedule.warmup_epochs, 0.5),
     }  # fmt: skip
     state, history = flaxcls.train_and_evaluate(load_config(path, overrides), tmp_path)
