@@ -1,5 +1,6 @@
 """Batch normalisation whose groups belong to the experiment, and the statistics that it takes."""
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,7 +49,14 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, own: 'Moments | None' = None) -> jax.Array:
+        """Normalises x [B, H, W, C].
+
+        Args:
+          x: activations.
+          train: see the class.
+          own: `group_moments(x)`, where they are known; None: they are taken.
+        """
         channels = x.shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
         bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
@@ -61,9 +69,7 @@ class BatchNorm(nn.Module):
 
         local, span = _group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
-        mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
-        own = moments(grouped.astype(at_least_float32(x.dtype)), mask)
-        group = own
+        group = own = own or self.group_moments(x, running_mean.value)
         if span > 1:
             around = lax.stop_gradient(running_mean.value)
             group = _pool_over_devices(own, span, self.axis_name, around)
@@ -79,14 +85,63 @@ class BatchNorm(nn.Module):
         mean, var = (value[:, None, None, None] for value in (group.mean, group.var))
         return self._normalize(grouped, mean, var, scale, bias).reshape(x.shape)
 
+    @nn.nowrap
+    def group_moments(self, x: jax.Array, around: jax.Array | None = None) -> 'Moments':
+        """Returns the moments of what this device has of each group, of x [B, H, W, C].
+
+        They depend on settings that all layers of a network share, and not on the layer; `around`,
+        see `moments`, on neither.
+        """
+        local, _ = _group(x.shape[0], self.group_size, self.axis_name)
+        grouped = x.reshape(-1, local, *x.shape[1:])
+        mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
+        return moments(grouped, mask, around)
+
     def _update(self, running: nn.Variable, new: jax.Array) -> None:
         new = jnp.mean(new, axis=0)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
 
     def _normalize(self, x, mean, var, scale, bias):
         factor = scale * lax.rsqrt(var + self.eps)
-        centred = x.astype(at_least_float32(x.dtype)) - mean
-        return (centred * factor + bias).astype(self.dtype)
+        return normalize(x, mean, factor, bias).astype(self.dtype)
+
+
+@jax.custom_vjp
+def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns (x - mean) * factor + bias, of float32 or wider, for x [G, B, H, W, C].
+
+    The gradients of the three vectors follow from two sums over the gradient, which are all that
+    has to be read for them.
+
+    Args:
+      x: groups of activations.
+      mean: [G, 1, 1, 1, C], or a shape that broadcasts to it.
+      factor: of the same shape.
+      bias: [C].
+    """
+    return (x.astype(at_least_float32(x.dtype)) - mean) * factor + bias
+
+
+def _normalize_forward(x, mean, factor, bias):
+    return normalize(x, mean, factor, bias), (x, mean, factor)
+
+
+def _normalize_backward(saved, gradient):
+    x, mean, factor = saved
+    examples = tuple(range(x.ndim - 4, x.ndim - 1))
+    total = gradient.sum(examples, keepdims=True)
+    along = (gradient * (x.astype(gradient.dtype) - mean)).sum(examples, keepdims=True)
+    total, along = (_sum_to(value, mean.shape) for value in (total, along))
+    bias_gradient = total.sum(tuple(range(total.ndim - 1)))
+    return (gradient * factor).astype(x.dtype), -total * factor, along, bias_gradient
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _sum_to(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Sums what was broadcast from `shape`."""
+    return value.reshape(-1, *shape).sum(0) if value.shape != shape else value
 
 
 class Moments(NamedTuple):
@@ -97,22 +152,73 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-def moments(values: jax.Array, mask: jax.Array | None = None) -> Moments:
+def moments(
+    values: jax.Array, mask: jax.Array | None = None, around: jax.Array | None = None
+) -> Moments:
     """Returns the moments of each group of values [G, B, H, W, C], the count being float [G].
 
+    They are float32 or wider, whatever the values are.
+
     Args:
-      values: float32 or wider.
+      values: activations of any dtype.
       mask: bool [G, B, 1, 1, 1], examples to count; None: all. A group without any has zeros.
+      around: float [C] near the mean, such as the running mean; see `mean_and_var`.
     """
     groups, examples, height, width, _ = values.shape
+    if mask is None:
+        mean, var = mean_and_var(values, around)
+        return Moments(jnp.full(groups, examples * height * width, mean.dtype), mean, var)
+    values = values.astype(at_least_float32(values.dtype))
     mean = jnp.mean(values, (1, 2, 3), keepdims=True, where=mask)
     var = jnp.mean(jnp.square(values - mean), (1, 2, 3), where=mask)
-    if mask is None:
-        count = jnp.full(groups, examples * height * width, values.dtype)
-        return Moments(count, mean[:, 0, 0, 0], var)
     count = mask.sum((1, 2, 3, 4), dtype=values.dtype) * height * width
     some = (count > 0)[:, None]
     return Moments(count, jnp.where(some, mean[:, 0, 0, 0], 0), jnp.where(some, var, 0))
+
+
+@jax.custom_vjp
+def mean_and_var(values: jax.Array, around: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the biased variance [G, C] of values [G, B, H, W, C].
+
+    That moving the mean leaves the variance as it is to first order is known to the gradient, which
+    so needs no sum. Where reading memory is what takes the time, both come of one reading, if there
+    is a value `around` [C] which the mean is near: the closer, the less cancels.
+    """
+    if around is None:
+        return _in_two_readings(values)
+    return lax.platform_dependent(
+        values, around, cpu=lambda values, _: _in_two_readings(values), default=_in_one_reading
+    )
+
+
+def _in_two_readings(values):
+    values = values.astype(at_least_float32(values.dtype))
+    mean = jnp.mean(values, (1, 2, 3), keepdims=True)
+    return mean[:, 0, 0, 0], jnp.mean(jnp.square(values - mean), (1, 2, 3))
+
+
+def _in_one_reading(values, around):
+    offsets = values.astype(at_least_float32(values.dtype)) - around
+    offset = jnp.mean(offsets, (1, 2, 3))
+    square = jnp.mean(jnp.square(offsets), (1, 2, 3))
+    return around + offset, jnp.maximum(square - jnp.square(offset), 0)
+
+
+def _mean_and_var_forward(values, around):
+    mean, var = mean_and_var(values, around)
+    return (mean, var), (values, mean, around)
+
+
+def _mean_and_var_backward(saved, gradients):
+    values, mean, around = saved
+    count = math.prod(values.shape[1:4])
+    mean, of_mean, of_var = (v[:, None, None, None] for v in (mean, *gradients))
+    centred = values.astype(mean.dtype) - mean
+    gradient = (of_mean + 2 * of_var * centred) / count
+    return gradient.astype(values.dtype), jax.tree.map(jnp.zeros_like, around)
+
+
+mean_and_var.defvjp(_mean_and_var_forward, _mean_and_var_backward)
 
 
 def pool(parts: Moments) -> Moments:

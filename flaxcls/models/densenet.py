@@ -5,13 +5,13 @@ Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.batch_norm import BatchNorm, Moments
 from flaxcls.models.layers import (
     Conv,
     Dropout,
@@ -20,6 +20,27 @@ from flaxcls.models.layers import (
     global_avg_pool,
     max_pool,
 )
+
+
+class Features(NamedTuple):
+    """The channels [B, H, W, C] that a dense block has gathered, and their moments where used.
+
+    Every later layer normalises them by the same moments, which are taken once, as they are made.
+    """
+
+    values: jax.Array
+    own: Moments | None
+
+    def join(self, new: 'Features') -> 'Features':
+        """Returns these channels followed by the new ones."""
+        values = jnp.concatenate([self.values, new.values], axis=-1)
+        if self.own is None or new.own is None:
+            return Features(values, None)
+        mean, var = (
+            jnp.concatenate(pair, axis=-1)
+            for pair in ((self.own.mean, new.own.mean), (self.own.var, new.own.var))
+        )
+        return Features(values, Moments(self.own.count, mean, var))
 
 
 class DenseLayer(nn.Module):
@@ -35,15 +56,14 @@ class DenseLayer(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        x = nn.relu(self.norm(name='bn1')(x.values, train=train, own=x.own))
         if self.bottleneck:
-            x = nn.relu(self.norm(name='bn1')(x, train=train))
             x = self.conv(4 * self.growth_rate, 1, name='conv1')(x)
             x = self._dropout('dropout1', x, train, example_keys)
             x = nn.relu(self.norm(name='bn2')(x, train=train))
             x = self.conv(self.growth_rate, 3, padding=1, name='conv2')(x)
             return self._dropout('dropout2', x, train, example_keys)
-        x = nn.relu(self.norm(name='bn1')(x, train=train))
         x = self.conv(self.growth_rate, 3, padding=1, name='conv1')(x)
         return self._dropout('dropout1', x, train, example_keys)
 
@@ -60,8 +80,8 @@ class Transition(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
-        x = nn.relu(self.norm(name='bn')(x, train=train))
+    def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        x = nn.relu(self.norm(name='bn')(x.values, train=train, own=x.own))
         x = self.conv(self.features, 1, name='conv')(x)
         dropout = Dropout(self.dropout_rate, name='dropout')
         x = dropout(x, train=train, example_keys=example_keys)
@@ -110,6 +130,7 @@ class DenseNet(nn.Module):
             x = conv(stem_features, 7, strides=2, padding=3, name='stem')(images)
             x = nn.relu(norm(name='bn_stem')(x, train=train))
             x = max_pool(x, 3, 2, padding=1)
+        x = self._measure(x, train)
         common = {'dropout_rate': self.dropout_rate, 'conv': conv, 'norm': norm}
         for block, size in enumerate(self.block_sizes, start=1):
             for index in range(1, size + 1):
@@ -117,13 +138,18 @@ class DenseNet(nn.Module):
                     self.growth_rate, self.bottleneck, name=f'block{block}_layer{index}', **common
                 )
                 new = layer(x, train=train, example_keys=example_keys)
-                x = jnp.concatenate([x, new], axis=-1)
+                x = x.join(self._measure(new, train))
             if block < len(self.block_sizes):
-                kept = int(x.shape[-1] * self.compression)
+                kept = int(x.values.shape[-1] * self.compression)
                 transition = Transition(kept, name=f'transition{block}', **common)
-                x = transition(x, train=train, example_keys=example_keys)
-        x = nn.relu(norm(name='bn_final')(x, train=train))
+                x = self._measure(transition(x, train=train, example_keys=example_keys), train)
+        x = nn.relu(norm(name='bn_final')(x.values, train=train, own=x.own))
         return Head(self.num_classes, name='head')(global_avg_pool(x))
+
+    def _measure(self, x: jax.Array, train: bool) -> Features:
+        norm = self.norm(parent=None)
+        used = (train or norm.measuring) and not self.is_initializing()
+        return Features(x, norm.group_moments(x) if used else None)
 
 
 densenet121 = functools.partial(DenseNet, block_sizes=(6, 12, 24, 16))
