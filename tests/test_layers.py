@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls.models import initializers
-from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models import initializers, pooling
+from flaxcls.models.batch_norm import BatchNorm, _in_one_reading, mean_and_var, normalize
 from flaxcls.models.convolution import _native, convolve
 from flaxcls.models.layers import (
     Conv,
@@ -60,16 +60,18 @@ def test_conv_pads_evenly_as_torch_does(size, strides, padding, groups, shape):
 
 
 @pytest.mark.parametrize(('channels', 'features'), [(3, 8), (8, 8), (16, 9), (16, 4), (65, 65)])
-def test_convolutions_gradients_are_xlas_own(channels, features):
-    x, kernel = _noise(2, 5, 7, channels), _noise(3, 3, channels, features, seed=1)
-    native = lambda x, k: _native(x, k, strides=1, padding=1, groups=1)  # noqa: E731
-    ours = lambda x, k: convolve(x, k, padding=1)  # noqa: E731
-    grads = [
-        jax.grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k))), (0, 1))(x, kernel)
-        for f in (ours, native)
-    ]
-    for ours_grad, native_grad in zip(*grads, strict=True):
-        np.testing.assert_allclose(ours_grad, native_grad, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(('size', 'strides'), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_convolutions_and_their_gradients_are_xlas_own(channels, features, size, strides):
+    x, kernel = _noise(2, 5, 7, channels), _noise(size, size, channels, features, seed=1)
+    options = {'strides': strides, 'padding': size // 2, 'groups': 1}
+    ours, native = (
+        jax.jit(jax.value_and_grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k, **options))), (0, 1)))(
+            x, kernel
+        )
+        for f in (convolve, _native)
+    )
+    for ours_value, native_value in zip(*map(jax.tree.leaves, (ours, native)), strict=True):
+        np.testing.assert_allclose(ours_value, native_value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('group_size', [2, 4, 8, None])
@@ -87,6 +89,41 @@ def test_batch_norm_is_its_formula_in_each_group(group_size):
     np.testing.assert_allclose(stats['mean'], 0.2 * mean.mean((0, 1, 2, 3)), rtol=1e-5)
     unbiased = groups.var((1, 2, 3), ddof=1).mean(0)  # As torch keeps it.
     np.testing.assert_allclose(stats['var'], 0.8 + 0.2 * unbiased, rtol=1e-5)
+
+
+@pytest.mark.parametrize('mean_shape', [(2, 1, 1, 1, 3), (3,)])
+def test_batch_norms_gradients_are_those_of_its_formula(mean_shape):
+    """In float64, where jax works them out from the formula itself."""
+    with jax.enable_x64(True):
+        x = 2 * _noise(2, 4, 3, 5, 3).astype(np.float64) + 1
+        mean, factor, bias = _noise(*mean_shape), _noise(*mean_shape, seed=1), _noise(3, seed=2)
+        vectors = [value.astype(np.float64) for value in (mean, factor, bias)]
+        _assert_same_gradients(
+            normalize, lambda x, mean, factor, bias: (x - mean) * factor + bias, x, *vectors
+        )
+        around = vectors[2]
+        examples = (1, 2, 3)
+        plain = lambda x: (x.mean(examples), x.var(examples))  # noqa: E731
+        _assert_same_gradients(mean_and_var, plain, x)
+        _assert_same_gradients(lambda x: mean_and_var(x, around), plain, x)
+        _assert_same_gradients(lambda x: _in_one_reading(x, around), plain, x)
+
+
+def _assert_same_gradients(ours, plain, *inputs):
+    """Values, and gradients of a sum that weighs every output by another number."""
+
+    def weighed(function, *inputs):
+        outputs = jax.tree.leaves(function(*inputs))
+        return sum((jnp.sin(jnp.arange(value.size)) * value.ravel()).sum() for value in outputs)
+
+    positions = tuple(range(len(inputs)))
+    got, expected = (
+        jax.value_and_grad(lambda *x, f=f: weighed(f, *x), positions)(*inputs)
+        for f in (ours, plain)
+    )
+    for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
 def test_batch_norm_evaluates_with_running_statistics():
@@ -200,6 +237,26 @@ def test_pools_are_the_maximum_and_the_mean_of_windows(size, strides, padding):
     got = avg_pool(x, size, strides)
     for i, j, window in _windows(x, size, strides, 0):
         np.testing.assert_allclose(got[:, i, j], window.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(('size', 'strides', 'padding'), [(3, 2, 0), (3, 2, 1), (2, 2, 0)])
+@pytest.mark.parametrize('shape', [(6, 7), (9, 8)])
+def test_max_pools_gradient_goes_to_the_first_maximum(size, strides, padding, shape):
+    """Numbers of few values, so that most windows hold their maximum more than once."""
+    x = np.round(_noise(2, *shape, 3)) - 5
+    maxima, transpose = jax.vjp(lambda x: max_pool(x, size, strides, padding), x)
+    gradient = _noise(*maxima.shape, seed=1)
+    padded = np.pad(np.zeros_like(x), [(0, 0), (padding, padding), (padding, padding), (0, 0)])
+    for i, j, window in _windows(x, size, strides, padding, value=-np.inf):
+        first = window.reshape(2, -1, 3).argmax(1)
+        for b in range(2):
+            for c in range(3):
+                row, column = divmod(first[b, c], size)
+                padded[b, strides * i + row, strides * j + column, c] += gradient[b, i, j, c]
+    rows, columns = (slice(padding, padding + length) for length in shape)
+    np.testing.assert_allclose(transpose(gradient)[0], padded[:, rows, columns], atol=1e-6)
+    native = pooling._native_gradient(x, gradient, window=size, strides=strides, padding=padding)
+    np.testing.assert_allclose(native, padded[:, rows, columns], atol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(6, 6), (7, 5), (1, 1), (13, 4)])

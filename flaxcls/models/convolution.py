@@ -25,11 +25,26 @@ def convolve(
       padding: zeros on every side, pixels.
       groups: blocks of channels that are convolved apart.
     """
+    if kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1):
+        return _convolve_1x1(x, kernel, strides)
     channels, features = kernel.shape[2:]
     few_channels = max(channels, features) <= 64 and features > channels // 2
     if kernel.shape[:2] == (3, 3) and (strides, padding, groups) == (1, 1, 1) and few_channels:
         return _convolve_3x3(x, kernel)
     return _native(x, kernel, strides=strides, padding=padding, groups=groups)
+
+
+def _convolve_1x1(x, kernel, strides):
+    """A matrix product, which XLA runs several times faster on CPU."""
+    if strides == 1:
+        return _multiply(x, kernel)
+    native = functools.partial(_native, strides=strides, padding=0, groups=1)
+    sliced = lambda x, kernel: _multiply(x[:, ::strides, ::strides], kernel)  # noqa: E731
+    return lax.platform_dependent(x, kernel, cpu=sliced, default=native)
+
+
+def _multiply(x, kernel):
+    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 def _native(x, kernel, *, strides, padding, groups):

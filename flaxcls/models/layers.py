@@ -13,11 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
-from flaxcls.models import initializers
+from flaxcls.models import initializers, pooling
 from flaxcls.models.convolution import convolve
 
 CONVOLUTION = 'convolution'  # What the outputs of convolutions are called by recomputation.
@@ -71,11 +70,7 @@ class Conv(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
-        if size == 1 and self.strides == 1 and self.groups == 1 and self.padding == 0:
-            # The same sum as a matrix product, which XLA runs several times faster on CPU.
-            x = lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-        else:
-            x = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+        x = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
@@ -169,8 +164,7 @@ def local_response_norm(
 def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
     """Maximum over square windows of x [B, H, W, C]; the padding never wins."""
     _require_room(x.shape, window, strides, padding)
-    pads = [(padding, padding)] * 2
-    return nn.max_pool(x, (window, window), strides=(strides, strides), padding=pads)
+    return pooling.max_pool(x, window, strides, padding)
 
 
 def avg_pool(

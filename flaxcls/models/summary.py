@@ -101,7 +101,10 @@ def _trace(model: nn.Module, variables: Any, image_size: int) -> Iterator[Any]:
 def _flatten(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        for parameter in equation.params.values():
+        parameters = dict(equation.params)
+        if 'branches' in parameters:  # One form for each platform, of which one is run.
+            parameters['branches'] = parameters['branches'][-1:]
+        for parameter in parameters.values():
             for inner in jax.tree.leaves(parameter, is_leaf=lambda p: hasattr(p, 'eqns')):
                 inner = getattr(inner, 'jaxpr', inner)
                 if hasattr(inner, 'eqns'):
