@@ -44,7 +44,9 @@ def _convolve_1x1(x, kernel, strides):
 
 
 def _multiply(x, kernel):
-    return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+    # As matrices, since XLA's CPU backend would copy the gradient transposed for the kernel's.
+    product = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
+    return product.reshape(*x.shape[:3], -1)
 
 
 def _native(x, kernel, *, strides, padding, groups):
