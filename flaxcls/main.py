@@ -20,6 +20,7 @@ from flaxcls import processes
 from flaxcls.config import describe_options, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.experiment_files import load_config, split_variant
+from flaxcls.host_memory import keep_freed_memory
 
 _FLAGS = (
     *('--config', '--workdir', '--mode', '--checkpoint'),
@@ -88,4 +89,5 @@ def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
 
 
 if __name__ == '__main__':
+    keep_freed_memory()
     run_command(main)

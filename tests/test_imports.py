@@ -10,7 +10,7 @@ import pytest
 
 # Each may import those before it, and its own group.
 ORDER = [
-    {'errors'},
+    {'errors', 'host_memory'},
     {'config', 'processes'},
     {'experiment_files', 'validation', 'data', 'targets'},
     {'models'},
