@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format test-newest parity bench-input clean
+.PHONY: demo test test-slow lint format test-newest parity bench-input bench-torch clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -38,6 +38,10 @@ parity: .venv/.ready .venv-parity/.ready
 bench-input: .venv-bench/.ready
 	TF_CPP_MIN_LOG_LEVEL=3 .venv-bench/bin/python -m benchmarks.input_pipeline --rounds=2 --seconds=4
 	.venv-bench/bin/python -m benchmarks.input_pipeline --augmentations --seconds=2
+
+# Training steps side by side with torchvision's networks.
+bench-torch: .venv-bench/.ready
+	.venv-bench/bin/python -m benchmarks.vs_torch
 
 clean:
 	rm -rf .venv .venv-newest .venv-parity .venv-bench build *.egg-info

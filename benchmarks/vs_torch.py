@@ -1,0 +1,156 @@
+"""Training steps and forward passes of flaxcls and torchvision's networks, side by side in one run.
+
+  python -m benchmarks.vs_torch                              # AlexNet, ResNet-50, DenseNet-121
+  python -m benchmarks.vs_torch --models=resnet50 --batch=32 --dtype=bfloat16
+  python -m benchmarks.vs_torch --models=resnet50 --forms=channels_last --rounds=3
+
+On a GPU if both libraries have one, else on all cores that the process may use. PyTorch runs in
+every form of --forms, and the quickest of them counts: NCHW or channels_last, eagerly or with
+torch.compile. Its step is what torchvision's references do: zero_grad, loss, backward, SGD with
+momentum. Ours is the one that a run takes, with augmentation switched off. The rounds alternate
+between all of them; the median of each counts, and the spread is that of the middle half.
+`make bench-torch` sets up the environment.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import torch
+import torchvision
+
+from flaxcls import parallel, steps
+from flaxcls.experiment_files import load_config
+from flaxcls.host_memory import keep_freed_memory
+from flaxcls.run_setup import prepare
+
+SIZE, CLASSES = 224, 1000
+LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
+Call = Callable[[], None]  # One step, waited for.
+
+
+def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
+    """Returns {'step': ..., 'forward': ...} of ours, compiled."""
+    options = {
+        'model.name': name, 'model.num_classes': CLASSES, 'model.dtype': dtype,
+        'data.source': f'synthetic:{2 * batch}', 'data.image_size': SIZE, 'batch_size': batch,
+    }  # fmt: skip
+    setup = prepare(load_config(None, options))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, batch).astype(np.int32)
+    data = {'image': images, 'label': labels}
+    train_data = next(parallel.parts_to_devices(iter([data]), setup.layout))
+    eval_data = data | {'mask': np.ones(batch, bool)}
+    eval_data = next(parallel.to_devices(iter([eval_data]), setup.layout))
+    train_step = parallel.parallelize_train_step(
+        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
+    )
+    eval_step = parallel.parallelize_eval_step(
+        steps.make_eval_step(setup.config, setup.model), setup.layout
+    )
+    state = setup.init_state()
+
+    def step():
+        nonlocal state
+        state, sums = train_step(state, train_data)
+        jax.block_until_ready((state, sums))
+
+    return {'step': step, 'forward': lambda: jax.block_until_ready(eval_step(state, eval_data))}
+
+
+def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:
+    """Returns {'step': ..., 'forward': ...} of torchvision's network of that name."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
+    model = torchvision.models.get_model(name).to(device, memory_format=memory_format)
+    images = torch.randn(batch, 3, SIZE, SIZE).to(device, memory_format=memory_format)
+    labels = torch.randint(CLASSES, (batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    run = torch.compile(model) if mode == 'compiled' else model
+    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+
+    def wait():
+        if device == 'cuda':
+            torch.cuda.synchronize()
+
+    def step():
+        model.train()
+        optimizer.zero_grad()
+        with autocast:
+            loss = torch.nn.functional.cross_entropy(run(images), labels)
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    def forward():
+        model.eval()
+        with torch.no_grad(), autocast:
+            run(images)
+        wait()
+
+    return {'step': step, 'forward': forward}
+
+
+def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Returns {who: {what: seconds of each round}}, after a first call of each that is not kept."""
+    seconds = {who: {what: [] for what in kinds} for who, kinds in calls.items()}
+    for round_ in range(rounds + 1):
+        for who, kinds in calls.items():
+            for what, call in kinds.items():
+                began = time.perf_counter()
+                call()
+                if round_:
+                    seconds[who][what].append(time.perf_counter() - began)
+    return seconds
+
+
+def describe(seconds: dict[str, dict[str, list[float]]], batch: int) -> Iterator[str]:
+    """Yields a line for each, in images per second, and the ratio to the quickest of PyTorch's."""
+    for what in ('step', 'forward'):
+        medians = {who: statistics.median(kinds[what]) for who, kinds in seconds.items()}
+        best = min(value for who, value in medians.items() if who != 'flaxcls')
+        for who, median in sorted(medians.items(), key=lambda item: item[1]):
+            slow, _, quick = statistics.quantiles(seconds[who][what], n=4)[::-1]
+            yield (
+                f'  {what:8} {who:24} {batch / median:8.1f} images/s ({batch / slow:.1f} to '
+                f'{batch / quick:.1f})'
+            )
+        yield f'  {what:8} flaxcls to the best of PyTorch: {best / medians["flaxcls"]:.2f}x'
+
+
+def main() -> None:
+    forms = ['-'.join(form) for form in itertools.product(LAYOUTS, MODES)]
+    parser = argparse.ArgumentParser(
+        'benchmarks.vs_torch', description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument('--models', default='alexnet,resnet50,densenet121')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
+    parser.add_argument('--forms', default=','.join(forms), help=f'of PyTorch: {", ".join(forms)}')
+    parser.add_argument('--rounds', type=int, default=5)
+    flags = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    versions = f'jax {jax.__version__}, torch {torch.__version__}'
+    where = f'{jax.devices()[0].device_kind}, {cores} cores'
+    print(f'{where}; {versions}; {flags.dtype}, batch {flags.batch} at {SIZE}', flush=True)
+    for name in flags.models.split(','):
+        calls = {'flaxcls': flaxcls_calls(name, flags.batch, flags.dtype)}
+        for form in flags.forms.split(','):
+            layout, mode = form.split('-')
+            calls[f'torch {form}'] = torch_calls(name, flags.batch, flags.dtype, layout, mode)
+        print(name, flush=True)
+        for line in describe(measure(calls, flags.rounds), flags.batch):
+            print(line, flush=True)
+
+
+if __name__ == '__main__':
+    keep_freed_memory()
+    main()
