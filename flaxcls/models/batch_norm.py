@@ -20,8 +20,8 @@ class BatchNorm(nn.Module):
     variance. The running variance takes the unbiased estimate, as torch's does; running statistics
     are the average over all groups, so they are equal on every device. All statistics are float32
     whatever `dtype` is, and the variance is taken around the mean, since the mean of squares minus
-    the squared mean cancels when the mean is large; between devices it is taken around the running
-    mean.
+    the squared mean cancels when the mean is large; between devices, and on GPUs and TPUs, it is
+    taken around the running mean, which takes one reading of the activations.
 
     Attributes:
       momentum: share of the old running statistics kept (torch writes 1 - momentum).
