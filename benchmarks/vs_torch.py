@@ -2,7 +2,7 @@
 
   python -m benchmarks.vs_torch                              # AlexNet, ResNet-50, DenseNet-121
   python -m benchmarks.vs_torch --models=resnet50 --batch=32 --dtype=bfloat16
-  python -m benchmarks.vs_torch --models=resnet50 --forms=channels_last --rounds=3
+  python -m benchmarks.vs_torch --models=resnet50 --forms=channels_last-eager --rounds=3
 
 On a GPU if both libraries have one, else on all cores that the process may use. PyTorch runs in
 every form of --forms, and the quickest of them counts: NCHW or channels_last, eagerly or with
@@ -136,6 +136,10 @@ def main() -> None:
     parser.add_argument('--forms', default=','.join(forms), help=f'of PyTorch: {", ".join(forms)}')
     parser.add_argument('--rounds', type=int, default=5)
     flags = parser.parse_args()
+    if unknown := set(flags.forms.split(',')) - set(forms):
+        parser.error(f'--forms={",".join(sorted(unknown))} is none of {", ".join(forms)}')
+    if flags.rounds < 2:
+        parser.error(f'--rounds={flags.rounds} must be 2 or more, since a spread is told')
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     versions = f'jax {jax.__version__}, torch {torch.__version__}'
