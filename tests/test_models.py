@@ -1,8 +1,11 @@
 """The zoo: every row counted, run, differentiated."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from flaxcls.errors import UserError
@@ -13,6 +16,8 @@ from flaxcls.models import (
     require_image_size,
 )
 from flaxcls.models.__main__ import summary, table
+from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.densenet import DenseNet, Features
 from flaxcls.models.summary import count_cost, list_layers
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
@@ -292,3 +297,24 @@ def test_alexnets_initialisers_have_their_spread(initializer, std):
     assert biased == (
         {'conv2', 'conv4', 'conv5', 'fc6', 'fc7'} if initializer == 'paper' else set()
     )
+
+
+def test_dense_layers_share_the_moments_that_each_would_take(monkeypatch):
+    """In groups of four, in float64: the same logits, statistics and gradients."""
+    norm = functools.partial(BatchNorm, group_size=4)
+    model = create_model('densenet_bc_100_12', block_sizes=(2, 2), norm=norm, dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8, 8, 3)) + 1)
+        variables = model.init(jax.random.key(0), x, train=False)
+
+        def weigh(params):
+            logits, updates = model.apply(
+                variables | {'params': params}, x, train=True, mutable=['batch_stats']
+            )
+            return jnp.sin(logits * jnp.arange(logits.size).reshape(logits.shape)).sum(), updates
+
+        shared = jax.grad(weigh, has_aux=True)(variables['params'])
+        monkeypatch.setattr(DenseNet, '_measure', lambda self, x, train: Features(x, None))
+        own = jax.grad(weigh, has_aux=True)(variables['params'])
+    # Parameters, and so gradients, are float32.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, own)
