@@ -48,7 +48,7 @@ def default_config() -> ConfigDict:
     config.model.zero_init_residual = placeholder(bool)  # ResNet: blocks begin as their shortcuts.
     config.model.stochastic_depth_rate = placeholder(float)  # ResNet: of the last block.
     config.model.lrn = placeholder(str)  # AlexNet: none, paper or caffe (alpha divided by n).
-    config.model.remat = False  # Recompute all but convolutions in the backward pass.
+    config.model.remat = 'none'  # norm or block: recompute these in backward, to save memory.
     config.model.initializer = placeholder(str)  # AlexNet: paper, he or filters (1/sqrt(filters)).
 
     config.batch_norm = ConfigDict()
@@ -278,6 +278,8 @@ def from_json(text: str) -> ConfigDict:
     except ValueError as error:
         raise UserError(f'the stored config is no JSON ({error}).') from None
     for key, value in options(stored):
+        if key == 'model.remat' and isinstance(value, bool):  # As it was once written.
+            value = 'norm' if value else 'none'
         set_option(config, key, value)
     return config
 

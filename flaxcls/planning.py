@@ -104,7 +104,7 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
         raise RunError(
             f'a step of config.batch_size={plan.setup.config.batch_size} does not fit on '
             f'{plan.target.name} ({used.strip()}); choose a smaller one, more devices, '
-            f'config.model.dtype=bfloat16 or config.model.remat=true{_with_more_effort(options)}.'
+            f'config.model.dtype=bfloat16 or config.model.remat=norm{_with_more_effort(options)}.'
         ) from None
     return plan._replace(needs=needs(compiled, plan.setup))
 

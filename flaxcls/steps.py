@@ -20,13 +20,11 @@ from flaxcls.data.augment import make_augment, make_normalize, ten_crops
 from flaxcls.data.mixing import make_mix
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
-from flaxcls.models.layers import CONVOLUTION
+from flaxcls.models.recomputation import recompute
 from flaxcls.optim import merge_frozen, split_frozen, update_ema
 from flaxcls.train_state import TrainState
 
 AXIS = 'devices'
-# What recomputation keeps: everything else follows from it at little cost.
-_ONLY_CONVOLUTIONS = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
 Batch = dict[str, jax.Array]
 
 
@@ -72,9 +70,7 @@ def make_train_step(
             loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
 
-        if config.model.remat:
-            loss_fn = jax.checkpoint(loss_fn, policy=_ONLY_CONVOLUTIONS)
-        gradients_of = jax.grad(loss_fn, has_aux=True)
+        gradients_of = jax.grad(recompute(loss_fn, config.model.remat), has_aux=True)
         parts = (images, targets, labels, keys.model)
         gradients, (batch_stats, sums) = _sum_over_parts(
             lambda part: gradients_of(trained, part), parts

@@ -72,6 +72,7 @@ _RANGES = {
 
 _CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
+    'model.remat': ('none', 'norm', 'block'),
     'model.shortcut': ('A', 'B', 'C', 'D'),
     'model.lrn': ('none', 'paper', 'caffe'),
     'model.initializer': ('paper', 'he', 'filters'),

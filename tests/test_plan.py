@@ -107,7 +107,7 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
 
 
 @pytest.mark.parametrize(
-    'options', [{}, {'ema.decay': 0.9, 'optimizer.name': 'lamb'}, {'model.remat': True}], ids=str
+    'options', [{}, {'ema.decay': 0.9, 'optimizer.name': 'lamb'}, {'model.remat': 'norm'}], ids=str
 )
 def test_planned_memory_is_that_of_the_program_that_trains(options):
     config = load_config(None, TINY | options)

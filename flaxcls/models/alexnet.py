@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import (
@@ -29,6 +30,7 @@ from flaxcls.models.layers import (
     local_response_norm,
     max_pool,
 )
+from flaxcls.models.recomputation import LINEAR
 
 _INITIALIZERS = {'paper': normal(0.01), 'he': he_normal_fan_in, 'filters': normal_per_filter}
 
@@ -88,12 +90,11 @@ class AlexNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         hidden = max(1, round(self.hidden * self.width_multiplier))
         for index in (6, 7):
-            x = nn.relu(self._dense(hidden, f'fc{index}', bias_init=ones, dtype=self.dtype)(x))
+            x = nn.relu(self._dense(x, hidden, f'fc{index}', bias_init=ones))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        dtype = at_least_float32(self.dtype)
-        head = self._dense(self.num_classes, 'head', bias_init=zeros, dtype=dtype)
-        return head(x.astype(dtype))
+        x = x.astype(at_least_float32(self.dtype))
+        return self._dense(x, self.num_classes, 'head', bias_init=zeros)
 
     def _conv(
         self, x, index, features, kernel_size, *, train, strides=1, padding, in_two_groups=False,
@@ -119,14 +120,15 @@ class AlexNet(nn.Module):
     def _lrn(self, x):
         return x if self.lrn == 'none' else local_response_norm(x, mean=self.lrn == 'caffe')
 
-    def _dense(self, features, name, *, bias_init, dtype):
-        return nn.Dense(
+    def _dense(self, x, features, name, *, bias_init):
+        dense = nn.Dense(
             features,
             kernel_init=_INITIALIZERS[self.initializer],
             bias_init=bias_init if self.initializer == 'paper' else zeros,
-            dtype=dtype,
+            dtype=x.dtype,
             name=name,
         )
+        return checkpoint_name(dense(x), LINEAR)
 
 
 alexnet_2012 = functools.partial(

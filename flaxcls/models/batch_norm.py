@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
 from flaxcls.models import initializers
 from flaxcls.models.layers import at_least_float32, matches
+from flaxcls.models.recomputation import STATISTICS
 
 
 class BatchNorm(nn.Module):
@@ -205,7 +207,7 @@ def _in_one_reading(values, around):
 
 
 def _mean_and_var_forward(values, around):
-    mean, var = mean_and_var(values, around)
+    mean, var = checkpoint_name(mean_and_var(values, around), STATISTICS)
     return (mean, var), (values, mean, around)
 
 
@@ -278,6 +280,7 @@ def _pool_over_devices(own: Moments, span: int, axis_name: str, around: jax.Arra
     values = jnp.concatenate([offset, jnp.square(offset), own.var], -1)
     packed = jnp.concatenate([count, count * values], -1)
     packed = lax.psum(packed, axis_name, axis_index_groups=groups if span < devices else None)
+    packed = checkpoint_name(packed, STATISTICS)
     count, channels = packed[:, :1], own.mean.shape[-1]
     values = packed[:, 1:] / jnp.maximum(count, 1)
     offset, square, within = jnp.split(values, [channels, 2 * channels], axis=-1)

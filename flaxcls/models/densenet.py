@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm, Moments
 from flaxcls.models.layers import (
@@ -20,6 +21,7 @@ from flaxcls.models.layers import (
     global_avg_pool,
     max_pool,
 )
+from flaxcls.models.recomputation import BLOCK
 
 
 class Features(NamedTuple):
@@ -147,6 +149,7 @@ class DenseNet(nn.Module):
         return Head(self.num_classes, name='head')(global_avg_pool(x))
 
     def _measure(self, x: jax.Array, train: bool) -> Features:
+        x = checkpoint_name(x, BLOCK)
         norm = self.norm(parent=None)
         used = (train or norm.measuring) and not self.is_initializing()
         return Features(x, norm.group_moments(x) if used else None)

@@ -18,8 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from flaxcls.errors import UserError
 from flaxcls.models import initializers, pooling
 from flaxcls.models.convolution import convolve
-
-CONVOLUTION = 'convolution'  # What the outputs of convolutions are called by recomputation.
+from flaxcls.models.recomputation import BLOCK, LINEAR
 
 
 def at_least_float32(dtype: Any) -> Any:
@@ -74,7 +73,7 @@ class Conv(nn.Module):
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
-        return checkpoint_name(x, CONVOLUTION)
+        return checkpoint_name(x, LINEAR)
 
 
 def matches(path: str, patterns: Sequence[str]) -> bool:
@@ -164,7 +163,7 @@ def local_response_norm(
 def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
     """Maximum over square windows of x [B, H, W, C]; the padding never wins."""
     _require_room(x.shape, window, strides, padding)
-    return pooling.max_pool(x, window, strides, padding)
+    return checkpoint_name(pooling.max_pool(x, window, strides, padding), BLOCK)
 
 
 def avg_pool(
@@ -220,4 +219,4 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = nn.Dense(self.num_classes, kernel_init=self.kernel_init, name='dense')
-        return dense(x.astype(at_least_float32(x.dtype)))
+        return checkpoint_name(dense(x.astype(at_least_float32(x.dtype))), LINEAR)

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import he_normal_fan_out, ones, zeros
@@ -24,6 +25,7 @@ from flaxcls.models.layers import (
     global_avg_pool,
     max_pool,
 )
+from flaxcls.models.recomputation import BLOCK
 
 
 class Block(nn.Module):
@@ -218,6 +220,7 @@ class ResNet(nn.Module):
                     drop_rate=self.stochastic_depth_rate * built / blocks,
                     name=f'stage{stage}_block{index}',
                 )(x, train=train, example_keys=example_keys)
+                x = checkpoint_name(x, BLOCK)
         if preactivation:
             x = nn.relu(norm(name='bn_final')(x, train=train))
         return Head(self.num_classes, name='head')(global_avg_pool(x))

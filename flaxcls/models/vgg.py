@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.initializers import he_normal_fan_out, normal
@@ -21,6 +22,7 @@ from flaxcls.models.layers import (
     at_least_float32,
     max_pool,
 )
+from flaxcls.models.recomputation import LINEAR
 
 
 class VGG(nn.Module):
@@ -76,14 +78,14 @@ class VGG(nn.Module):
         x = x.reshape(x.shape[0], -1)
         hidden = max(1, round(self.hidden * self.width_multiplier))
         for index in (1, 2):
-            x = nn.relu(self._dense(hidden, f'fc{index}', self.dtype)(x))
+            x = nn.relu(self._dense(x, hidden, f'fc{index}'))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        dtype = at_least_float32(self.dtype)
-        return self._dense(self.num_classes, 'head', dtype)(x.astype(dtype))
+        return self._dense(x.astype(at_least_float32(self.dtype)), self.num_classes, 'head')
 
-    def _dense(self, features, name, dtype):
-        return nn.Dense(features, kernel_init=normal(0.01), dtype=dtype, name=name)
+    def _dense(self, x, features, name):
+        dense = nn.Dense(features, kernel_init=normal(0.01), dtype=x.dtype, name=name)
+        return checkpoint_name(dense(x), LINEAR)
 
 
 vgg16_bn = functools.partial(VGG, use_batch_norm=True)

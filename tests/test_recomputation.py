@@ -1,0 +1,96 @@
+"""Recomputation: the same step, from less that is kept."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxcls import config as config_lib
+from flaxcls import parallel, steps
+from flaxcls.experiment_files import load_config
+from flaxcls.run_setup import prepare
+
+NETWORKS = {
+    'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
+    'vgg16': {'data.image_size': 28, 'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
+    'resnet20': {'model.stage_sizes': (1, 1), 'model.stochastic_depth_rate': 0.5},
+    'resnet50': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
+    'resnet50_v2': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
+    'densenet121': {'model.block_sizes': (2, 2), 'model.dropout_rate': 0.2},
+    'densenet_40_12': {'model.block_sizes': (2, 2)},
+}
+
+
+def _setup(name, remat, **options):
+    options = {
+        'model.name': name, 'model.remat': remat, 'data.source': 'synthetic:32', 'batch_size': 16,
+        'data.image_size': 16, 'batch_norm.group_size': 8,
+    } | NETWORKS[name] | options  # fmt: skip
+    return prepare(load_config(None, options))
+
+
+def _train_step(setup, **options):
+    model = setup.model.clone(**options)
+    return steps.make_train_step(setup.config, model, setup.optimizer)
+
+
+def _state_after_a_step(name, remat):
+    """In float64, so that another order of the same sums does not show."""
+    setup = _setup(name, remat)
+    layout = parallel.create_layout(setup.config, jax.devices()[:1])
+    step = parallel.parallelize_train_step(_train_step(setup, dtype='float64'), layout)
+    widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
+    rng = np.random.default_rng(0)
+    size = setup.config.data.image_size
+    images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
+    batch = {'image': images, 'label': rng.integers(0, 10, 16).astype(np.int32)}
+    return step(state, next(parallel.parts_to_devices(iter([batch]), layout)))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_gradients_and_statistics_are_those_without(name):
+    with jax.enable_x64(True):
+        expected = _state_after_a_step(name, 'none')
+        for remat in ('norm', 'block'):
+            got = _state_after_a_step(name, remat)
+            for leaves in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+                np.testing.assert_allclose(*leaves, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_convolutions_are_made_anew_within_blocks_alone_and_nothing_is_sent_twice(name):
+    """With groups over two devices, whose statistics are a message."""
+    counts = {}
+    for remat in ('none', 'norm', 'block'):
+        setup = _setup(name, remat, **{'batch_norm.group_size': None})
+        batch = {'image': jnp.zeros((1, 8, *[setup.config.data.image_size] * 2, 3), jnp.uint8)}
+        batch['label'] = jnp.zeros((1, 8), jnp.int32)
+        trace = jax.make_jaxpr(_train_step(setup), axis_env=[(steps.AXIS, 2)])
+        counts[remat] = _count(trace(setup.abstract_state(), batch).jaxpr)
+    costly = {remat: n['conv_general_dilated'] + n['dot_general'] for remat, n in counts.items()}
+    assert costly['none'] == costly['norm'] < costly['block']
+    assert len({n['psum'] for n in counts.values()}) == 1
+
+
+def _count(jaxpr):
+    """Returns how often each primitive comes, in all that is called too."""
+    found = collections.Counter()
+    for eqn in jaxpr.eqns:
+        found[eqn.primitive.name] += 1
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+        ):
+            inner = getattr(inner, 'jaxpr', inner)
+            if hasattr(inner, 'eqns'):
+                found += _count(inner)
+    return found
+
+
+def test_runs_of_the_time_when_it_was_a_switch_go_on():
+    text = config_lib.to_json(config_lib.default_config())
+    for old, new in (('false', 'none'), ('true', 'norm')):
+        config = config_lib.from_json(text.replace('"remat": "none"', f'"remat": {old}'))
+        assert config.model.remat == new
