@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from flaxcls.errors import UserError
+from flaxcls.host_memory import garbage_collection_paused
 from flaxcls.models.batch_norm import devices_of_a_group
 from flaxcls.steps import AXIS
 
@@ -130,6 +131,7 @@ def parallelize_eval_step(step: Callable[..., Any], layout: Layout) -> Callable[
 
 
 def _shard_map(step: Callable[..., Any], layout: Layout, in_specs: Any) -> Callable[..., Any]:
+    step = garbage_collection_paused()(step)  # As it is traced.
     return jax.shard_map(
         step, mesh=layout.mesh, in_specs=in_specs, out_specs=_COPIED, check_vma=False
     )
@@ -137,7 +139,7 @@ def _shard_map(step: Callable[..., Any], layout: Layout, in_specs: Any) -> Calla
 
 def _pmap(step: Callable[..., Any], layout: Layout, **options: Any) -> Callable[..., Any]:
     return jax.pmap(
-        step,
+        garbage_collection_paused()(step),
         axis_name=AXIS,
         devices=list(layout.mesh.devices.flat),
         in_axes=(None, 0),

@@ -19,6 +19,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.sources import prepare_source
 from flaxcls.data.splits import Source
 from flaxcls.errors import UserError
+from flaxcls.models import initialization
 from flaxcls.parallel import Layout
 from flaxcls.train_state import TrainState
 from flaxcls.validation import validate
@@ -48,7 +49,7 @@ class Setup(NamedTuple):
           take_weights: heed config.init_from, which a resumed run has no more use for.
         """
         config = self.config
-        variables = models.init_variables(
+        variables = initialization.init_variables(
             self.model, jax.random.key(config.seed), config.data.image_size
         )
         if config.init_from and take_weights:
@@ -57,7 +58,7 @@ class Setup(NamedTuple):
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and dtypes of the state, with nothing computed."""
-        variables = models.abstract_variables(self.model, self.config.data.image_size)
+        variables = initialization.abstract_variables(self.model, self.config.data.image_size)
         return jax.eval_shape(self._state_from, {'batch_stats': {}} | variables)
 
     def _state_from(self, variables: dict[str, Any]) -> TrainState:
@@ -110,7 +111,7 @@ def prepare(
     for key in ('image_size', 'train_image_size'):
         if config.data[key] is not None:
             models.require_image_size(model, config.model.name, config.data[key], f'data.{key}')
-    variables = models.abstract_variables(model, config.data.image_size)
+    variables = initialization.abstract_variables(model, config.data.image_size)
     if for_training:
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
     per_epoch = pipeline.steps_per_epoch(config, source.train)

@@ -12,9 +12,9 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxcls.models import abstract_variables
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
+from flaxcls.models.initialization import abstract_variables
 from flaxcls.models.resnet import PreActivationBlock, ResNet
 from flaxcls.models.vgg import VGG
 

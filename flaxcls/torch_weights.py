@@ -30,6 +30,7 @@ from flaxcls import models, optim
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.experiment_files import load_config
+from flaxcls.models import initialization
 from flaxcls.run_setup import CLASSES_FILE, CONFIG_FILE, load_stored_config
 from flaxcls.torch_layout import Entry, from_state_dict, to_state_dict, torch_layout
 from flaxcls.train_state import create_train_state
@@ -230,7 +231,9 @@ def _fill(model: nn.Module, config: ConfigDict, tensors: StateDict, weights: pat
         )
     notes = []
     if new_head:
-        initial = models.init_variables(model, jax.random.key(config.seed), config.data.image_size)
+        initial = initialization.init_variables(
+            model, jax.random.key(config.seed), config.data.image_size
+        )
         fresh = to_state_dict(initial, [entry for entry in entries if _is_head(entry)])
         old = next(len(tensors[key]) for key in sorted(wrong))
         tensors = tensors | fresh

@@ -1,10 +1,13 @@
 """What a process gives back is there when it asks again."""
 
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
+
+from flaxcls.host_memory import garbage_collection_paused
 
 _PROGRAM = """
 import resource, sys, threading
@@ -48,3 +51,15 @@ def test_memory_that_was_freed_is_met_again_without_page_faults():
 
 def test_glibcs_own_variables_are_not_overruled():
     assert _run('keep', MALLOC_TRIM_THRESHOLD_='1000')[0] is False
+
+
+def test_garbage_is_collected_again_after_a_pause_and_after_an_error_in_it():
+    with garbage_collection_paused():
+        assert not gc.isenabled()
+        with garbage_collection_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError), garbage_collection_paused():
+        _ = 1 / 0
+    assert gc.isenabled()

@@ -288,3 +288,11 @@ def test_initializers_have_their_deviation_and_follow_the_key(initializer, std):
     np.testing.assert_allclose(draw.mean(), 0, atol=std / 50)
     np.testing.assert_array_equal(draw, jax.jit(lambda k: initializer(k, shape))(jax.random.key(0)))
     assert not (draw == initializer(jax.random.key(1), shape)).any()
+
+
+def test_large_weights_are_drawn_as_streams_that_differ(monkeypatch):
+    whole = initializers.normal(1)(jax.random.key(0), (30, 100))
+    monkeypatch.setattr(initializers, '_STREAM', 1000)
+    parts = initializers.normal(1)(jax.random.key(0), (30, 100)).reshape(3, 1000)
+    np.testing.assert_array_equal(parts[0], whole.reshape(3, 1000)[0])
+    assert len({float(part[0]) for part in parts}) == 3 and abs(parts.std() - 1) < 0.1

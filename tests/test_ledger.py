@@ -11,6 +11,7 @@ from conftest import EXPERIMENTS
 from flaxcls import ledger, models
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config, split_variant
+from flaxcls.models import initialization
 from flaxcls.records import RECORD_FILE, RunRecord, experiment_hash, experiment_options
 
 RESULTS = pathlib.Path('results')
@@ -68,7 +69,7 @@ def test_a_docstring_expects_what_its_row_does(row):
 
 
 def test_the_parameters_that_are_set_right_are_those_of_the_model():
-    variables = models.abstract_variables(models.create_model('densenet121'), 224)
+    variables = initialization.abstract_variables(models.create_model('densenet121'), 224)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     fact = next(item.fact for item in MISQUOTED if 'DenseNet-121' in item.claim)
     assert f'{count:,}' in fact

@@ -12,12 +12,12 @@ from flaxcls.errors import UserError
 from flaxcls.models import (
     MODELS,
     create_model,
-    init_variables,
     require_image_size,
 )
 from flaxcls.models.__main__ import summary, table
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.densenet import DenseNet, Features
+from flaxcls.models.initialization import init_variables
 from flaxcls.models.summary import count_cost, list_layers
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
@@ -282,6 +282,26 @@ def test_stochastic_depth_rises_to_the_last_block_and_is_off_in_evaluation():
     with nn.intercept_methods(record):
         model.apply(variables, images, train=True, example_keys=keys, mutable=['batch_stats'])
     assert list(rates.values()) == [0.125, 0.25, 0.375, 0.5]
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('alexnet_2012', {'width_multiplier': 0.05}),
+        ('vgg16_bn', {'width_multiplier': 0.05}),
+        ('resnet50_v2', {'stage_sizes': (1, 1), 'zero_init_residual': True}),
+        # An initializer that is not ours.
+        ('resnet20', {'norm': functools.partial(BatchNorm, scale_init=nn.initializers.normal())}),
+        ('densenet121', {'block_sizes': (2, 2)}),
+    ],
+)
+def test_initial_weights_are_those_of_linens_init(name, options):
+    model = create_model(name, **options)
+    got = init_variables(model, jax.random.key(3), 80)
+    images = jnp.zeros((1, 80, 80, 3))
+    expected = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(3))
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    jax.tree.map(compare, got, {'batch_stats': {}} | expected)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config
-from flaxcls.models import abstract_variables, create_model
+from flaxcls.models import create_model
+from flaxcls.models.initialization import abstract_variables
 from flaxcls.optim import make_optimizer, make_schedule, peak_learning_rate, treatments
 from flaxcls.validation import validate
 

@@ -1,18 +1,17 @@
 """The networks by name, and their construction from a name or a config."""
 
-import contextlib
 import dataclasses
 import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls.config import require_choice
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.initialization import abstract_variables
 from flaxcls.models.layers import ImageTooSmall
 from flaxcls.models.zoo import MODELS
 
@@ -87,23 +86,6 @@ def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
     return tuple(pattern.strip() for pattern in config.freeze.split(',') if pattern.strip())
 
 
-def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
-    """Returns {'params': ..., 'batch_stats': ...}; the latter is empty without BatchNorm."""
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    # Under jit the forward pass, which no weight depends on, is never computed; on the CPU, since
-    # the initializers draw there.
-    with _on_cpu():
-        variables = jax.jit(lambda key: model.init(key, images, train=False))(key)
-    return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-
-
-def _on_cpu() -> contextlib.AbstractContextManager:
-    try:
-        return jax.default_device(jax.local_devices(backend='cpu')[0])
-    except RuntimeError:  # JAX_PLATFORMS=cuda or tpu leaves no CPU to compute on.
-        return contextlib.nullcontext()
-
-
 def require_image_size(
     model: nn.Module, name: str, image_size: int, key: str = 'data.image_size'
 ) -> None:
@@ -126,9 +108,3 @@ def _fits(model: nn.Module, image_size: int) -> bool:
     except ImageTooSmall:
         return False
     return True
-
-
-def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
-    """Returns shapes and dtypes of what `init_variables` would, with nothing computed."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)

@@ -62,12 +62,13 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
         bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
-        zeros, ones = jnp.zeros, jnp.ones
-        running_mean = self.variable('batch_stats', 'mean', zeros, (channels,), jnp.float32)
-        running_var = self.variable('batch_stats', 'var', ones, (channels,), jnp.float32)
+        zeros, ones = initializers.zeros, initializers.ones
+        running_mean = self.variable('batch_stats', 'mean', zeros, None, (channels,))
+        running_var = self.variable('batch_stats', 'var', ones, None, (channels,))
         learning = train and not matches('/'.join(self.path), self.frozen)
         if self.is_initializing() or not (learning or self.measuring):
-            return self._normalize(x, running_mean.value, running_var.value, scale, bias)
+            factor = scale * lax.rsqrt(running_var.value + self.eps)
+            return _normalize(x, running_mean.value, factor, bias).astype(self.dtype)
 
         local, span = _group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
@@ -85,7 +86,8 @@ class BatchNorm(nn.Module):
             self._update(running_mean, group.mean)
             self._update(running_var, unbiased(group))
         mean, var = (value[:, None, None, None] for value in (group.mean, group.var))
-        return self._normalize(grouped, mean, var, scale, bias).reshape(x.shape)
+        factor = scale * lax.rsqrt(var + self.eps)
+        return normalize(grouped, mean, factor, bias).astype(self.dtype).reshape(x.shape)
 
     @nn.nowrap
     def group_moments(self, x: jax.Array, around: jax.Array | None = None) -> 'Moments':
@@ -103,10 +105,6 @@ class BatchNorm(nn.Module):
         new = jnp.mean(new, axis=0)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
 
-    def _normalize(self, x, mean, var, scale, bias):
-        factor = scale * lax.rsqrt(var + self.eps)
-        return normalize(x, mean, factor, bias).astype(self.dtype)
-
 
 @jax.custom_vjp
 def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
@@ -121,6 +119,10 @@ def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array)
       factor: of the same shape.
       bias: [C].
     """
+    return _normalize(x, mean, factor, bias)
+
+
+def _normalize(x, mean, factor, bias):
     return (x.astype(at_least_float32(x.dtype)) - mean) * factor + bias
 
 

@@ -218,5 +218,10 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = nn.Dense(self.num_classes, kernel_init=self.kernel_init, name='dense')
+        dense = nn.Dense(
+            self.num_classes,
+            kernel_init=self.kernel_init,
+            bias_init=initializers.zeros,
+            name='dense',
+        )
         return checkpoint_name(dense(x.astype(at_least_float32(x.dtype))), LINEAR)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from flaxcls.models import abstract_variables
+from flaxcls.models.initialization import abstract_variables
 
 
 class Cost(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initializers import he_normal_fan_out, normal
+from flaxcls.models.initializers import he_normal_fan_out, normal, zeros
 from flaxcls.models.layers import (
     Conv,
     Dropout,
@@ -84,7 +84,9 @@ class VGG(nn.Module):
         return self._dense(x.astype(at_least_float32(self.dtype)), self.num_classes, 'head')
 
     def _dense(self, x, features, name):
-        dense = nn.Dense(features, kernel_init=normal(0.01), dtype=x.dtype, name=name)
+        dense = nn.Dense(
+            features, kernel_init=normal(0.01), bias_init=zeros, dtype=x.dtype, name=name
+        )
         return checkpoint_name(dense(x), LINEAR)
 
 
