@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from absl import logging
 
+from flaxcls.compilation_cache import keep_compiled_programs
+
 LOST_NEIGHBOUR = (
     'another process of this run has died; start all of them again, and they go on from the newest '
     'checkpoint.'
@@ -63,6 +65,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
+    keep_compiled_programs()
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
     # What Orbax's readers of a damaged checkpoint report once more, when it has been told.
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)

@@ -78,6 +78,7 @@ def prepare_environment(name: str | None) -> None:
             TPU_SKIP_MDS_QUERY='1',
             TPU_WORKER_HOSTNAMES='localhost',
             TPU_ACCELERATOR_TYPE='v5litepod-4',
+            ALLOW_MULTIPLE_LIBTPU_LOAD='1',  # No chip is held, so several may compile at once.
         )
     elif name.startswith('gpu'):  # Kernels cannot be timed where there is no device.
         flags = os.environ.get('XLA_FLAGS', '')

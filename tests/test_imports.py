@@ -10,7 +10,8 @@ import pytest
 
 # Each may import those before it, and its own group.
 ORDER = [
-    {'errors', 'host_memory'},
+    {'compilation_cache', 'host_memory'},
+    {'errors'},
     {'config', 'processes'},
     {'experiment_files', 'validation', 'data', 'targets'},
     {'models'},
