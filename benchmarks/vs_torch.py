@@ -1,10 +1,12 @@
-"""Training steps and forward passes of flaxcls and torchvision's networks, side by side in one run.
+"""Training steps and forward passes of flaxcls and of PyTorch, side by side in one run.
 
   python -m benchmarks.vs_torch                              # AlexNet, ResNet-50, DenseNet-121
+  python -m benchmarks.vs_torch --models=resnet20,densenet_bc_100_12           # 32x32 pixels
   python -m benchmarks.vs_torch --models=resnet50 --batch=32 --dtype=bfloat16
   python -m benchmarks.vs_torch --models=resnet50 --forms=channels_last-eager --rounds=3
 
-On a GPU if both libraries have one, else on all cores that the process may use. PyTorch runs in
+On a GPU if both libraries have one, else on all cores that the process may use. PyTorch's networks
+are torchvision's, and `benchmarks.torch_cifar`'s for images of 32x32 pixels. PyTorch runs in
 every form of --forms, and the quickest of them counts: NCHW or channels_last, eagerly or with
 torch.compile. Its step is what torchvision's references do: zero_grad, loss, backward, SGD with
 momentum. Ours is the one that a run takes, with augmentation switched off. The rounds alternate
@@ -13,6 +15,7 @@ between all of them; the median of each counts, and the spread is that of the mi
 """
 
 import argparse
+import functools
 import itertools
 import os
 import statistics
@@ -24,26 +27,28 @@ import numpy as np
 import torch
 import torchvision
 
+from benchmarks import torch_cifar
 from flaxcls import parallel, steps
 from flaxcls.experiment_files import load_config
 from flaxcls.host_memory import keep_freed_memory
+from flaxcls.models import MODELS
 from flaxcls.run_setup import prepare
 
-SIZE, CLASSES = 224, 1000
 LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
 Call = Callable[[], None]  # One step, waited for.
 
 
 def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
     """Returns {'step': ..., 'forward': ...} of ours, compiled."""
+    size, classes = MODELS[name].image_size, MODELS[name].num_classes
     options = {
-        'model.name': name, 'model.num_classes': CLASSES, 'model.dtype': dtype,
-        'data.source': f'synthetic:{2 * batch}', 'data.image_size': SIZE, 'batch_size': batch,
+        'model.name': name, 'model.num_classes': classes, 'model.dtype': dtype,
+        'data.source': f'synthetic:{2 * batch}', 'data.image_size': size, 'batch_size': batch,
     }  # fmt: skip
     setup = prepare(load_config(None, options))
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, SIZE, SIZE, 3), np.uint8)
-    labels = rng.integers(0, CLASSES, batch).astype(np.int32)
+    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
+    labels = rng.integers(0, classes, batch).astype(np.int32)
     data = {'image': images, 'label': labels}
     train_data = next(parallel.parts_to_devices(iter([data]), setup.layout))
     eval_data = data | {'mask': np.ones(batch, bool)}
@@ -65,12 +70,14 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
 
 
 def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:
-    """Returns {'step': ..., 'forward': ...} of torchvision's network of that name."""
+    """Returns {'step': ..., 'forward': ...} of PyTorch's network of that name."""
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
-    model = torchvision.models.get_model(name).to(device, memory_format=memory_format)
-    images = torch.randn(batch, 3, SIZE, SIZE).to(device, memory_format=memory_format)
-    labels = torch.randint(CLASSES, (batch,), device=device)
+    size, classes = MODELS[name].image_size, MODELS[name].num_classes
+    create = torch_cifar.NETWORKS.get(name) or functools.partial(torchvision.models.get_model, name)
+    model = create().to(device, memory_format=memory_format)
+    images = torch.randn(batch, 3, size, size).to(device, memory_format=memory_format)
+    labels = torch.randint(classes, (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     run = torch.compile(model) if mode == 'compiled' else model
     autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
@@ -131,7 +138,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument('--models', default='alexnet,resnet50,densenet121')
-    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--batch', type=int, help='default: 16, and 128 for small images')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
     parser.add_argument('--forms', default=','.join(forms), help=f'of PyTorch: {", ".join(forms)}')
     parser.add_argument('--rounds', type=int, default=5)
@@ -144,14 +151,16 @@ def main() -> None:
     torch.set_num_threads(cores)
     versions = f'jax {jax.__version__}, torch {torch.__version__}'
     where = f'{jax.devices()[0].device_kind}, {cores} cores'
-    print(f'{where}; {versions}; {flags.dtype}, batch {flags.batch} at {SIZE}', flush=True)
+    print(f'{where}; {versions}; {flags.dtype}', flush=True)
     for name in flags.models.split(','):
-        calls = {'flaxcls': flaxcls_calls(name, flags.batch, flags.dtype)}
+        size = MODELS[name].image_size
+        batch = flags.batch or (128 if size < 64 else 16)
+        calls = {'flaxcls': flaxcls_calls(name, batch, flags.dtype)}
         for form in flags.forms.split(','):
             layout, mode = form.split('-')
-            calls[f'torch {form}'] = torch_calls(name, flags.batch, flags.dtype, layout, mode)
-        print(name, flush=True)
-        for line in describe(measure(calls, flags.rounds), flags.batch):
+            calls[f'torch {form}'] = torch_calls(name, batch, flags.dtype, layout, mode)
+        print(f'{name}, batch {batch} at {size}x{size}', flush=True)
+        for line in describe(measure(calls, flags.rounds), batch):
             print(line, flush=True)
 
 
