@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from flaxcls.compiler_options import compiler_options
 from flaxcls.errors import UserError
 from flaxcls.host_memory import garbage_collection_paused
 from flaxcls.models.batch_norm import devices_of_a_group
@@ -29,6 +30,7 @@ class Layout(NamedTuple):
     mesh: Mesh  # Of one axis over the devices.
     mode: str  # jit or pmap.
     accumulation_steps: int  # Parts of a training batch that are computed one after another.
+    compiler_options: dict[str, Any] = {}  # Of a step, under jit.
 
     @property
     def devices(self) -> int:
@@ -48,7 +50,8 @@ def create_layout(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
             'config.parallel.mode=pmap drives the devices of one process, and there are '
             f'{jax.process_count()}; choose config.parallel.mode=jit.'
         )
-    layout = Layout(mesh, options.mode, options.accumulation_steps)
+    tuned = compiler_options(config.model.name, mesh.devices.flat[0].platform)
+    layout = Layout(mesh, options.mode, options.accumulation_steps, tuned)
     _require_shares(config, layout)
     return layout
 
@@ -120,14 +123,15 @@ def parallelize_train_step(step: Callable[..., Any], layout: Layout) -> Callable
     if layout.mode == 'pmap':
         return _pmap(step, layout, donate_argnums=0)
     mapped = _shard_map(step, layout, (_COPIED, _PARTS_SPLIT))
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(mapped, donate_argnums=0, compiler_options=layout.compiler_options)
 
 
 def parallelize_eval_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     """Returns the compiled (state, batch of `to_devices`) -> what `step` sums over the devices."""
     if layout.mode == 'pmap':
         return _pmap(step, layout)
-    return jax.jit(_shard_map(step, layout, (_COPIED, _SPLIT)))
+    mapped = _shard_map(step, layout, (_COPIED, _SPLIT))
+    return jax.jit(mapped, compiler_options=layout.compiler_options)
 
 
 def _shard_map(step: Callable[..., Any], layout: Layout, in_specs: Any) -> Callable[..., Any]:

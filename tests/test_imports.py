@@ -18,6 +18,7 @@ ORDER = [
     {'metrics', 'optim', 'torch_layout'},
     {'train_state'},
     {'steps'},
+    {'compiler_options'},
     {'parallel'},
     {'checkpoint', 'writers', 'interrupts', 'windows'},
     {'divergence'},
