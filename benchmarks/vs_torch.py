@@ -28,7 +28,7 @@ import torch
 import torchvision
 
 from benchmarks import torch_cifar
-from flaxcls import parallel, steps
+from flaxcls import parallel
 from flaxcls.experiment_files import load_config
 from flaxcls.host_memory import keep_freed_memory
 from flaxcls.models import MODELS
@@ -53,12 +53,7 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
     train_data = next(parallel.parts_to_devices(iter([data]), setup.layout))
     eval_data = data | {'mask': np.ones(batch, bool)}
     eval_data = next(parallel.to_devices(iter([eval_data]), setup.layout))
-    train_step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
-    )
-    eval_step = parallel.parallelize_eval_step(
-        steps.make_eval_step(setup.config, setup.model), setup.layout
-    )
+    train_step, eval_step = setup.make_train_step(), setup.make_eval_step()
     state = setup.init_state()
 
     def step():

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flaxcls import parallel, steps
+from flaxcls import parallel
 from flaxcls.config import image_size
 from flaxcls.run_setup import Setup
 
@@ -55,10 +55,7 @@ class Needs(NamedTuple):
 
 def compile_train_step(setup: Setup, compiler_options: dict[str, Any] | None = None) -> Any:
     """Returns the training step of `setup`, compiled for its layout with nothing computed."""
-    step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
-    )
-    return step.lower(*abstract_inputs(setup)).compile(compiler_options)
+    return setup.make_train_step().lower(*abstract_inputs(setup)).compile(compiler_options)
 
 
 def abstract_inputs(setup: Setup) -> tuple[Any, Any]:

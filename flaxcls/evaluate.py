@@ -5,29 +5,20 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
-
-from flaxcls import metrics, parallel, steps
+from flaxcls import metrics, parallel
 from flaxcls.checkpoint import Checkpoints
-from flaxcls.data import pipeline
 from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
 from flaxcls.train_state import TrainState
 
 
 def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
     """Returns state -> {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}."""
-    config, layout = setup.config, setup.layout
-    eval_step = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
-    make_batches = pipeline.make_eval_batches(
-        config,
-        setup.source.val,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    config = setup.config
+    eval_step, make_batches = setup.make_eval_step(), setup.make_eval_batches()
 
     def evaluate(state: TrainState) -> dict[str, float]:
         all_sums = []
-        for batch in parallel.to_devices(make_batches(), layout):
+        for batch in parallel.to_devices(make_batches(), setup.layout):
             all_sums.append(eval_step(state, batch))
             parallel.limit_run_ahead(all_sums)
         return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -61,6 +61,24 @@ class Setup(NamedTuple):
         variables = initialization.abstract_variables(self.model, self.config.data.image_size)
         return jax.eval_shape(self._state_from, {'batch_stats': {}} | variables)
 
+    def make_train_step(self) -> Callable[..., Any]:
+        """Returns `steps.make_train_step`'s for these devices, which gives up the old state."""
+        step = steps.make_train_step(self.config, self.model, self.optimizer)
+        return parallel.parallelize_train_step(step, self.layout)
+
+    def make_eval_step(self) -> Callable[..., Any]:
+        """Returns `steps.make_eval_step`'s for these devices."""
+        step = steps.make_eval_step(self.config, self.model)
+        return parallel.parallelize_eval_step(step, self.layout)
+
+    def make_train_batches(self) -> Callable[[int], Iterator[pipeline.Batch]]:
+        """Returns start_step -> this process's shares of the training batches, on the host."""
+        return pipeline.make_train_batches(self.config, self.source.train, **_this_process())
+
+    def make_eval_batches(self) -> Callable[[], Iterator[pipeline.Batch]]:
+        """Returns () -> this process's shares of the evaluation batches, on the host."""
+        return pipeline.make_eval_batches(self.config, self.source.val, **_this_process())
+
     def _state_from(self, variables: dict[str, Any]) -> TrainState:
         return train_state.create_train_state(
             variables,
@@ -68,6 +86,10 @@ class Setup(NamedTuple):
             models.frozen_patterns(self.config),
             ema=self.config.ema.decay > 0,
         )
+
+
+def _this_process() -> dict[str, int]:
+    return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
 
 def prepare(

@@ -7,15 +7,15 @@ import os
 import pathlib
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from flaxcls import config as config_lib
-from flaxcls import optim, parallel, steps, writers
+from flaxcls import optim, parallel, writers
 from flaxcls.checkpoint import Checkpoints, fingerprint
-from flaxcls.data import pipeline
 from flaxcls.divergence import require_finite, require_finite_state
 from flaxcls.errors import Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
@@ -191,28 +191,18 @@ def _train(
     """Runs the loop from `state` to the last step."""
     config, layout = setup.config, setup.layout
     start_step, eval_every = int(state.step), setup.steps_per_epoch * config.eval_every_epochs
-    train_step = parallel.parallelize_train_step(
-        steps.make_train_step(config, setup.model, setup.optimizer), layout
-    )
-    evaluate = make_evaluate(setup)
-    make_batches = pipeline.make_train_batches(
-        config,
-        setup.source.train,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    batches = parallel.parts_to_devices(make_batches(start_step), layout)
+    train_step, evaluate = setup.make_train_step(), make_evaluate(setup)
+    batches = parallel.parts_to_devices(setup.make_train_batches()(start_step), layout)
     writer = writers.make_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
     agreement = parallel.Agreement(layout)
     progress = writers.Progress(start_step, setup.total_steps)
     run_record = RunRecord(workdir, config, from_step=start_step, total_steps=setup.total_steps)
     window = Window(config)
+    states = run_steps(train_step, state, batches, window)
+    numbers = range(start_step + 1, setup.total_steps + 1)
     try:
         with SignalFlag() as stop:
-            for step in range(start_step + 1, setup.total_steps + 1):
-                batch = window.wait_for(batches)
-                state, sums = train_step(state, batch)
-                window.add(sums)
+            for step, state in zip(numbers, states, strict=False):
                 progress.step()
                 # Looked at once: it may come at any moment below.
                 number = stop.signal
@@ -246,6 +236,23 @@ def _train(
         progress.close()
         writer.close()
     return state
+
+
+def run_steps(
+    train_step: Callable[..., Any], state: TrainState, batches: Iterator[Any], window: Window
+) -> Iterator[TrainState]:
+    """Yields the state after each step, for as long as the caller asks; the next gives it up.
+
+    Args:
+      train_step: compiled, (state, batch) -> (state, sums).
+      state: before the first step, which gives it up.
+      batches: on the devices; at least as many as the caller asks for states.
+      window: takes the sums, and the time that was waited for a batch.
+    """
+    while True:
+        state, sums = train_step(state, window.wait_for(batches))
+        window.add(sums)
+        yield state
 
 
 def _stopped(number: int | None, step: int, total_steps: int) -> Stopped:
