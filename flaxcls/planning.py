@@ -42,13 +42,19 @@ class Plan(NamedTuple):
         return 2 * _PASSES * self.cost.macs * self.setup.config.batch_size
 
     @property
+    def flops_per_evaluated_image(self) -> float:
+        """Of all its crops."""
+        crops = 10 if self.setup.config.data.eval_crops == 'ten' else 1
+        return 2 * crops * self.eval_cost.macs
+
+    @property
     def flops(self) -> float:
         """Of the whole run, its evaluations included."""
         config, setup = self.setup.config, self.setup
         evaluations = -(-config.num_epochs // config.eval_every_epochs)
-        crops = 10 if config.data.eval_crops == 'ten' else 1
-        evaluated = evaluations * crops * len(setup.source.val)
-        return self.flops_per_step * setup.total_steps + 2 * self.eval_cost.macs * evaluated
+        evaluated = evaluations * len(setup.source.val)
+        training = self.flops_per_step * setup.total_steps
+        return training + self.flops_per_evaluated_image * evaluated
 
     @property
     def least_seconds_per_step(self) -> dict[str, float]:
@@ -76,9 +82,14 @@ def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
     opened = open_target(target)
     setup = prepare(config, source=open_or_published(config), devices=opened.devices)
     _refuse_idle_milestones(setup.config)
+    return plan_setup(setup, opened)
+
+
+def plan_setup(setup: Setup, target: Target) -> Plan:
+    """Returns the plan of a run that is set up for the devices of `target`."""
     sizes = [image_size(setup.config, training=training) for training in (True, False)]
     costs = {size: count_cost(setup.model, size) for size in set(sizes)}
-    return Plan(setup, opened, *(costs[size] for size in sizes))
+    return Plan(setup, target, *(costs[size] for size in sizes))
 
 
 def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
@@ -174,9 +185,9 @@ def describe_needs(plan: Plan) -> Iterator[str]:
     memory = found.memory
     yield f'devices         {devices} of {plan.target.name}, {batch // devices} images each'
     yield (
-        f'memory          {_gib(memory.total)} a device: weights {_gib(memory.weights)}, optimizer '
-        f'{_gib(memory.optimizer)}, batch {_gib(memory.batch)}, activations and gradients '
-        f'{_gib(memory.temporary)}'
+        f'memory          {gib(memory.total)} a device: weights {gib(memory.weights)}, optimizer '
+        f'{gib(memory.optimizer)}, batch {gib(memory.batch)}, activations and gradients '
+        f'{gib(memory.temporary)}'
     )
     if plan.target.chip:
         yield from _describe_fit(plan, plan.target.chip)
@@ -203,7 +214,7 @@ def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
     largest = f'; by proportion, a batch of about {largest:,} would'
     # What is too small to fill the chip tells nothing of how it grows.
     known = largest if memory.total > chip.memory / 20 else ''
-    yield f'                {fits} {_gib(chip.memory)}{known}'
+    yield f'                {fits} {gib(chip.memory)}{known}'
 
 
 def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
@@ -224,5 +235,6 @@ def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
         yield '                its compiler does not count memory traffic, which may take longer'
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Returns bytes as a person reads them, in GiB or MiB."""
     return f'{size / 2**30:.2f} GiB' if size >= 2**30 / 10 else f'{size / 2**20:.1f} MiB'

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 import flaxcls
 from flaxcls import config as config_lib
 from flaxcls import models, writers
+from flaxcls.data.threads import count_cores
 
 RECORD_FILE = 'record.json'
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
@@ -83,9 +84,9 @@ class RunRecord:
         self._part = {
             'config_hash': config_hash,
             # The first process writes the record; the others need not ask git.
-            'commit': _commit() if jax.process_index() == 0 else None,
+            'commit': find_commit() if jax.process_index() == 0 else None,
             'device': describe_devices(),
-            'versions': _versions(),
+            'versions': find_versions(),
             'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'from_step': from_step,
         }
@@ -122,10 +123,15 @@ def describe_devices() -> str:
     """Returns all devices of the run, as in '8 x TPU v5 lite' or '2 cores of AMD EPYC'."""
     if jax.default_backend() != 'cpu':
         return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     processes = jax.process_count()
     several = f'{processes} processes, each on ' if processes > 1 else ''
-    return f'{several}{cores} {"core" if cores == 1 else "cores"} of {_processor()}'
+    return several + describe_cores()
+
+
+def describe_cores() -> str:
+    """Returns what this process may use of the processor, as in '2 cores of AMD EPYC'."""
+    cores = count_cores()
+    return f'{cores} {"core" if cores == 1 else "cores"} of {_processor()}'
 
 
 def _processor() -> str:
@@ -137,7 +143,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str | None:
+def find_commit() -> str | None:
     """Returns the commit of the code that runs, with '+' where it was changed; None if unknown."""
     folder = pathlib.Path(__file__).parent
     try:
@@ -155,6 +161,7 @@ def _git(folder: pathlib.Path, *words: str) -> str:
     return result.stdout.decode(errors='backslashreplace').strip()
 
 
-def _versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
+    """Returns the versions of Python, flaxcls and the packages that compute."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {'python': platform.python_version(), 'flaxcls': flaxcls.__version__} | versions

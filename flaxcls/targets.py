@@ -29,6 +29,19 @@ CHIPS = {
     'tpu:v6e': Chip(918e12, 1640e9, 32 * 2**30),
     'gpu:h100': Chip(989e12, 3352e9, 80e9),
 }
+# What JAX calls the devices -> what one is capable of; beside NVIDIA's data sheets of the A100 and
+# the H200, both SXM.
+_KINDS = {
+    'TPU v5 lite': CHIPS['tpu:v5e'],
+    'TPU v5e': CHIPS['tpu:v5e'],
+    'TPU v5': CHIPS['tpu:v5p'],
+    'TPU v5p': CHIPS['tpu:v5p'],
+    'TPU v6 lite': CHIPS['tpu:v6e'],
+    'TPU v6e': CHIPS['tpu:v6e'],
+    'NVIDIA H100 80GB HBM3': CHIPS['gpu:h100'],
+    'NVIDIA H200': Chip(989e12, 4.8e12, 141e9),
+    'NVIDIA A100-SXM4-80GB': Chip(312e12, 2039e9, 80e9),
+}
 # Of a TPU's compiler; that of a run is 0, with which ResNet-50's step takes it five times as long.
 LEAST_EFFORT = -1.0
 _DEFAULT_TOPOLOGIES = {'v5e': '2x2', 'v5p': '2x2x1', 'v6e': '2x2'}
@@ -90,6 +103,11 @@ def is_tpu(name: str | None) -> bool:
     return (name or '').startswith('tpu:')
 
 
+def chip_of(device_kind: str) -> Chip | None:
+    """Returns what a device of that `device_kind` is capable of; None: not known."""
+    return _KINDS.get(device_kind)
+
+
 def open_target(name: str | None) -> Target:
     """Returns the target tpu:KIND[:TOPOLOGY] or gpu:KIND[:COUNT]; None: the devices there are.
 
@@ -102,7 +120,8 @@ def open_target(name: str | None) -> Target:
         import jax  # noqa: PLC0415
 
         devices = jax.devices()
-        return Target(devices[0].device_kind, devices, None)
+        kind = devices[0].device_kind
+        return Target(kind, devices, chip_of(kind))
     platform, _, rest = name.partition(':')
     kind, _, shape = rest.partition(':')
     chip = CHIPS.get(f'{platform}:{kind}')

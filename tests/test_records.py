@@ -112,22 +112,22 @@ def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
         ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *words],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
-    assert records._commit() is None
+    assert records.find_commit() is None
     git('init')
-    assert records._commit() is None
+    assert records.find_commit() is None
     git('add', '.')
     git('commit', '-m', 'first')
     commit = git('rev-parse', '--short=12', 'HEAD')
     (tmp_path / 'README').write_text('no code')
-    assert records._commit() == commit
+    assert records.find_commit() == commit
     (tmp_path / 'experiments' / 'my\xe9.py').write_text('new')
-    assert records._commit() == f'{commit}+'
+    assert records.find_commit() == f'{commit}+'
     git('add', 'experiments')
     git('commit', '-m', 'second')
     (package / 'records.py').write_text('2\n')
-    assert records._commit().endswith('+')
+    assert records.find_commit().endswith('+')
     monkeypatch.setenv('PATH', '')
-    assert records._commit() is None
+    assert records.find_commit() is None
 
 
 def _stop_at_step(patch, step):

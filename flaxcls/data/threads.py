@@ -13,10 +13,12 @@ _ITEMS_AT_ONCE = 256
 
 def num_threads(config: ConfigDict) -> int:
     """Returns how many threads decode images: as configured, or one per core at hand."""
-    if config.data.num_threads:
-        return config.data.num_threads
-    cores = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else range(os.cpu_count())
-    return len(cores)
+    return config.data.num_threads or count_cores()
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def map_in_threads(
