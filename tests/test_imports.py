@@ -25,8 +25,11 @@ ORDER = [
     {'run_setup', 'records'},
     {'evaluate', 'compiled'},
     {'train', 'planning'},
+    {'measurements'},
+    {'measuring'},
     {
         'main',
+        'benchmark',
         'plan',
         'ledger',
         'report',
