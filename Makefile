@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format test-newest parity bench-input bench-torch clean
+.PHONY: demo test test-slow lint format test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -43,8 +43,15 @@ bench-input: .venv-bench/.ready
 bench-torch: .venv-bench/.ready
 	.venv-bench/bin/python -m benchmarks.vs_torch
 
+# What the compilers of a TPU and of an H100 make of the steps, with neither at hand; for hours.
+bench-programs: .venv-tpu/.ready .venv-cuda/.ready
+	.venv-tpu/bin/python -m benchmarks.tpu_program
+	.venv-tpu/bin/python -m benchmarks.tpu_program --models=families --dtype=float32,bfloat16 \
+		--per_chip=32 --step=train,eval --effort=-1
+	.venv-cuda/bin/python -m benchmarks.gpu_program --step=train,eval
+
 clean:
-	rm -rf .venv .venv-newest .venv-parity .venv-bench build *.egg-info
+	rm -rf .venv .venv-newest .venv-parity .venv-bench .venv-tpu .venv-cuda build *.egg-info
 
 .venv/.ready: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -60,6 +67,11 @@ clean:
 .venv-bench/.ready: setup.cfg setup.py
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install -q -e . torch torchvision tensorflow-cpu
+	touch $@
+
+.venv-tpu/.ready .venv-cuda/.ready: .venv-%/.ready: setup.cfg setup.py constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install -q -c constraints.txt -e '.[$*]'
 	touch $@
 
 .venv-parity/.ready:
