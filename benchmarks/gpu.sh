@@ -55,7 +55,7 @@ if [ "$gpu" = True ]; then
 else
     echo 'Note: JAX sees no GPU; what follows only shows that the commands run.'
     if [ "$torch" != False ]; then
-        compare --models=resnet50 --batch=4 --rounds=2 --forms=channels_last-eager
+        compare --models=resnet50 --batch=8 --rounds=2 --forms=channels_last-eager
     else
         echo 'Note: torch and torchvision are not there; PyTorch is left out.'
     fi
