@@ -14,8 +14,8 @@ _DOTS_AND_SUMS = 'LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE'
 def compiler_options(model_name: str, platform: str) -> dict[str, str]:
     """Returns the options for the steps of a network.
 
-    On two cores a gradient of AlexNet takes a fifth less time so, of ResNet-18 a sixth, of ResNet-50
-    6 %. DenseNet's convolutions have few outputs, with which XLA's own take longer.
+    So on two cores a gradient of AlexNet takes a fifth less time, of ResNet-18 a sixth, and of
+    ResNet-50 6 %. DenseNet's convolutions have few outputs, with which XLA's own take longer.
 
     Args:
       model_name: a row of flaxcls.models.MODELS.

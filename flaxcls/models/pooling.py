@@ -41,9 +41,7 @@ def _slices(x, axis, window, strides, padding) -> list[jax.Array]:
     pads[axis] = (padding, padding)
     padded = jnp.pad(x, pads, constant_values=-jnp.inf)
     span = (padded.shape[axis] - window) // strides * strides + 1
-    return [
-        lax.slice_in_dim(padded, place, place + span, strides, axis) for place in range(window)
-    ]
+    return [lax.slice_in_dim(padded, place, place + span, strides, axis) for place in range(window)]
 
 
 def _forward(x, window, strides, padding):
