@@ -22,6 +22,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
+from flaxcls.host_memory import keep_freed_memory
+
+if __name__ == '__main__':  # As flaxcls.main does; before PyTorch starts threads.
+    keep_freed_memory()
+
 import jax
 import numpy as np
 import torch
@@ -30,7 +35,6 @@ import torchvision
 from benchmarks import torch_cifar
 from flaxcls import parallel
 from flaxcls.experiment_files import load_config
-from flaxcls.host_memory import keep_freed_memory
 from flaxcls.models import MODELS
 from flaxcls.run_setup import prepare
 
@@ -160,5 +164,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    keep_freed_memory()
     main()
