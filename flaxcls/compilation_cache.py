@@ -23,6 +23,8 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
         return
     if os.access(folder, os.W_OK):
         environment['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+        # A run has dozens of programs that take less than the second from which JAX keeps them.
+        environment.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 
 def _processor() -> str:
