@@ -5,6 +5,7 @@
 
 import collections
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,11 @@ from flaxcls.targets import is_tpu, open_target
 _CUSTOM_CALL = re.compile(r' custom-call\(.*custom_call_target="([^"]+)"')
 _FUSION = re.compile(r' fusion\(.*kind=(\w+)')
 _FUSION_KIND = re.compile(r'"kind":"(\w+\$?\w*)"')
+_INSTRUCTION = re.compile(r'^ +(?:ROOT )?%([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)', re.MULTILINE)
+_ARRAY = re.compile(r'(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?')
+_NAME = re.compile(r'%([\w.\-]+)')
+_MOVES = {'copy-start', 'slice-start'}
+_NO_WORK = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast'}
 _LIBRARIES = {'__cudnn$': 'cuDNN', '__cublas$': 'cuBLAS', '__triton': 'Triton'}
 
 
@@ -56,6 +62,7 @@ def compile_here(program: Program) -> Facts:
         + memory.generated_code_size_in_bytes,
         flops=costs.get('flops'),
         traffic=costs.get('bytes accessed'),
+        hbm=hbm_bytes(hlo) if is_tpu(program.target) else 0.0,
         collectives=collectives(hlo),
         kernels=count_kernels(hlo),
     )
@@ -110,6 +117,32 @@ def compile_eval_step(setup: Setup, compiler_options: dict[str, Any] | None = No
     )
     state, _ = abstract_inputs(setup)
     return step.lower(state, batch).compile(compiler_options)
+
+
+def hbm_bytes(hlo: str) -> int:
+    """Returns the bytes of a TPU's program that are read from and written to its main memory.
+
+    Of each instruction these are its operands and results, but for those that lie in the vector
+    memory, which XLA writes S(1) into their layout. What is copied from one memory to the other
+    counts once; an operand of which only a part is read counts whole.
+    """
+    entry = hlo[hlo.index('ENTRY') :]
+    sizes, total = {}, 0
+    for name, result, kind, arguments in _INSTRUCTION.findall(entry):
+        arrays = [_size(*array) for array in _ARRAY.findall(result)]
+        sizes[name] = sum(main for main, _ in arrays)
+        if kind in _MOVES:  # The results are where it goes to, where it comes from, and a token.
+            total += min(sum(array) for array in arrays[:2])
+        elif kind not in _NO_WORK and not kind.endswith('-done'):
+            total += sizes[name] + sum(sizes.get(name, 0) for name in _NAME.findall(arguments))
+    return total
+
+
+def _size(dtype: str, shape: str, layout: str) -> tuple[int, int]:
+    """Returns the bytes of an array in main memory, and in vector memory."""
+    bits = 8 if dtype == 'pred' else int(re.search(r'\d+', dtype).group())
+    size = bits * math.prod(int(n) for n in shape.split(',') if n) // 8
+    return (0, size) if 'S(1)' in layout else (size, 0)
 
 
 def count_kernels(hlo: str) -> dict[str, int]:

@@ -58,9 +58,10 @@ class Facts(NamedTuple):
       seconds: that tracing and compiling took.
       memory: bytes; arguments, results that take the place of none, temporaries and code.
       flops: of a step; None where the compiler does not count them.
-      traffic: bytes from and to memory of a step; None likewise.
+      traffic: bytes that a step accesses, in whatever memory of the chip; None likewise.
       collectives: kind -> (number, bytes), of what is sent between devices.
       kernels: kind -> number, see `benchmarks.compile_program`.
+      hbm: bytes of `traffic` in a TPU's main memory alone.
       error: the first line of what went wrong; None: nothing.
     """
 
@@ -70,6 +71,7 @@ class Facts(NamedTuple):
     traffic: float | None = None
     collectives: dict[str, tuple[int, int]] = {}
     kernels: dict[str, int] = {}
+    hbm: float = 0.0
     error: str | None = None
 
 

@@ -5,8 +5,10 @@
   python -m benchmarks.tpu_program --models=families --dtype=float32,bfloat16 --per_chip=32 \\
       --step=train,eval --effort=-1
 
-Needs no TPU, but the extra [tpu], and minutes for each program. Memory traffic and FLOPs are those
-that the compiler counts, for each image; the memory is that of a chip while the step runs. Our
+Needs no TPU, but the extra [tpu], and minutes for each program. The bytes accessed and the FLOPs
+are those that the compiler counts, for each image. Of the bytes, HBM's are those that are not in
+the vector memory, where XLA puts what it has fetched early; the memory is that of a chip while the
+step runs. Our
 BatchNorm's groups are the images of a chip; the example's are the whole batch's, for which it has
 to send sums between the chips. `benchmarks.flax_imagenet` is that example.
 """
@@ -41,13 +43,17 @@ def _sent(facts: Facts) -> tuple[int, float]:
 
 COLUMNS = [
     *NAMES,
-    Column('HBM MB/image', 12, lambda p, facts: f'{_per_image(facts.traffic, 1e6, p):.1f}'),
-    Column('GFLOP/image', 11, lambda p, facts: f'{_per_image(facts.flops, 1e9, p):.2f}'),
+    Column('MB accessed', 11, lambda p, facts: f'{_per_image(facts.traffic, 1e6, p):.1f}'),
+    Column('MB of HBM', 9, lambda p, facts: f'{_per_image(facts.hbm, 1e6, p):.1f}'),
+    Column('GFLOP', 6, lambda p, facts: f'{_per_image(facts.flops, 1e9, p):.2f}'),
     MEMORY,
     Column('collectives', 11, lambda p, facts: str(_sent(facts)[0])),
     Column('MB sent', 7, lambda p, facts: f'{_sent(facts)[1]:.1f}'),
     SECONDS,
 ]
+
+
+_COMPARED = {'accessed': 'traffic', 'HBM': 'hbm', 'FLOPs': 'flops', 'memory': 'memory'}
 
 
 def describe_ratios(found: dict[Program, Facts]) -> Iterator[str]:
@@ -59,7 +65,7 @@ def describe_ratios(found: dict[Program, Facts]) -> Iterator[str]:
                 continue
             parts = [
                 f'{name} {getattr(ours, field) / getattr(theirs, field):.2f}'
-                for name, field in (('HBM', 'traffic'), ('FLOPs', 'flops'), ('memory', 'memory'))
+                for name, field in _COMPARED.items()
             ]
             (few, small), (many, large) = _sent(ours), _sent(theirs)
             yield (

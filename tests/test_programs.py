@@ -114,9 +114,16 @@ def test_example_computes_in_its_dtype_and_keeps_float32():
 
 
 COMPARED = {
-    Program(EXAMPLE): Facts(90, 9 * 2**30, 24e9 * 256, 320e6 * 256, {'all-reduce': (99, 50e6)}),
+    Program(EXAMPLE): Facts(
+        90, 9 * 2**30, 24e9 * 256, 320e6 * 256, {'all-reduce': (99, 50e6)}, hbm=250e6 * 256
+    ),
     Program('resnet50'): Facts(
-        80, 6 * 2**30, 24e9 * 256, 240e6 * 256, {'all-reduce': (2, 100e6), 'all-gather': (1, 1e6)}
+        80,
+        6 * 2**30,
+        24e9 * 256,
+        240e6 * 256,
+        {'all-reduce': (2, 100e6), 'all-gather': (1, 1e6)},
+        hbm=225e6 * 256,
     ),
     Program('resnet50', remat='norm'): Facts(error='no room'),
     Program('vgg16_bn', remat='norm'): Facts(
@@ -132,7 +139,7 @@ def compiled(monkeypatch):
 
     def compile_apart(program):
         asked.append(program)
-        return COMPARED.get(program._replace(target=None), Facts(1, 2**30, 1e9, 1e6))
+        return COMPARED.get(program._replace(target=None), Facts(1, 2**30, 1e9, 1e6, hbm=1e6))
 
     monkeypatch.setattr(programs, 'compile_apart', compile_apart)
     monkeypatch.setattr(programs, 'prepare_environment', lambda target: None)
@@ -146,13 +153,13 @@ def test_tpu_table_gives_what_an_image_costs_and_the_ratios(compiled, capsys):
     assert lines[0] == 'tpu:v5e:2x2, 256 images a chip, effort 0'
     example = next(line for line in lines if line.startswith(EXAMPLE) and 'bfloat16' in line)
     told = ' '.join(example.split()[1:])
-    assert told == 'train bfloat16 none 320.0 24.00 9.00 99 50.0 90'
+    assert told == 'train bfloat16 none 320.0 250.0 24.00 9.00 99 50.0 90'
     assert len({len(line) for line in lines[1:6]}) == 1  # Columns end where their titles do.
     assert lines[6:] == [
-        'resnet50 / flax_example, float32, remat none: HBM 1.00, FLOPs 1.00, memory 1.00; '
-        'collectives 0 to 0, MB sent 0.0 to 0.0',
-        'resnet50 / flax_example, bfloat16, remat none: HBM 0.75, FLOPs 1.00, memory 0.67; '
-        'collectives 3 to 99, MB sent 101.0 to 50.0',
+        'resnet50 / flax_example, float32, remat none: accessed 1.00, HBM 1.00, FLOPs 1.00, '
+        'memory 1.00; collectives 0 to 0, MB sent 0.0 to 0.0',
+        'resnet50 / flax_example, bfloat16, remat none: accessed 0.75, HBM 0.90, FLOPs 1.00, '
+        'memory 0.67; collectives 3 to 99, MB sent 101.0 to 50.0',
     ]
 
 
@@ -259,3 +266,19 @@ def test_kernels_are_counted_by_the_library_that_they_come_from():
     """
     expected = {'cuDNN': 3, 'cuBLAS': 1, 'Triton': 1, 'fused': 2, 'TopK': 1}
     assert compile_program.count_kernels(hlo) == expected
+
+
+def test_bytes_of_main_memory_leave_out_vector_memory_and_count_a_copy_once():
+    hlo = """
+ENTRY %main (a: bf16[8,4]) -> f32[4] {
+  %a = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = f32[4]{0:T(256)} parameter(1)
+  %copy-start.1 = (bf16[8,4]{1,0:T(8,128)(2,1)S(1)}, bf16[8,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%a)
+  %copy-done.1 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start.1)
+  %fusion.1 = (f32[4]{0:T(256)S(1)}, f32[4]{0:T(256)}) fusion(%copy-done.1, %b), kind=kLoop
+  %get.1 = f32[4]{0:T(256)} get-tuple-element(%fusion.1), index=1
+  ROOT %negate.1 = f32[4]{0:T(256)} negate(%get.1)
+}
+"""  # noqa: E501
+    copied, fused, negated = 2 * 8 * 4, 4 * (4 + 4), 4 * (4 + 4)
+    assert compile_program.hbm_bytes(hlo) == copied + fused + negated
