@@ -1,11 +1,13 @@
 """Max pooling with a gradient that XLA's CPU backend runs fast.
 
 XLA hands a window's gradient to its maximum by a search over the window for each output, one
-number at a time on CPU. The same is done there by whole slices, along rows after columns: one for
-each place along a window, which holds that place's pixel of every window.
+number at a time on CPU. The same is done there by whole slices: one for each place in a window,
+which holds that place's pixel of every window.
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -30,18 +32,19 @@ def _native(x, *, window, strides, padding):
 
 
 def _by_slices(x, *, window, strides, padding):
-    for axis in (2, 1):  # Columns, then rows.
-        x = functools.reduce(jnp.maximum, _slices(x, axis, window, strides, padding))
-    return x
+    slices = _slices(x, window, strides, padding)
+    return functools.reduce(jnp.maximum, (values for _, values in slices))
 
 
-def _slices(x, axis, window, strides, padding) -> list[jax.Array]:
-    """Returns for each place along a window what all windows along the axis have there."""
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (padding, padding)
+def _slices(x, window, strides, padding) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Yields (row, column) in the window, and the pixels [B, H', W', C] that windows have there."""
+    pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
     padded = jnp.pad(x, pads, constant_values=-jnp.inf)
-    span = (padded.shape[axis] - window) // strides * strides + 1
-    return [lax.slice_in_dim(padded, place, place + span, strides, axis) for place in range(window)]
+    spans = [(size - window) // strides * strides + 1 for size in padded.shape[1:3]]
+    for row, column in itertools.product(range(window), repeat=2):
+        rows = slice(row, row + spans[0], strides)
+        columns = slice(column, column + spans[1], strides)
+        yield (row, column), padded[:, rows, columns]
 
 
 def _forward(x, window, strides, padding):
@@ -62,39 +65,24 @@ def _native_gradient(x, gradient, **options):
 def _gradient_by_slices(x, gradient, *, window, strides, padding):
     # The places are found anew: x, computed twice, may be another number in the last bit, which
     # equals no maximum that was kept.
-    column, maxima = _first_maximum(_slices(x, 2, window, strides, padding))
-    row, _ = _first_maximum(_slices(maxima, 1, window, strides, padding))
-    options = {'window': window, 'strides': strides, 'padding': padding}
-    gradient = _hand_back(gradient, row, 1, x.shape[1], **options)
-    return _hand_back(gradient, column, 2, x.shape[2], **options)
-
-
-def _first_maximum(slices: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Returns the place of each window's first maximum, int8, and the maximum."""
-    maxima, place = slices[0], jnp.zeros(slices[0].shape, jnp.int8)
+    places, slices = zip(*_slices(x, window, strides, padding), strict=True)
+    maxima, winner = slices[0], jnp.zeros(gradient.shape, jnp.int16)
     for index, values in enumerate(slices[1:], start=1):
-        place = jnp.where(values > maxima, jnp.int8(index), place)
+        winner = jnp.where(values > maxima, jnp.int16(index), winner)
         maxima = jnp.maximum(maxima, values)
-    return place, maxima
+    return sum(
+        _spread(jnp.where(winner == index, gradient, 0), x.shape, place, strides, padding)
+        for index, place in enumerate(places)
+    )
 
 
-def _hand_back(gradient, place, axis, size, *, window, strides, padding):
-    """Returns the gradient along `axis` before pooling, of `size` pixels.
-
-    Pixels that are a stride apart see windows likewise, and make up a phase: the sums of a phase
-    are made of whole slices, and the phases are interleaved at the end.
-    """
-    length = -(-(size + 2 * padding) // strides)
-    shape = [*gradient.shape[:axis], length, *gradient.shape[axis + 1 :]]
-    phases = [jnp.zeros(shape, gradient.dtype)] * strides
-    for first in range(strides):
-        for index in range(first, window, strides):
-            pads = [(0, 0)] * gradient.ndim
-            pads[axis] = (index // strides, length - index // strides - gradient.shape[axis])
-            phases[first] += jnp.pad(jnp.where(place == index, gradient, 0), pads)
-    shape[axis] *= strides
-    interleaved = jnp.stack(phases, axis + 1).reshape(shape)
-    return lax.slice_in_dim(interleaved, padding, padding + size, 1, axis)
+def _spread(values, shape, place, strides, padding):
+    """Returns zeros of `shape` but for `values`, at the place that each window has them."""
+    pads = []
+    for first, size, count in zip(place, shape[1:3], values.shape[1:3], strict=True):
+        before = first - padding
+        pads.append((before, size - before - (count - 1) * strides - 1, strides - 1))
+    return lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 max_pool.defvjp(_forward, _backward)
