@@ -67,11 +67,10 @@ def _finish(running):
 
 
 def _assert_same_run(workdir, other):
-    """To float32's rounding, which training amplifies; test_layouts has float64's 1e-9."""
     for record, expected in zip(*map(read_metrics, (workdir, other)), strict=True):
         assert record.keys() == expected.keys()
         for name in expected.keys() & {'train/loss', 'val/loss', 'train/learning_rate'}:
-            assert record[name] == pytest.approx(expected[name], rel=1e-3)
+            assert record[name] == pytest.approx(expected[name], rel=2e-4)
         for name in expected.keys() & {'step', 'val/count', 'val/accuracy', 'train/count'}:
             assert record[name] == expected[name]
 
