@@ -4,6 +4,8 @@ import functools
 
 import jax
 
+from flaxcls.models import MODELS
+
 # Of the parts of a program that XLA's CPU backend may give to the YNNPACK library: all but
 # convolutions, of which it computes those with fewer than 128 channels on a single core, and
 # elementwise ones.
@@ -15,13 +17,14 @@ def compiler_options(model_name: str, platform: str) -> dict[str, str]:
     """Returns the options for the steps of a network.
 
     So on two cores a gradient of AlexNet takes a fifth less time, of ResNet-18 a sixth, and of
-    ResNet-50 6 %. DenseNet's convolutions have few outputs, with which XLA's own take longer.
+    ResNet-50 6 %. Convolutions of few outputs, as in DenseNet and CIFAR's networks, take longer.
 
     Args:
       model_name: a row of flaxcls.models.MODELS.
       platform: 'cpu', 'gpu' or 'tpu'.
     """
-    if platform != 'cpu' or model_name.startswith('densenet'):
+    small_images = MODELS[model_name].image_size < 64
+    if platform != 'cpu' or small_images or model_name.startswith('densenet'):
         return {}
     options = {_YNN: _DOTS_AND_SUMS}
     return options if _are_known(**options) else {}
