@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -115,7 +115,7 @@ def benchmark(
         train_flops=plan.flops_per_step / setup.config.batch_size,
         eval_flops=plan.flops_per_evaluated_image,
         peak_flops=chip and chip.flops * setup.layout.devices,
-        peak_memory=_peak_memory(setup),
+        peak_memory=peak_memory(setup.layout.mesh.local_devices),
         step_memory=compiled.needs(programs.train.step, setup).memory.total,
     )
 
@@ -249,9 +249,9 @@ def untimed_steps(steps: int) -> int:
     return max(2, steps // 4)
 
 
-def _peak_memory(setup: Setup) -> int:
+def peak_memory(devices: Iterable[Any]) -> int:
     """Returns bytes: of the fullest device, or where none tells, of this process."""
-    stats = [device.memory_stats() or {} for device in setup.layout.mesh.local_devices]
+    stats = [device.memory_stats() or {} for device in devices]
     peaks = [found['peak_bytes_in_use'] for found in stats if 'peak_bytes_in_use' in found]
     if peaks:
         return max(peaks)

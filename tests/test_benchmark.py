@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -120,6 +121,12 @@ def test_devices_are_known_by_the_names_that_jax_gives_them():
     assert targets.chip_of('TPU v5 lite') == targets.CHIPS['tpu:v5e']
     assert targets.chip_of('NVIDIA A100-SXM4-80GB').flops == 312e12
     assert targets.chip_of('cpu') is None
+
+
+def test_memory_is_the_fullest_devices_where_devices_tell():
+    devices = [SimpleNamespace(memory_stats=lambda n=n: {'peak_bytes_in_use': n}) for n in (5, 7)]
+    assert measuring.peak_memory(devices) == 7
+    assert measuring.peak_memory([SimpleNamespace(memory_stats=lambda: None)]) > 2**20
 
 
 def test_rounds_are_short_and_many_unless_steps_take_long():
