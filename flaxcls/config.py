@@ -44,7 +44,7 @@ def default_config() -> ConfigDict:
     config.model.growth_rate = placeholder(int)  # DenseNet: channels that each layer adds (k).
     config.model.bottleneck = placeholder(bool)  # DenseNet: 1x1 convolutions before the 3x3 ones.
     config.model.compression = placeholder(float)  # DenseNet: channels that transitions keep.
-    config.model.shortcut = placeholder(str)  # ResNet: A, B, C or D, for maps of another shape.
+    config.model.shortcut = placeholder(str)  # ResNet: A, B, C, D (maps of another shape), none.
     config.model.zero_init_residual = placeholder(bool)  # ResNet: blocks begin as their shortcuts.
     config.model.stochastic_depth_rate = placeholder(float)  # ResNet: of the last block.
     config.model.lrn = placeholder(str)  # AlexNet: none, paper or caffe (alpha divided by n).
@@ -65,7 +65,7 @@ def default_config() -> ConfigDict:
     config.data.image_size = placeholder(int)  # Side in pixels; None: the model's usual size.
     config.data.train_image_size = placeholder(int)  # Training's own, mostly smaller; None: same.
     config.data.eval_crop_fraction = 1.0  # Side of the central crop / shorter side, in evaluation.
-    config.data.eval_crops = 'center'  # center, or ten: corners, center, mirrored; averaged.
+    config.data.eval_crops = 'center'  # center; flip: and mirrored; ten: and corners. Averaged.
     config.data.mean = (0.485, 0.456, 0.406)  # Subtracted from RGB in 0..1; ImageNet's.
     config.data.std = (0.229, 0.224, 0.225)  # Then divided by.
     config.data.num_threads = placeholder(int)  # Threads that decode images; None: one per core.

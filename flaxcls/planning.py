@@ -43,9 +43,9 @@ class Plan(NamedTuple):
 
     @property
     def flops_per_evaluated_image(self) -> float:
-        """Of all its crops."""
-        crops = 10 if self.setup.config.data.eval_crops == 'ten' else 1
-        return 2 * crops * self.eval_cost.macs
+        """Of all its views."""
+        views = {'center': 1, 'flip': 2, 'ten': 10}[self.setup.config.data.eval_crops]
+        return 2 * views * self.eval_cost.macs
 
     @property
     def flops(self) -> float:

@@ -103,7 +103,7 @@ def _predict(setup: Setup, state: TrainState) -> tuple[np.ndarray, np.ndarray, n
 
     @jax.jit
     def predict(state, images):
-        logits = classify(state, images)
+        logits = classify(state.evaluated, images)
         return logits.argmax(-1), jax.nn.softmax(logits).max(-1)
 
     parts = []

@@ -16,7 +16,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
-from flaxcls.data.augment import make_augment, make_normalize, ten_crops
+from flaxcls.data.augment import make_augment, make_normalize, make_views
 from flaxcls.data.mixing import make_mix
 from flaxcls.metrics import Sums, batch_sums
 from flaxcls.models import frozen_patterns
@@ -26,6 +26,7 @@ from flaxcls.train_state import TrainState
 
 AXIS = 'devices'
 Batch = dict[str, jax.Array]
+Variables = dict[str, Any]
 
 
 def make_train_step(
@@ -142,7 +143,7 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
     classify = make_classify(config, model)
 
     def eval_step(state: TrainState, batch: Batch) -> Sums:
-        logits = classify(state, batch['image'])
+        logits = classify(state.evaluated, batch['image'])
         sums = batch_sums(logits, batch['label'], batch['mask'], top_k=config.top_k)
         return lax.psum(sums, AXIS)
 
@@ -151,23 +152,24 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
 
 def make_classify(
     config: ConfigDict, model: nn.Module
-) -> Callable[[TrainState, jax.Array], jax.Array]:
-    """Returns (state, images uint8 [B, S, S, 3] of an evaluation batch) -> float32 logits [B, C].
+) -> Callable[[Variables, jax.Array], jax.Array]:
+    """Returns (variables, images uint8 [B, S, S, 3] of an evaluation batch) -> logits [B, C].
 
-    With ten crops, these are the logarithms of the probabilities averaged over the crops.
+    Of several views of each image, these are the logarithms of their averaged probabilities.
+    Logits are float32; variables are `TrainState.evaluated`.
     """
-    normalize = make_normalize(config)
+    normalize, make_view = make_normalize(config), make_views(config)
 
-    def classify(state: TrainState, images: jax.Array) -> jax.Array:
-        return model.apply(state.evaluated, normalize(images), train=False)
+    def classify(variables: Variables, images: jax.Array) -> jax.Array:
+        return model.apply(variables, normalize(images), train=False)
 
-    def classify_ten_crops(state: TrainState, images: jax.Array) -> jax.Array:
-        crops = ten_crops(images, config.data.image_size)
-        # One crop at a time, so that evaluation takes no more memory than with one crop.
-        log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(state, x)), crops)
-        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(crops))
+    def classify_views(variables: Variables, images: jax.Array) -> jax.Array:
+        views = make_view(images)
+        # One view at a time, so that evaluation takes no more memory than with one.
+        log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(variables, x)), views)
+        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(views))
 
-    return classify_ten_crops if config.data.eval_crops == 'ten' else classify
+    return classify if config.data.eval_crops == 'center' else classify_views
 
 
 class _ExampleKeys(NamedTuple):

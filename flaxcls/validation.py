@@ -73,10 +73,10 @@ _RANGES = {
 _CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'norm', 'block'),
-    'model.shortcut': ('A', 'B', 'C', 'D'),
+    'model.shortcut': ('A', 'B', 'C', 'D', 'none'),
     'model.lrn': ('none', 'paper', 'caffe'),
     'model.initializer': ('paper', 'he', 'filters'),
-    'data.eval_crops': ('center', 'ten'),
+    'data.eval_crops': ('center', 'flip', 'ten'),
     'data.on_error': ('stop', 'skip'),
     'data.cache': ('none', 'memory', 'disk'),
     'augment.crop': ('none', 'pad', 'random_resized', 'random'),
@@ -162,6 +162,12 @@ def _refuse_contradictions(config: ConfigDict) -> None:
             raise UserError(
                 f'config.{key} needs config.data.eval_crop_fraction below 1, such as 0.875, or all '
                 'crops are the same.'
+            )
+    for key in ('zero_init_residual', 'stochastic_depth_rate'):
+        if config.model.shortcut == 'none' and config.model[key]:
+            raise UserError(
+                f'config.model.{key}={config.model[key]} is for branches beside a shortcut, and '
+                'config.model.shortcut is none; leave one of the two out.'
             )
     if config.batch_size % config.augment.repeats:
         raise UserError(

@@ -92,6 +92,8 @@ def test_wrong_override_is_one_sentence(key, text, says):
         {'data.eval_crops': 'ten'},
         {'data.eval_crops': 'nine'},
         {'model.shortcut': 'E'},
+        {'model.shortcut': 'none', 'model.zero_init_residual': True},
+        {'model.shortcut': 'none', 'model.stochastic_depth_rate': 0.1},
         {'optimizer.learning_rate': float('nan')},
         {'optimizer.momentum': 0.0},
         {'schedule.name': 'step'},

@@ -239,9 +239,26 @@ def test_zoo_is_printed_with_every_row_and_every_layer():
 
 
 def test_shortcut_c_projects_in_every_block_and_a_never():
-    for shortcut, blocks in {'A': 0, 'B': 2, 'C': 9}.items():
+    for shortcut, blocks in {'A': 0, 'none': 0, 'B': 2, 'C': 9}.items():
         layers = list_layers(create_model('resnet20', shortcut=shortcut), 32)
         assert sum(layer.path.endswith('conv_proj') for layer in layers) == blocks
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet18_v2', 'resnet50'])
+def test_without_shortcuts_nothing_passes_a_block_by(name):
+    """A branch of zeros ends all that the images say."""
+    options = {'stage_sizes': (1, 1), 'width_multiplier': 0.25}
+    images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    depends = {}
+    for shortcut in ('A', 'none'):
+        model = create_model(name, shortcut=shortcut, **options)
+        variables = init_variables(model, jax.random.key(0), 32)
+        block = variables['params']['stage1_block1']
+        last = max(layer for layer in block if layer.startswith('conv'))
+        block[last]['kernel'] = jnp.zeros_like(block[last]['kernel'])
+        logits = model.apply(variables, images, train=False)
+        depends[shortcut] = bool((logits[0] != logits[1]).any())
+    assert depends == {'A': True, 'none': False}
 
 
 @pytest.mark.parametrize('name', ['resnet20', 'resnet18_v2', 'resnet50'])

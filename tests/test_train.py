@@ -96,14 +96,16 @@ def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished
     setup, state = load_run(workdir, overrides=overrides)
     batch = next(pipeline.make_eval_batches(setup.config, setup.source.val)())
     assert batch['image'].shape[1:] == (10, 10, 3)
-    logits = jax.jit(steps.make_classify(setup.config, setup.model))(state, batch['image'])
+    logits = jax.jit(steps.make_classify(setup.config, setup.model))(
+        state.evaluated, batch['image']
+    )
     one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'})[0].config
     classify = jax.jit(steps.make_classify(one_crop, setup.model))
     expected = 0
     for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
         crop = batch['image'][:, top : top + 8, left : left + 8]
         for image in (crop, crop[:, :, ::-1]):
-            expected += jax.nn.softmax(classify(state, image)) / 10
+            expected += jax.nn.softmax(classify(state.evaluated, image)) / 10
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4, atol=1e-6)
     assert evaluate_workdir(workdir, overrides=overrides)['val/count'] == 359
 

@@ -211,6 +211,19 @@ def _strengths(
     )
 
 
+def make_views(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Returns images [B, H, W, 3] of evaluation -> [V, B, S, S, 3], as config.data.eval_crops says.
+
+    H and W are S, or with ten crops the sides of the image that these are cut from.
+    """
+    size = config.data.image_size
+    return {
+        'center': lambda images: images[None],
+        'flip': lambda images: jnp.stack([images, images[:, :, ::-1]]),
+        'ten': functools.partial(ten_crops, size=size),
+    }[config.data.eval_crops]
+
+
 def ten_crops(images: jax.Array, size: int) -> jax.Array:
     """Returns [10, B, size, size, 3] of [B, H, W, 3]: four corners, the center, and all mirrored.
 

@@ -110,17 +110,34 @@ def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callabl
 
     The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
-    size, crop_fraction = image_size(config, training=training), config.data.eval_crop_fraction
-    if not training and config.data.eval_crops == 'ten':
-        size, crop_fraction = round(size / crop_fraction), 1.0
+    size, cut = _make_center_cut(config, training=training)
     fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
-    if training and (cut := _random_cut(config, size)):
-        return _make_threaded_loader(config, split, size, cut)
-    cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
+    if training and (random_cut := _random_cut(config, size)):
+        return _make_threaded_loader(config, split, size, random_cut)
     is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
     if is_array and fits_in_memory:
         return _make_memory_loader(split, cut)
     return _make_threaded_loader(config, split, size, lambda image, _: cut(image))
+
+
+def make_eval_cut(config: ConfigDict) -> tuple[int, Callable[[np.ndarray | bytes], np.ndarray]]:
+    """Returns S of `make_eval_batches`, and what makes an image uint8 [S, S, 3].
+
+    That takes uint8 [H, W, 1 or 3] or the bytes of a file, and raises ValueError for bytes that are
+    no readable image.
+    """
+    return _make_center_cut(config, training=False)
+
+
+def _make_center_cut(
+    config: ConfigDict, *, training: bool
+) -> tuple[int, Callable[[np.ndarray | bytes], np.ndarray]]:
+    """Returns the side of the images, and what cuts them from the middle."""
+    size, crop_fraction = image_size(config, training=training), config.data.eval_crop_fraction
+    if not training and config.data.eval_crops == 'ten':
+        size, crop_fraction = round(size / crop_fraction), 1.0
+    cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
+    return size, cut
 
 
 def _random_cut(config: ConfigDict, size: int) -> Callable[..., np.ndarray] | None:

@@ -17,6 +17,7 @@ from flaxcls.models.layers import (
     Conv,
     Dropout,
     Head,
+    Tap,
     avg_pool,
     global_avg_pool,
     max_pool,
@@ -146,7 +147,9 @@ class DenseNet(nn.Module):
                 transition = Transition(kept, name=f'transition{block}', **common)
                 x = self._measure(transition(x, train=train, example_keys=example_keys), train)
         x = nn.relu(norm(name='bn_final')(x.values, train=train, own=x.own))
-        return Head(self.num_classes, name='head')(global_avg_pool(x))
+        x = Tap(name='feature_map')(x)
+        x = Tap(name='features')(global_avg_pool(x))
+        return Head(self.num_classes, name='head')(x)
 
     def _measure(self, x: jax.Array, train: bool) -> Features:
         x = checkpoint_name(x, BLOCK)

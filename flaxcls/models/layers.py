@@ -210,6 +210,18 @@ def _cell_weights(length: int, cells: int) -> jax.Array:
     return jnp.asarray(weights)
 
 
+class Tap(nn.Module):
+    """Hands on its input, under a name by which models.activations finds it.
+
+    Every network has two: `feature_map`, the map that the classifier summarizes, and `features`,
+    the vector that its last layer sees.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 class Head(nn.Module):
     """The classifier: features [B, C] -> float32 logits [B, num_classes]."""
 

@@ -21,6 +21,7 @@ from flaxcls.models.layers import (
     Conv,
     Head,
     StochasticDepth,
+    Tap,
     avg_pool,
     global_avg_pool,
     max_pool,
@@ -36,7 +37,8 @@ class Block(nn.Module):
       strides: of the block.
       shortcut: what joins maps of different shape (arXiv:1512.03385, section 4.1): 'A' subsamples
         and pads with zero channels, 'B' projects, 'C' projects in every block, 'D' averages 2x2
-        pixels and projects (arXiv:1812.01187, figure 2c).
+        pixels and projects (arXiv:1812.01187, figure 2c). 'none': the plain network without any
+        (section 3.3).
       zero_init: the branch ends in zeros, so that the block begins as its shortcut
         (arXiv:1706.02677, section 5.1).
       drop_rate: how often an example skips the branch in training (arXiv:1603.09382).
@@ -66,9 +68,12 @@ class Block(nn.Module):
         x = self.conv(features, 1, strides, name='conv_proj')(x)
         return norm(x) if norm else x
 
-    def add(self, shortcut: jax.Array, branch: jax.Array, train: bool, example_keys) -> jax.Array:
+    def add(self, x, branch: jax.Array, norm, train: bool, example_keys) -> jax.Array:
+        """Adds the branch to x, brought to its shape by `project` with `norm`."""
+        if self.shortcut == 'none':
+            return branch
         drop = StochasticDepth(self.drop_rate, name='drop')
-        return shortcut + drop(branch, train=train, example_keys=example_keys)
+        return self.project(x, norm) + drop(branch, train=train, example_keys=example_keys)
 
 
 class PostActivationBlock(Block):
@@ -78,7 +83,7 @@ class PostActivationBlock(Block):
         scale_init = zeros if self.zero_init else ones
         y = self.norm(scale_init=scale_init, name=f'bn{last}')(y, train=train)
         norm = lambda x: self.norm(name='bn_proj')(x, train=train)  # noqa: E731
-        return nn.relu(self.add(self.project(x, norm), y, train, example_keys))
+        return nn.relu(self.add(x, y, norm, train, example_keys))
 
 
 class BasicBlock(PostActivationBlock):
@@ -136,7 +141,7 @@ class PreActivationBlock(Block):
             strides = self.strides if index == stride_at else 1
             y = self.conv(channels, size, strides, size // 2, name=f'conv{index}', **last)(y)
         changes = x.shape[-1] != features[-1] or self.strides != 1 or self.shortcut == 'C'
-        return self.add(self.project(first if changes else x, None), y, train, example_keys)
+        return self.add(first if changes else x, y, None, train, example_keys)
 
 
 class PreActivationBasicBlock(PreActivationBlock):
@@ -169,7 +174,7 @@ class ResNet(nn.Module):
       width_multiplier: scales the width.
       stem: '7x7' and a max pooling of stride 2 each; 'deep' has three 3x3 convolutions in place of
         the 7x7 one (arXiv:1812.01187, figure 2b); 'small' is CIFAR's one 3x3 convolution alone.
-      shortcut: 'A' to 'D', see Block.
+      shortcut: 'A' to 'D' or 'none', see Block.
       zero_init_residual: see Block.zero_init.
       stochastic_depth_rate: see Block.drop_rate, of the last block; it rises linearly from the
         first, for which it is 1 / blocks of it (arXiv:1603.09382, section 3).
@@ -223,7 +228,9 @@ class ResNet(nn.Module):
                 x = checkpoint_name(x, BLOCK)
         if preactivation:
             x = nn.relu(norm(name='bn_final')(x, train=train))
-        return Head(self.num_classes, name='head')(global_avg_pool(x))
+        x = Tap(name='feature_map')(x)
+        x = Tap(name='features')(global_avg_pool(x))
+        return Head(self.num_classes, name='head')(x)
 
     def _stem(self, x, width, conv, norm, train):
         if self.stem == '7x7':

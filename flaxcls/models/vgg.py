@@ -18,6 +18,7 @@ from flaxcls.models.initializers import he_normal_fan_out, normal, zeros
 from flaxcls.models.layers import (
     Conv,
     Dropout,
+    Tap,
     adaptive_avg_pool,
     at_least_float32,
     max_pool,
@@ -73,6 +74,8 @@ class VGG(nn.Module):
                     norm = self.norm(dtype=self.dtype, name=f'bn{stage}_{index}')
                     x = norm(x, train=train)
                 x = nn.relu(x)
+            if stage == len(self.stage_sizes):
+                x = Tap(name='feature_map')(x)
             x = max_pool(x, 2, 2)
         x = adaptive_avg_pool(x, 7)  # The identity at the paper's 224 pixels.
         x = x.reshape(x.shape[0], -1)
@@ -81,7 +84,8 @@ class VGG(nn.Module):
             x = nn.relu(self._dense(x, hidden, f'fc{index}'))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        return self._dense(x.astype(at_least_float32(self.dtype)), self.num_classes, 'head')
+        x = Tap(name='features')(x.astype(at_least_float32(self.dtype)))
+        return self._dense(x, self.num_classes, 'head')
 
     def _dense(self, x, features, name):
         dense = nn.Dense(

@@ -1,0 +1,54 @@
+"""What the layers of a network put out, and where a small change of it goes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from flaxcls.config import nearest
+from flaxcls.errors import UserError
+
+
+def apply_and_record(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    layers: Sequence[str],
+    *,
+    shifts: Mapping[str, jax.Array] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the logits of evaluation, and what the layers put out on the way to them.
+
+    Args:
+      model: a network of flaxcls.models.
+      variables: its parameters and statistics.
+      images: normalised [B, H, W, 3].
+      layers: paths such as stage1_block1/conv1; also feature_map and features, see layers.Tap.
+      shifts: layer -> what is added to its output, of the same shape. The gradient with respect to
+        a shift is that with respect to the output.
+
+    Raises:
+      UserError: the network has no such layer.
+    """
+    outputs, paths = {}, []
+
+    def record(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.method_name != '__call__':
+            return output
+        path = '/'.join(context.module.path)
+        paths.append(path)
+        if path not in layers:
+            return output
+        if shifts and path in shifts:
+            output = output + shifts[path]
+        outputs[path] = output
+        return output
+
+    with nn.intercept_methods(record):
+        logits = model.apply(variables, images, train=False)
+    for layer in layers:
+        if layer not in outputs:
+            raise UserError(f'the network has no layer {layer!r}{nearest(layer, paths)}.')
+    return logits, {layer: outputs[layer] for layer in layers}
