@@ -14,6 +14,7 @@ _HOME = {
     'create_model': 'flaxcls.models',
     'train_and_evaluate': 'flaxcls.train',
     'evaluate_workdir': 'flaxcls.evaluate',
+    'Classifier': 'flaxcls.classifier',
     'UserError': 'flaxcls.errors',
     'RunError': 'flaxcls.errors',
 }

@@ -194,16 +194,25 @@ def load_stored_config(
     return config
 
 
+def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
+    """Returns the names of a run's classes in the order of the logits; None: imported, untold.
+
+    Raises:
+      UserError: the file that tells them is missing or damaged.
+    """
+    path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        raise UserError(f'{str(path)!r} is missing or damaged; train in a new workdir.') from None
+
+
 def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:
     """Raises UserError unless the classes are, in their order, those the run began with.
 
     Imported weights do not tell the names of their classes: any are taken, with a note.
     """
-    path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
-    try:
-        names = json.loads(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
-        raise UserError(f'{str(path)!r} is missing or damaged; train in a new workdir.') from None
+    names = load_class_names(workdir)
     if names is None:
         print(
             f'Note: the weights in {str(workdir)!r} tell no names of classes; those of '

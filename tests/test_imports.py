@@ -23,7 +23,7 @@ ORDER = [
     {'checkpoint', 'writers', 'interrupts', 'windows'},
     {'divergence'},
     {'run_setup', 'records'},
-    {'evaluate', 'compiled'},
+    {'evaluate', 'compiled', 'classifier'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
