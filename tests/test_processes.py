@@ -66,18 +66,25 @@ def _finish(running):
     return [(p.returncode, *end) for p, end in zip(running, ends, strict=True)]
 
 
+# In a longer run, or from another seed, some unit comes so close to zero that one rounding turns
+# it on: a change of the weights by 6e-8 then moves them by 1e-3 in the end, on one device as well.
+FEW_ROUNDINGS = ['--config.num_epochs=1', '--config.seed=1']
+
+
 def _assert_same_run(workdir, other):
     for record, expected in zip(*map(read_metrics, (workdir, other)), strict=True):
         assert record.keys() == expected.keys()
         for name in expected.keys() & {'train/loss', 'val/loss', 'train/learning_rate'}:
-            assert record[name] == pytest.approx(expected[name], rel=2e-4)
+            assert record[name] == pytest.approx(expected[name], rel=2e-6)
         for name in expected.keys() & {'step', 'val/count', 'val/accuracy', 'train/count'}:
             assert record[name] == expected[name]
 
 
 def test_two_processes_of_two_devices_are_one_of_four_and_one_device(tmp_path):
     workdir = tmp_path / 'two'
-    (code, out, err), (other_code, other_out, other_err) = _finish(_start_two(workdir))
+    (code, out, err), (other_code, other_out, other_err) = _finish(
+        _start_two(workdir, *FEW_ROUNDINGS)
+    )
     assert (code, err, other_code, other_err) == (0, '', 0, '')
     assert '4 cpu device(s) of 2 processes' in out
     assert 'final: ' not in other_out  # The first one speaks for all.
@@ -86,12 +93,14 @@ def test_two_processes_of_two_devices_are_one_of_four_and_one_device(tmp_path):
     assert part['device'].startswith('2 processes, each on ')
     state = load_run(workdir)[1]
     for devices in (4, 1):
-        code, _, err = _finish([_start(tmp_path / str(devices), devices=devices)])[0]
+        code, _, err = _finish([_start(tmp_path / str(devices), *FEW_ROUNDINGS, devices=devices)])[
+            0
+        ]
         assert code == 0, err
         _assert_same_run(tmp_path / str(devices), workdir)
         other = load_run(tmp_path / str(devices))[1]
         for got, expected in zip(*map(jax.tree.leaves, (other, state)), strict=True):
-            assert np.abs(got - expected).max() <= 2e-3 * np.abs(expected).max() + 1e-6
+            assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-7
 
 
 def test_a_signal_to_one_stops_all_at_one_step(tmp_path):

@@ -1,15 +1,12 @@
-"""Convolution with a kernel gradient that XLA's CPU backend runs fast.
+"""Convolution in the forms that XLA runs fast.
 
-XLA computes the gradient of a kernel as a convolution whose window is the whole image. With few
-channels, as in CIFAR's ResNets, that takes up to three times as long on CPU as the same sums
-written as matrix products over all pixels. Wider layers gain less than their compilation loses,
-and keep XLA's own gradient, as do other platforms.
+One of 1x1 pixels is a matrix product, which XLA's CPU backend runs several times faster than a
+convolution; all others are XLA's own.
 """
 
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 
@@ -27,10 +24,6 @@ def convolve(
     """
     if kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1):
         return _convolve_1x1(x, kernel, strides)
-    channels, features = kernel.shape[2:]
-    few_channels = max(channels, features) <= 64 and features > channels // 2
-    if kernel.shape[:2] == (3, 3) and (strides, padding, groups) == (1, 1, 1) and few_channels:
-        return _convolve_3x3(x, kernel)
     return _native(x, kernel, strides=strides, padding=padding, groups=groups)
 
 
@@ -89,45 +82,3 @@ def _native(x, kernel, *, strides, padding, groups):
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         feature_group_count=groups,
     )
-
-
-_native_3x3 = functools.partial(_native, strides=1, padding=1, groups=1)
-
-
-@jax.custom_vjp
-def _convolve_3x3(x, kernel):
-    return _native_3x3(x, kernel)
-
-
-def _forward(x, kernel):
-    return _native_3x3(x, kernel), (x, kernel)
-
-
-def _backward(saved, gradient):
-    x, kernel = saved
-    (x_gradient,) = jax.linear_transpose(lambda x: _native_3x3(x, kernel), x)(gradient)
-    kernel_gradient = lax.platform_dependent(
-        x, gradient, cpu=_shifted_kernel_gradient, default=_native_kernel_gradient
-    )
-    return x_gradient, kernel_gradient.astype(kernel.dtype)
-
-
-_convolve_3x3.defvjp(_forward, _backward)
-
-
-def _native_kernel_gradient(x, gradient):
-    kernel = jax.ShapeDtypeStruct((3, 3, x.shape[3], gradient.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda kernel: _native_3x3(x, kernel), kernel)(gradient)[0]
-
-
-def _shifted_kernel_gradient(x, gradient):
-    """Nine products [C, BHW] x [BHW, O], of x shifted by each offset of the window."""
-    (height, width, channels), features = x.shape[1:], gradient.shape[3]
-    padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    outputs = gradient.reshape(-1, features)
-    taps = [
-        padded[:, i : i + height, j : j + width].reshape(-1, channels).T @ outputs
-        for i in range(3)
-        for j in range(3)
-    ]
-    return jnp.stack(taps).reshape(3, 3, channels, features)
