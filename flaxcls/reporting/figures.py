@@ -1,0 +1,150 @@
+"""The plots of the page: curves over the epochs, and how probabilities meet with frequencies."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flaxcls.reporting import svg
+from flaxcls.reporting.runs import Run
+from flaxcls.scores import reliability
+
+_FEW = 40  # Points that are marked one by one.
+
+
+class Plot(NamedTuple):
+    """A plot with what is written above it.
+
+    Attributes:
+      title: a few words.
+      svg: the element; None: there is nothing to draw yet.
+    """
+
+    title: str
+    svg: str | None
+
+
+class Panel(NamedTuple):
+    """A quantity over the epochs.
+
+    Attributes:
+      name: for ids.
+      title: for people.
+      training: key in metrics.jsonl, drawn thin.
+      validation: likewise, drawn strong; None: the quantity belongs to training alone.
+    """
+
+    name: str
+    title: str
+    training: str
+    validation: str | None
+
+
+PANELS = (
+    Panel('loss', 'Loss', 'train/loss', 'val/loss'),
+    Panel('accuracy', 'Accuracy', 'train/accuracy', 'val/accuracy'),
+    Panel('rate', 'Learning rate', 'train/learning_rate', None),
+    Panel('speed', 'Images per second', 'train/images_per_second', None),
+)
+
+
+def curves(runs: Sequence[Run]) -> list[Plot]:
+    """Returns a plot of each of PANELS, with all runs in it."""
+    return [Plot(panel.title, _draw_panel(panel, runs)) for panel in PANELS]
+
+
+def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
+    lines = [
+        (svg.run_colour(index), key == panel.training, points)
+        for key in (panel.training, panel.validation)
+        for index, run in enumerate(runs)
+        if len(points := _points(run, key))
+    ]
+    if not lines:
+        return None
+    with svg.figure() as figure:
+        axis = figure.subplots()
+        for colour, training, points in lines:
+            style = {'linewidth': 0.9, 'alpha': 0.55} if training else {'linewidth': 1.6}
+            if panel.validation is None:
+                style = {'linewidth': 1.3}
+            if len(points) <= (1 if training else _FEW):
+                style |= {'marker': 'o', 'markersize': 2.6}
+            epochs, values = points.T
+            if panel.name == 'accuracy':
+                values = 1 - values
+            axis.plot(epochs, values, color=colour, **style)
+        axis.set_xlabel('epoch')
+        _scale(panel, axis, np.concatenate([points[:, 1] for _, _, points in lines]))
+        return svg.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
+
+
+def _points(run: Run, key: str | None) -> np.ndarray:
+    """Returns (epoch, value) of a quantity, float64 [N, 2]."""
+    return np.array([[record['epoch'], record[key]] for record in run.history if key in record])
+
+
+def _scale(panel: Panel, axis: Any, values: np.ndarray) -> None:
+    from matplotlib import ticker  # noqa: PLC0415 - slow to import
+
+    if panel.name == 'loss' and values.min() > 0:
+        axis.set_yscale('log')
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    elif panel.name == 'accuracy':
+        _scale_accuracy(axis, values)
+    elif panel.name == 'speed':
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+
+
+def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
+    """Draws errors on a logarithmic axis, downward, so that 98 % and 99 % are told apart."""
+    errors = 1 - accuracies
+    wrong = errors[errors > 0]
+    least = wrong.min() if len(wrong) else 0.01
+    most = max(wrong.max() if len(wrong) else 0, 2 * least)
+    low, high = least / 1.6, most * 1.15  # An accuracy of 100 % lies at the upper edge.
+    ticks = [e for e in (b * 10.0**-n for n in range(7) for b in (8, 5, 2, 1)) if low < e < high]
+    if len(ticks) > 7:
+        ticks = [e for e in ticks if f'{e:e}'[0] == '1']
+    axis.set_yscale('log')
+    axis.set_ylim(high, low)
+    axis.set_yticks(ticks, [f'{100 * (1 - e):.6g} %' for e in ticks])
+    axis.minorticks_off()
+
+
+def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | None) -> str:
+    """Returns a plot of accuracy over confidence, with the share of images at each confidence.
+
+    Args:
+      run: with predictions.
+      index: of the run in the page.
+      calibration: its temperature is drawn as well; None: there is none.
+    """
+    predictions, colour = run.predictions, svg.run_colour(index)
+    temperatures = [1.0] + ([calibration['temperature']] if calibration else [])
+    with svg.figure(4.6, 3.9) as figure:
+        axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+        axis.plot([0, 1], [0, 1], color=svg.INK, alpha=0.5, linewidth=0.8, dashes=(4, 3))
+        for temperature in temperatures:
+            bins = reliability(predictions.labels, predictions.probabilities(temperature))
+            filled = bins.count > 0
+            points = bins.confidence[filled], bins.accuracy[filled]
+            if temperature != temperatures[0] or len(temperatures) == 1:
+                axis.plot(*points, color=colour, linewidth=1.6, marker='o',
+                          markersize=3.5)  # fmt: skip
+            else:
+                axis.plot(*points, color=colour, linewidth=1, marker='o',
+                          markersize=3, alpha=0.5, dashes=(2, 2))  # fmt: skip
+        share, width = bins.count / bins.count.sum(), bins.edges[1]
+        below.bar(bins.edges[:-1], share, width, align='edge', color=colour, alpha=0.7)
+        axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02))
+        below.set(ylabel='images', xlabel='probability of the answer', ylim=(0, 1))
+        for each, ticks in ((axis, (0, 0.25, 0.5, 0.75, 1)), (below, (0, 0.5, 1))):
+            each.set_yticks(ticks, [f'{tick:.0%}' for tick in ticks])
+        axis.set_xticks((0, 0.25, 0.5, 0.75, 1), ['0%', '25%', '50%', '75%', '100%'])
+        return svg.render(
+            figure, f'reliability-{index}', 'Accuracy over the probability of the answer.'
+        )
