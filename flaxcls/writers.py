@@ -31,11 +31,11 @@ def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -
     return records
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file that is, at any moment, either the old one or the new one."""
+def write_atomically(path: pathlib.Path, content: str | bytes | memoryview) -> None:
+    """Writes a file that is, at any moment, either the old one or the new one; text as UTF-8."""
     temporary = path.with_name(f'.{path.name}.tmp')
-    with temporary.open('w', encoding='utf-8') as file:
-        file.write(text)
+    with temporary.open('wb') as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
