@@ -24,9 +24,11 @@ ORDER = [
     {'divergence'},
     {'run_setup', 'records'},
     {'evaluate', 'compiled', 'classifier'},
+    {'attribution'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
+    {'explain'},
     {
         'main',
         'benchmark',
