@@ -27,9 +27,12 @@ ORDER = [
     {'compiled', 'classifier'},
     {'calibration', 'score_tables'},
     {'evaluate'},
+    {'attribution'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
+    {'explain'},
+    {'reporting'},
     {
         'main',
         'benchmark',

@@ -1,0 +1,5 @@
+"""Shows what a trained network sees."""
+
+from flaxcls.attribution import grad_cam
+
+__all__ = ['grad_cam']
