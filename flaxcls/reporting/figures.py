@@ -32,19 +32,21 @@ class Panel(NamedTuple):
       title: for people.
       training: key in metrics.jsonl, drawn thin.
       validation: likewise, drawn strong; None: the quantity belongs to training alone.
+      height: of the plot, in inches.
     """
 
     name: str
     title: str
     training: str
     validation: str | None
+    height: float = 2.4
 
 
 PANELS = (
     Panel('loss', 'Loss', 'train/loss', 'val/loss'),
     Panel('accuracy', 'Accuracy', 'train/accuracy', 'val/accuracy'),
-    Panel('rate', 'Learning rate', 'train/learning_rate', None),
-    Panel('speed', 'Images per second', 'train/images_per_second', None),
+    Panel('rate', 'Learning rate', 'train/learning_rate', None, 1.8),
+    Panel('speed', 'Images per second', 'train/images_per_second', None, 1.8),
 )
 
 
@@ -62,7 +64,7 @@ def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
     ]
     if not lines:
         return None
-    with svg.figure() as figure:
+    with svg.figure(4.2, panel.height) as figure:
         axis = figure.subplots()
         for colour, training, points in lines:
             style = {'linewidth': 0.9, 'alpha': 0.55} if training else {'linewidth': 1.6}
@@ -70,11 +72,10 @@ def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
                 style = {'linewidth': 1.3}
             if len(points) <= (1 if training else _FEW):
                 style |= {'marker': 'o', 'markersize': 2.6}
-            epochs, values = points.T
-            if panel.name == 'accuracy':
-                values = 1 - values
-            axis.plot(epochs, values, color=colour, **style)
+            axis.plot(*points.T, color=colour, **style)
         axis.set_xlabel('epoch')
+        axis.set_xlim(0, max(points[-1, 0] for _, _, points in lines) * 1.02)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         _scale(panel, axis, np.concatenate([points[:, 1] for _, _, points in lines]))
         return svg.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
 
@@ -89,7 +90,8 @@ def _scale(panel: Panel, axis: Any, values: np.ndarray) -> None:
 
     if panel.name == 'loss' and values.min() > 0:
         axis.set_yscale('log')
-        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        few = values.max() < 30 * values.min()
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
         axis.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     elif panel.name == 'accuracy':
@@ -100,18 +102,26 @@ def _scale(panel: Panel, axis: Any, values: np.ndarray) -> None:
 
 
 def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
-    """Draws errors on a logarithmic axis, downward, so that 98 % and 99 % are told apart."""
+    """Spaces accuracies by the logarithm of the errors, so that 98 % and 99 % are told apart."""
     errors = 1 - accuracies
-    wrong = errors[errors > 0]
-    least = wrong.min() if len(wrong) else 0.01
-    most = max(wrong.max() if len(wrong) else 0, 2 * least)
-    low, high = least / 1.6, most * 1.15  # An accuracy of 100 % lies at the upper edge.
-    ticks = [e for e in (b * 10.0**-n for n in range(7) for b in (8, 5, 2, 1)) if low < e < high]
-    if len(ticks) > 7:
+    wrong = errors[errors > 1e-9]
+    least, most = (wrong.min(), wrong.max()) if len(wrong) else (0.01, 0.1)
+    none = least / 2.5  # Where no error at all is drawn.
+
+    def to_axis(accuracy: np.ndarray) -> np.ndarray:
+        return -np.log(np.clip(1 - accuracy, none, 1))
+
+    axis.set_yscale('function', functions=(to_axis, lambda height: 1 - np.exp(-height)))
+    low, high = most * 1.15, (least / 1.3 if len(wrong) == len(errors) else none)
+    ticks = [e for e in (b * 10.0**-n for n in range(7) for b in (8, 5, 2, 1)) if high < e < low]
+    if len(ticks) > 6:
         ticks = [e for e in ticks if f'{e:e}'[0] == '1']
-    axis.set_yscale('log')
-    axis.set_ylim(high, low)
-    axis.set_yticks(ticks, [f'{100 * (1 - e):.6g} %' for e in ticks])
+    if len(wrong) < len(errors):
+        ticks = [*(e for e in ticks if e > 1.3 * none), 0]
+    axis.set_ylim(1 - min(low, 1), 1 - high)
+    # Ticks below the axis' end are not drawn, and rounding could put the last one there.
+    places = [1 - max(e, high) for e in ticks]
+    axis.set_yticks(places, [f'{100 * (1 - e):.6g} %' for e in ticks])
     axis.minorticks_off()
 
 
@@ -125,19 +135,20 @@ def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | N
     """
     predictions, colour = run.predictions, svg.run_colour(index)
     temperatures = [1.0] + ([calibration['temperature']] if calibration else [])
-    with svg.figure(4.6, 3.9) as figure:
+    with svg.figure(4.2, 3.6) as figure:
         axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         axis.plot([0, 1], [0, 1], color=svg.INK, alpha=0.5, linewidth=0.8, dashes=(4, 3))
         for temperature in temperatures:
             bins = reliability(predictions.labels, predictions.probabilities(temperature))
             filled = bins.count > 0
             points = bins.confidence[filled], bins.accuracy[filled]
-            if temperature != temperatures[0] or len(temperatures) == 1:
-                axis.plot(*points, color=colour, linewidth=1.6, marker='o',
-                          markersize=3.5)  # fmt: skip
-            else:
-                axis.plot(*points, color=colour, linewidth=1, marker='o',
-                          markersize=3, alpha=0.5, dashes=(2, 2))  # fmt: skip
+            share = bins.count[filled] / bins.count.sum()
+            last = temperature == temperatures[-1]
+            look = {'linewidth': 1} if last else {'linewidth': 0.8, 'alpha': 0.5, 'dashes': (2, 2)}
+            axis.plot(*points, color=colour, **look)
+            # Few images tell little, and their points are small.
+            axis.scatter(*points, 12 + 60 * share, colour, linewidths=0,
+                         alpha=1 if last else 0.5, clip_on=False)  # fmt: skip
         share, width = bins.count / bins.count.sum(), bins.edges[1]
         below.bar(bins.edges[:-1], share, width, align='edge', color=colour, alpha=0.7)
         axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02))

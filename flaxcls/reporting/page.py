@@ -150,10 +150,8 @@ def p_value(value: float) -> str:
 def option_value(value: Any) -> str:
     """Returns the value of an option as people read it."""
     if value is None:
-        return 'none'
-    if isinstance(value, str):
-        return value if value else '(empty)'
-    return tables.as_flag(value)
+        return 'None'
+    return tables.as_flag(value) or '(empty)'
 
 
 def duration(seconds: float) -> str:
@@ -167,6 +165,11 @@ def duration(seconds: float) -> str:
     return f'{rest}\N{NO-BREAK SPACE}s'
 
 
+def utc(text: str) -> str:
+    """Returns a time of record.json, which is UTC, as in 2026-11-26 15:26:03 UTC."""
+    return f'{datetime.datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S} UTC'
+
+
 _FILTERS: dict[str, Callable[..., str]] = {
     'percent': percent,
     'probability': probability,
@@ -175,4 +178,5 @@ _FILTERS: dict[str, Callable[..., str]] = {
     'duration': duration,
     'number': '{:,}'.format,
     'sentence': sentence,
+    'utc': utc,
 }

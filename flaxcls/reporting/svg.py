@@ -11,7 +11,7 @@ _RUN = '#f0f0{:02x}'  # Becomes --run-0, --run-1, ... of the page's style.
 NUM_COLOURS = 6
 _STYLE = {
     'svg.fonttype': 'none',
-    'font.size': 9,
+    'font.size': 8.5,
     'text.color': INK,
     'text.parse_math': False,
     'axes.edgecolor': INK,
@@ -42,7 +42,7 @@ def run_colour(index: int) -> str:
 
 
 @contextlib.contextmanager
-def figure(width: float = 4.6, height: float = 2.7) -> Iterator[Any]:
+def figure(width: float, height: float) -> Iterator[Any]:
     """Yields an empty matplotlib Figure, of a size in inches, in the style of the page."""
     import matplotlib  # noqa: PLC0415 - slow to import
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -84,9 +84,7 @@ def render(drawn: Any, name: str, title: str) -> str:
 def _own_ids(text: str, name: str) -> str:
     """Keeps the ids that are referred to, beginning with the figure's name, and drops the rest."""
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(
-        r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else '', text
-    )
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else '', text)
     return re.sub(r'(url\(#|href="#)', rf'\g<1>{name}-', text)
 
 

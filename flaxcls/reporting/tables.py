@@ -45,7 +45,8 @@ def repeating_command(run: Run) -> str:
     for option in list_options(run):
         if option.chosen:
             words.append(f'--config.{option.key}={as_flag(option.value)}')
-    return ' '.join(map(shlex.quote, words))
+    begin, *rest = shlex.join(words[:3]), *map(shlex.quote, words[3:])
+    return ' \\\n    '.join([begin, *rest])
 
 
 def as_flag(value: Any) -> str:
@@ -185,7 +186,8 @@ def class_table(predictions: Predictions, names: Sequence[str]) -> ClassTable:
     np.fill_diagonal(wrong, 0)
     shown = np.arange(len(names))
     if len(names) > _IN_CLASS_TABLE:
-        shown = np.argsort(scores.f1, kind='stable')[:_IN_CLASS_TABLE]
+        absent = scores.support == 0  # Their F1 says nothing.
+        shown = np.lexsort((scores.f1, absent))[:_IN_CLASS_TABLE]
     rows = [
         ClassRow(
             names[label],
