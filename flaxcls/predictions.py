@@ -144,11 +144,9 @@ def write_csv(
       temperature: of the probabilities.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: the file cannot be there.
     """
-    path = pathlib.Path(path).expanduser()
-    if not path.parent.is_dir():
-        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
+    path = require_place(path)
     names, answers = np.array(predictions.class_names, object), predictions.answers
     columns = (
         predictions.names,
@@ -163,4 +161,14 @@ def write_csv(
     table.writerows(zip(*columns, strict=True))
     # Names of files need not be valid text.
     write_atomically(path, text.getvalue().encode('utf-8', 'surrogateescape'))
+    return path
+
+
+def require_place(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a file to write; raises UserError if it is a folder, or has none."""
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f'{str(path)!r} is a folder; name a file in it.')
+    if not path.parent.is_dir():
+        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
     return path
