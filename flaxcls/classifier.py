@@ -81,7 +81,8 @@ class Classifier:
         """
         workdir = pathlib.Path(workdir).expanduser()
         config = load_stored_config(workdir)
-        if crops is not None:
+        as_evaluated = crops in (None, config.data.eval_crops)
+        if not as_evaluated:
             set_option(config, 'data.eval_crops', crops)
         validate(config)
         names = load_class_names(workdir) or map(str, range(config.model.num_classes))
@@ -92,7 +93,7 @@ class Classifier:
         finally:
             checkpoints.close()
         # It is measured with the crops of evaluation.
-        temperature = 1.0 if crops else load_temperature(workdir, step)
+        temperature = load_temperature(workdir, step) if as_evaluated else 1.0
         return cls(config, variables, tuple(names), temperature=temperature, step=step)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:

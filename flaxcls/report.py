@@ -1,12 +1,13 @@
 """Shows what runs have reached: a table here, and all that there is to see on one page of HTML.
 
   python -m flaxcls.report --workdir=runs/digits_resnet20
-  python -m flaxcls.report --workdir=runs/digits_resnet20 --workdir=runs/digits_alexnet --out=two.html
+  python -m flaxcls.report --workdir=runs/digits_resnet20 --workdir=runs/other --out=two.html
   python -m flaxcls.report --workdir=runs/digits_resnet20 --watch=30    (while it is trained)
 
-The page needs no other file and no network. It has the curves, the results with their interval, the
-confusions, the calibration, the most confident mistakes and the most typical images with Grad-CAM,
-the scores of each class, and what was run. Several runs are compared with the first, image by image.
+The page needs no other file and no network. It has what was run, the curves, the results with their
+interval, the confusions, the calibration, the most confident mistakes and the most typical images
+with Grad-CAM, and the scores of each class. Several runs are compared with the first, image by
+image.
 It is written from what is there: before the first checkpoint, or without the data, parts are left
 out, and the page says why. With --watch it is written anew whenever a run has gone on, until all
 are finished, and the browser that shows it reloads it.

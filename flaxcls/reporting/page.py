@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 import flaxcls
 from flaxcls.errors import UserError
-from flaxcls.reporting import figures, pictures, svg, tables
+from flaxcls.reporting import examples, figures, svg, tables
 from flaxcls.reporting.runs import Run
 
 NOT_EVALUATED = 'Nothing has been evaluated yet.'
@@ -98,7 +98,7 @@ def _examples(run: Run) -> Part:
     if missing:
         return Part(None, sentence(missing))
     try:
-        return Part(pictures.examples(run))
+        return Part(examples.find_examples(run))
     except UserError as error:
         return Part(None, sentence(str(error)))
 

@@ -27,7 +27,7 @@ from flaxcls.writers import Record, read_metrics
 
 
 class Result(NamedTuple):
-    """An evaluation: of the newest checkpoint, or where that cannot be had, as metrics.jsonl has it.
+    """An evaluation: of the newest checkpoint, or if it cannot be had, that of metrics.jsonl.
 
     Attributes:
       step: of the state.

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flaxcls.explain import grad_cam, overlay
+from flaxcls.attribution import grad_cam
+from flaxcls.pictures import overlay
 from flaxcls.predictions import Predictions
 from flaxcls.reporting.runs import Run
 
@@ -76,7 +77,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     return mistakes, right[first], uncertain
 
 
-def examples(run: Run) -> Examples:
+def find_examples(run: Run) -> Examples:
     """Returns the examples of a run that has predictions, a classifier and its data."""
     temperature = run.calibration['temperature'] if run.calibration else 1.0
     probabilities = run.predictions.probabilities(temperature).max(1)
