@@ -80,11 +80,11 @@ class Run(NamedTuple):
         try:
             config = load_stored_config(self.workdir)
             setup = prepare(config, for_training=False, devices=jax.local_devices()[:1])
+            require_stored_classes(setup, self.workdir)
         except UserError as error:
             raise UserError(
                 f'--method={self.method} looks for validation images, and {error}'
             ) from None
-        require_stored_classes(setup, self.workdir)
         return setup.source
 
     def load(self, source: Source, places: np.ndarray) -> Examples:

@@ -68,13 +68,18 @@ def draw_depth(curves: Mapping[str, Sequence[LayerNorms]], title: str, path: pat
 
 
 def draw_reuse(tables: Sequence[np.ndarray], title: str, path: pathlib.Path) -> None:
-    """Writes a picture of `depth.feature_reuse`, a square for each block."""
+    """Writes a picture of `depth.feature_reuse`, a square for each block.
+
+    Columns are scaled by their largest values, since weights of other fan-in have another size.
+    """
     figure = _figure(4.2 * len(tables), 4, title)
     for block, (axis, table) in enumerate(
         zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True), start=1
     ):
-        shown = axis.imshow(table, vmin=0, interpolation='nearest')
-        figure.colorbar(shown, ax=axis, shrink=0.7, label='mean absolute weight')
+        largest = np.maximum(np.nanmax(table, axis=0), np.finfo(np.float32).tiny)
+        shown = axis.imshow(table / largest, vmin=0, vmax=1, interpolation='nearest')
+        label = "mean absolute weight, of the column's largest"
+        figure.colorbar(shown, ax=axis, shrink=0.7, label=label)
         last = len(table) - 1
         every = -(-last // 12)
         places = list(range(0, last, every))

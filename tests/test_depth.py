@@ -28,54 +28,57 @@ def _network(name, size=64, batch=4, **options):
     return model, variables, images, jnp.arange(batch) % 3
 
 
+def _training_keys(images):
+    return jax.random.split(jax.random.key(0), len(images))
+
+
 @pytest.mark.parametrize('name', NETWORKS)
-def test_the_norms_are_those_of_brute_force(name):
-    XX
-        'alexnet', 'vgg16_bn', 'densenet_40_12') else _network(name)  # fmt: skip
-    norms = {layer.layer: layer for layer in signal_and_gradient_norms(
-        model, variables, images, labels)}  # fmt: skip
-
-    def outputs_of_training(variables):
-        return model.apply(
-            variables, images, train=True, mutable=['batch_stats', 'intermediates'],
-            example_keys=jax.random.split(jax.random.key(0), len(images)),
-            capture_intermediates=True,
-        )  # fmt: skip
-
-    logits, state = outputs_of_training(variables)
-    for layer in norms.values():
+def test_signals_are_those_of_training(name):
+    model, variables, images, labels = _network(name)
+    logits, state = model.apply(
+        variables,
+        images,
+        train=True,
+        example_keys=_training_keys(images),
+        mutable=['batch_stats', 'intermediates'],
+        capture_intermediates=True,
+    )
+    norms = signal_and_gradient_norms(model, variables, images, labels)
+    for layer in norms:
         output = state['intermediates'][layer.layer]['__call__'][0]
         expected = np.sqrt(np.square(np.asarray(output, np.float64)).mean())
         np.testing.assert_allclose(layer.signal, expected, rtol=1e-4)
-    # The logits' gradient has a formula.
+    # The gradient with respect to the logits has a formula.
     errors = jax.nn.softmax(logits) - jax.nn.one_hot(labels, 3)
     expected = np.sqrt(np.square(errors).sum() / len(images))
-    np.testing.assert_allclose(norms['head'].gradient, expected, rtol=1e-4)
+    assert norms[-1].layer == 'head'
+    np.testing.assert_allclose(norms[-1].gradient, expected, rtol=1e-4)
 
 
-def test_gradients_are_differences_of_the_loss():
-    """Along the gradient's own direction the loss rises by the norm."""
-    model, variables, images, labels = _network('resnet20', size=16)
-    keys = jax.random.split(jax.random.key(0), len(images))
+@pytest.mark.parametrize('name', ['resnet20', 'densenet_40_12'])
+def test_gradients_are_those_of_each_layer_by_itself(name):
+    model, variables, images, labels = _network(name, size=16)
 
     @jax.jit
-    def loss(shift):
-        with jax.enable_x64(False):
-            logits, outputs = apply_and_record(
-                model, variables, images, ['stage1_block1'],
-                shifts={'stage1_block1': shift}, training_keys=keys,
-            )  # fmt: skip
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.sum(), outputs['stage1_block1']
+    def loss(shifts):
+        logits, outputs = apply_and_record(
+            model, variables, images, list(shifts), shifts=shifts, training_keys=keys
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), outputs
 
-    zero = jnp.zeros((len(images), 16, 16, 4))
-    direction = jax.grad(lambda shift: loss(shift)[0])(zero)
-    length = jnp.sqrt(jnp.square(direction).sum())
-    step = 1e-2 * direction / length
-    slope = (loss(step)[0] - loss(-step)[0]) / 2e-2
-    norms = {n.layer: n for n in signal_and_gradient_norms(model, variables, images, labels)}
-    gradient = norms['stage1_block1'].gradient * np.sqrt(len(images))
-    np.testing.assert_allclose(gradient, slope, rtol=2e-2)
+    keys = _training_keys(images)
+    for layer in signal_and_gradient_norms(model, variables, images, labels):
+        if 'block' not in layer.layer:
+            continue
+        _, outputs = apply_and_record(model, variables, images, [layer.layer], training_keys=keys)
+        zeros = jax.tree.map(jnp.zeros_like, outputs)
+        gradient = jax.grad(loss, has_aux=True)(zeros)[0][layer.layer]
+        length = jnp.sqrt(jnp.square(gradient).sum())
+        np.testing.assert_allclose(layer.gradient, length / np.sqrt(len(images)), rtol=1e-4)
+        # Along the gradient the loss rises as fast as it is long.
+        step = 1e-2 * gradient / length
+        rise = loss({layer.layer: step})[0] - loss({layer.layer: -step})[0]
+        np.testing.assert_allclose(rise / 2e-2, length, rtol=2e-2)
 
 
 def test_statistics_are_the_batch_s_and_are_not_kept():
@@ -88,7 +91,7 @@ def test_statistics_are_the_batch_s_and_are_not_kept():
         signal_and_gradient_norms(model, variables, images, labels), again, strict=True
     ):
         np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4)
-    keys = jax.random.split(jax.random.key(0), len(images))
+    keys = _training_keys(images)
     evaluated, _ = apply_and_record(model, variables, images, [])
     trained, _ = apply_and_record(model, variables, images, [], training_keys=keys)
     assert jnp.abs(evaluated - trained).max() > 1e-3
