@@ -77,22 +77,23 @@ def write_report(
     return out, runs
 
 
-def watch(
-    workdirs: Sequence[str], out: str | None, seconds: float, runs: Sequence[Run] = ()
-) -> None:
+def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
     """Writes the page whenever one of the runs has gone on, until all are finished."""
-    seen = None
+    seen, runs = None, ()
     while True:
         # Taken before the run is read: what is written meanwhile is found the next time.
         stamp = [_stamp(workdir) for workdir in workdirs]
         if stamp != seen:
             path, runs = write_report(workdirs, out, earlier=runs, reload_after=seconds)
-            reached = ', '.join(f'step {run.step}' for run in runs)
-            print(f'wrote {path} ({reached})', flush=True)
+            _tell(path, runs)
             seen = stamp
         if all(run.finished for run in runs):
             return
         time.sleep(seconds)
+
+
+def _tell(path: pathlib.Path, runs: Sequence[Run]) -> None:
+    print(f'{table(runs)}\nwrote {path}; open it in a browser', flush=True)
 
 
 def _stamp(workdir: str) -> list[tuple[str, int]]:
@@ -118,11 +119,10 @@ def main(argv: Sequence[str]) -> None:
     if flags.watch is not None and not flags.watch > 0:
         raise UserError(f'--watch={flags.watch:g} is no time to wait; give seconds above 0.')
     workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]
-    path, runs = write_report(workdirs, flags.out, reload_after=flags.watch)
-    print(table(runs))
-    print(f'wrote {path}; open it in a browser', flush=True)
-    if flags.watch is not None and not all(run.finished for run in runs):
-        watch(workdirs, flags.out, flags.watch, runs)
+    if flags.watch is None:
+        _tell(*write_report(workdirs, flags.out))
+    else:
+        watch(workdirs, flags.out, flags.watch)
 
 
 if __name__ == '__main__':

@@ -113,7 +113,7 @@ def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
 
     axis.set_yscale('function', functions=(to_axis, lambda height: 1 - np.exp(-height)))
     low, high = most * 1.15, (least / 1.3 if len(wrong) == len(errors) else none)
-    ticks = [e for e in (b * 10.0**-n for n in range(7) for b in (8, 5, 2, 1)) if high < e < low]
+    ticks = [e for e in (b * 10.0**-n for n in range(7) for b in (5, 2, 1)) if high < e < low]
     if len(ticks) > 6:
         ticks = [e for e in ticks if f'{e:e}'[0] == '1']
     if len(wrong) < len(errors):
@@ -121,7 +121,7 @@ def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
     axis.set_ylim(1 - min(low, 1), 1 - high)
     # Ticks below the axis' end are not drawn, and rounding could put the last one there.
     places = [1 - max(e, high) for e in ticks]
-    axis.set_yticks(places, [f'{100 * (1 - e):.6g} %' for e in ticks])
+    axis.set_yticks(places, _percents([1 - e for e in ticks]))
     axis.minorticks_off()
 
 
@@ -135,27 +135,37 @@ def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | N
     """
     predictions, colour = run.predictions, svg.run_colour(index)
     temperatures = [1.0] + ([calibration['temperature']] if calibration else [])
+    quarters = 0, 0.25, 0.5, 0.75, 1
     with svg.figure(4.2, 3.6) as figure:
         axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         axis.plot([0, 1], [0, 1], color=svg.INK, alpha=0.5, linewidth=0.8, dashes=(4, 3))
         for temperature in temperatures:
             bins = reliability(predictions.labels, predictions.probabilities(temperature))
             filled = bins.count > 0
-            points = bins.confidence[filled], bins.accuracy[filled]
-            share = bins.count[filled] / bins.count.sum()
-            last = temperature == temperatures[-1]
-            look = {'linewidth': 1} if last else {'linewidth': 0.8, 'alpha': 0.5, 'dashes': (2, 2)}
-            axis.plot(*points, color=colour, **look)
+            confidence, accuracy = bins.confidence[filled], bins.accuracy[filled]
             # Few images tell little, and their points are small.
-            axis.scatter(*points, 12 + 60 * share, colour, linewidths=0,
-                         alpha=1 if last else 0.5, clip_on=False)  # fmt: skip
+            sizes = 8 + 70 * bins.count[filled] / bins.count.sum()
+            last = temperature == temperatures[-1]
+            axis.vlines(confidence, confidence, accuracy, colour, alpha=0.5 if last else 0.25)
+            axis.scatter(
+                *(confidence, accuracy, sizes),
+                facecolors=colour if last else 'none',
+                edgecolors=colour,
+                linewidths=0.8,
+                clip_on=False,
+                zorder=3,
+            )
         share, width = bins.count / bins.count.sum(), bins.edges[1]
         below.bar(bins.edges[:-1], share, width, align='edge', color=colour, alpha=0.7)
         axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02))
         below.set(ylabel='images', xlabel='probability of the answer', ylim=(0, 1))
-        for each, ticks in ((axis, (0, 0.25, 0.5, 0.75, 1)), (below, (0, 0.5, 1))):
-            each.set_yticks(ticks, [f'{tick:.0%}' for tick in ticks])
-        axis.set_xticks((0, 0.25, 0.5, 0.75, 1), ['0%', '25%', '50%', '75%', '100%'])
+        for each, ticks in ((axis, quarters), (below, (0, 0.5, 1))):
+            each.set_yticks(ticks, _percents(ticks))
+        axis.set_xticks(quarters, _percents(quarters))
         return svg.render(
             figure, f'reliability-{index}', 'Accuracy over the probability of the answer.'
         )
+
+
+def _percents(shares: Sequence[float]) -> list[str]:
+    return [f'{100 * share:.6g} %' for share in shares]
