@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from flaxcls import metrics, parallel, processes, score_tables
+from flaxcls import metrics, parallel, score_tables
 from flaxcls.calibration import calibrate, save_calibration
 from flaxcls.checkpoint import Checkpoints
 from flaxcls.classifier import CALIBRATION_FILE, load_temperature
@@ -37,10 +37,7 @@ from flaxcls.predictions import (
 from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
 from flaxcls.train_state import TrainState
 
-_FLAGS = (
-    *('--workdir', '--checkpoint', '--calibrate', '--csv'),
-    *('--coordinator', '--num_processes', '--process_id'),
-)
+_FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 # What leaves the logits alone, and what says which images there are.
 _SAME_LOGITS = OBSERVING_OPTIONS | {'batch_size', 'data.cache'}
 _WHICH_IMAGES = frozenset(
@@ -228,7 +225,6 @@ def main(argv: Sequence[str]) -> None:
         help=f'fit a temperature, and keep it in WORKDIR/{CALIBRATION_FILE} for Classifier.load',
     )
     parser.add_argument('--csv', metavar='FILE', help='write a line for each image, of one run')
-    processes.add_flags(parser)
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest, _FLAGS)
     workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]
@@ -244,12 +240,11 @@ def main(argv: Sequence[str]) -> None:
     if flags.calibrate:
         for workdir, options in zip(workdirs, changed, strict=True):
             _require_own_network(workdir, options)
-    processes.start(flags)
     runs = []
     for workdir, options in zip(workdirs, changed, strict=True):
         setup, state = load_run(workdir, checkpoint=flags.checkpoint, overrides=overrides)
         runs.append(_Run(workdir, setup.config, options, predict_validation(setup, state)))
-    processes.on_first(lambda: _tell(runs, flags))
+    _tell(runs, flags)
 
 
 if __name__ == '__main__':

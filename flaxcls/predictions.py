@@ -96,7 +96,10 @@ def _make_predict_step(setup: Setup) -> Any:
 
 
 def save_predictions(predictions: Predictions, workdir: str | os.PathLike) -> pathlib.Path:
-    """Writes WORKDIR/predictions.npz, whole or not at all; returns the file."""
+    """Writes WORKDIR/predictions.npz, whole or not at all; returns the file.
+
+    Of several processes one has to do it, such as with `processes.on_first`.
+    """
     path = pathlib.Path(workdir).expanduser() / PREDICTIONS_FILE
     file = io.BytesIO()
     fields = predictions._asdict() | {
