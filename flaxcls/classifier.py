@@ -60,6 +60,7 @@ class Classifier:
         self.step = step
         self.normalize = make_normalize(config)
         self.side, self._cut = pipeline.make_eval_cut(config)
+        self._compiled: dict[Any, Callable[..., Any]] = {}
         self._classify = self.compile(steps.make_classify(config, self.model))
         self._features = self.compile(self._features_of)
 
@@ -80,7 +81,8 @@ class Classifier:
         """
         workdir = pathlib.Path(workdir).expanduser()
         config = load_stored_config(workdir)
-        if crops is not None:
+        as_evaluated = crops in (None, config.data.eval_crops)
+        if not as_evaluated:
             set_option(config, 'data.eval_crops', crops)
         validate(config)
         names = load_class_names(workdir) or map(str, range(config.model.num_classes))
@@ -91,13 +93,29 @@ class Classifier:
         finally:
             checkpoints.close()
         # It is measured with the crops of evaluation.
-        temperature = 1.0 if crops else load_temperature(workdir, step)
+        temperature = load_temperature(workdir, step) if as_evaluated else 1.0
         return cls(config, variables, tuple(names), temperature=temperature, step=step)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the function under jit, compiled as the steps of the network are."""
         options = compiler_options(self.config.model.name, jax.default_backend())
         return jax.jit(function, compiler_options=options)
+
+    def compiled(
+        self, make: Callable[..., Callable[..., Any]], *options: Any
+    ) -> Callable[..., Any]:
+        """Returns make(self, *options) as `compile` does, which is done once for each of them."""
+        if (make, options) not in self._compiled:
+            self._compiled[make, options] = self.compile(make(self, *options))
+        return self._compiled[make, options]
+
+    def in_batches(
+        self, function: Callable[..., jax.Array], *arrays: np.ndarray, size: int = BATCH_SIZE
+    ) -> np.ndarray:
+        """Returns function(variables, *arrays) [N, ...], computed `size` rows at a time."""
+        firsts = range(0, len(arrays[0]), size)
+        batches = ([array[first : first + size] for array in arrays] for first in firsts)
+        return np.concatenate([self._in_batch(function, *batch) for batch in batches])
 
     def predict(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Returns float32 probabilities [N, C] of images as they come.
@@ -182,12 +200,12 @@ class Classifier:
             batch = images[first : first + BATCH_SIZE]
             yield np.stack(list(map_in_threads(self.prepare, batch, num_threads(self.config))))
 
-    def _in_batch(self, function: Callable[..., jax.Array], prepared: np.ndarray) -> np.ndarray:
+    def _in_batch(self, function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
         """Fills the batch up to a power of two, so that few sizes are ever compiled."""
-        count = len(prepared)
+        count = len(arrays[0])
         missing = (1 << (count - 1).bit_length()) - count
-        filled = np.pad(prepared, [(0, missing)] + [(0, 0)] * 3)
-        return np.asarray(function(self.variables, filled))[:count]
+        filled = [np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
+        return np.asarray(function(self.variables, *filled))[:count]
 
 
 def _require_image(image: np.ndarray) -> np.ndarray:

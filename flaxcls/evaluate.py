@@ -88,15 +88,41 @@ def load_run(
     Raises:
       UserError: there is no such run or checkpoint, or an override does not fit.
     """
-    workdir = pathlib.Path(workdir).expanduser()
-    config = load_stored_config(workdir, overrides)
-    setup = prepare(config, for_training=training_too)
-    require_stored_classes(setup, workdir)
+    setup = open_run(workdir, overrides=overrides, training_too=training_too)
     for note in setup.source.notes:
         print(f'Note: {note}')
-    checkpoints = Checkpoints(workdir, read_only=True)
+    return setup, restore_run(setup, workdir, checkpoint=checkpoint)
+
+
+def open_run(
+    workdir: str | os.PathLike,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    training_too: bool = False,
+) -> Setup:
+    """Returns what a run was made of, which needs no checkpoint; arguments as `load_run`.
+
+    Raises:
+      UserError: there is no such run, an override does not fit, or the data is another.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    setup = prepare(load_stored_config(workdir, overrides), for_training=training_too)
+    require_stored_classes(setup, workdir)
+    return setup
+
+
+def restore_run(
+    setup: Setup, workdir: str | os.PathLike, *, checkpoint: str = 'newest'
+) -> TrainState:
+    """Returns the state of the run in `workdir`, whose setup is given; arguments as `load_run`.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is another network's.
+      RunError: it cannot be read.
+    """
+    checkpoints = Checkpoints(pathlib.Path(workdir).expanduser(), read_only=True)
     try:
-        return setup, checkpoints.restore(
+        return checkpoints.restore(
             checkpoints.find(checkpoint), setup.init_state(take_weights=False)
         )
     finally:

@@ -1,148 +1,128 @@
-"""Shows what runs have reached: a table, the curves, and validation images with the answers.
+"""Shows what runs have reached: a table here, and all that there is to see on one page of HTML.
 
-  python -m flaxcls.report --workdir=runs/digits_resnet20 --workdir=runs/digits_alexnet
+  python -m flaxcls.report --workdir=runs/digits_resnet20
+  python -m flaxcls.report --workdir=runs/digits_resnet20 --workdir=runs/other --out=two.html
+  python -m flaxcls.report --workdir=runs/digits_resnet20 --watch=30    (while it is trained)
 
-Writes curves.png and predictions.png into each workdir.
+The page needs no other file and no network. It has what was run, the curves, the results with their
+interval, the confusions, the calibration, the most confident mistakes and the most typical images
+with Grad-CAM, and the scores of each class. Several runs are compared with the first, image by
+image.
+It is written from what is there: before the first checkpoint, or without the data, parts are left
+out, and the page says why. With --watch it is written anew whenever a run has gone on, until all
+are finished, and the browser that shows it reloads it.
 """
 
 import os
 import pathlib
+import time
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-
-from flaxcls.data.pipeline import make_eval_batches
-from flaxcls.data.splits import Subset
 from flaxcls.errors import CommandParser, UserError, run_command
-from flaxcls.evaluate import load_run
-from flaxcls.run_setup import Setup, load_stored_config
-from flaxcls.steps import make_classify
-from flaxcls.train_state import TrainState
-from flaxcls.writers import Record, read_metrics
+from flaxcls.reporting import page
+from flaxcls.reporting.runs import Run, load
+from flaxcls.writers import write_atomically
 
-_ROWS, _COLUMNS = 4, 8
+_PAGE = 'report.html'
 
 
-def table(workdirs: Sequence[str]) -> str:
-    """Returns a table with a line for each run: network, data, epochs, validation accuracy.
-
-    Raises:
-      UserError: there is no run in a workdir, or it has not been evaluated yet.
-    """
+def table(runs: Sequence[Run]) -> str:
+    """Returns a table with a line for each run: network, data, epochs, validation accuracy."""
     lines = [
         f'{"run":<32} {"network":<20} {"data":<16} {"epochs":>6} {"val/accuracy":>13} {"best":>8}'
     ]
-    for workdir in workdirs:
-        config = load_stored_config(workdir)
-        evaluations = _evaluations(workdir)
-        last = evaluations[-1]
-        best = max(record['val/accuracy'] for record in evaluations)
+    for run in runs:
+        reached = f'{"-":>6} {"-":>13} {"-":>8}'
+        if run.best:
+            last = run.evaluations[-1]
+            reached = (
+                f'{last["epoch"]:>6g} {last["val/accuracy"]:>13.2%} '
+                f'{run.best["val/accuracy"]:>8.2%}'
+            )
         lines.append(
-            f'{workdir:<32} {config.model.name:<20} {config.data.source:<16} {last["epoch"]:>6g} '
-            f'{last["val/accuracy"]:>13.2%} {best:>8.2%}'
+            f'{run.workdir:<32} {run.config.model.name:<20} {run.config.data.source:<16} {reached}'
         )
     return '\n'.join(lines)
 
 
-def _evaluations(workdir: str) -> list[Record]:
-    evaluations = [record for record in read_metrics(workdir) if 'val/accuracy' in record]
-    if not evaluations:
-        raise UserError(f'the run in {str(workdir)!r} has not been evaluated yet; let it go on.')
-    return evaluations
+def write_report(
+    workdirs: Sequence[str | os.PathLike],
+    out: str | os.PathLike | None = None,
+    *,
+    earlier: Sequence[Run] = (),
+    reload_after: float | None = None,
+) -> tuple[pathlib.Path, list[Run]]:
+    """Writes the page about runs, be they finished or not; returns the file, and what it shows.
+
+    Args:
+      workdirs: of the runs; the others are compared with the first.
+      out: the file; None: report.html in the first workdir.
+      earlier: what an earlier call has returned for the same workdirs, to predict nothing twice.
+      reload_after: seconds after which a browser that shows the page loads it again while a run is
+        not finished; None: never.
+
+    Raises:
+      UserError: there is no run in a workdir, or no folder for the page.
+    """
+    workdirs = [os.path.expanduser(workdir) for workdir in workdirs]
+    out = pathlib.Path(out or os.path.join(workdirs[0], _PAGE)).expanduser()
+    if not out.parent.is_dir():
+        raise UserError(f'there is no folder {str(out.parent)!r} for --out={out}; create it.')
+    known = earlier or [None] * len(workdirs)
+    runs = [load(workdir, before) for workdir, before in zip(workdirs, known, strict=True)]
+    going_on = not all(run.finished for run in runs)
+    text = page.render(runs, reload_after=reload_after if going_on else None)
+    # Names of files need not be valid text.
+    write_atomically(out, text.encode('utf-8', 'backslashreplace'))
+    return out, runs
 
 
-def plot_curves(workdir: str) -> pathlib.Path:
-    """Draws loss and accuracy, of training and validation, over the epochs; returns the file."""
-    plt = _pyplot()
-    records = read_metrics(workdir)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
-    for axis, quantity in zip(axes, ('loss', 'accuracy'), strict=True):
-        for part, style in (('train', {'alpha': 0.7}), ('val', {'marker': '.'})):
-            name = f'{part}/{quantity}'
-            points = [(record['epoch'], record[name]) for record in records if name in record]
-            axis.plot(*zip(*points, strict=True), label=name, **style)
-        axis.set_xlabel('epoch')
-        axis.set_ylabel(quantity)
-        axis.grid(alpha=0.3)
-        axis.legend()
-    axes[0].set_yscale('log')
-    figure.suptitle(f'{load_stored_config(workdir).model.name} in {workdir}')
-    return _save(figure, pathlib.Path(workdir) / 'curves.png')
+def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
+    """Writes the page whenever one of the runs has gone on, until all are finished."""
+    seen, runs = None, ()
+    while True:
+        # Taken before the run is read: what is written meanwhile is found the next time.
+        stamp = [_stamp(workdir) for workdir in workdirs]
+        if stamp != seen:
+            path, runs = write_report(workdirs, out, earlier=runs, reload_after=seconds)
+            _tell(path, runs)
+            seen = stamp
+        if all(run.finished for run in runs):
+            return
+        time.sleep(seconds)
 
 
-def plot_predictions(workdir: str) -> pathlib.Path:
-    """Draws validation images with the answers, wrong ones first; returns the file."""
-    plt = _pyplot()
-    setup, state = load_run(workdir)
-    labels, answers, confidence = _predict(setup, state)
-    names = setup.source.class_names
-    # Wrong answers from the most confident on, then right ones from the least confident on.
-    wrong = answers != labels
-    order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[: _ROWS * _COLUMNS]
-    images = _load_images(setup, order)
-    figure, axes = plt.subplots(_ROWS, _COLUMNS, figsize=(12, 7), layout='constrained')
-    for axis in axes.flat:
-        axis.axis('off')
-    for axis, index, image in zip(axes.flat, order, images, strict=False):
-        axis.imshow(image)
-        answer, color = f'{names[answers[index]]} ({confidence[index]:.0%})', 'tab:green'
-        if wrong[index]:
-            answer, color = f'{answer}\nis {names[labels[index]]}', 'tab:red'
-        axis.set_title(answer, color=color, fontsize=9)
-    figure.suptitle(
-        f'{wrong.sum()} of {len(labels)} validation images are wrong (red); the least certain '
-        'of the right answers in green'
-    )
-    return _save(figure, pathlib.Path(workdir) / 'predictions.png')
+def _tell(path: pathlib.Path, runs: Sequence[Run]) -> None:
+    print(f'{table(runs)}\nwrote {path}; open it in a browser', flush=True)
 
 
-def _predict(setup: Setup, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns labels [N], answers [N] and their probabilities [N] of all validation images."""
-    classify = make_classify(setup.config, setup.model)
-
-    @jax.jit
-    def predict(state, images):
-        logits = classify(state.evaluated, images)
-        return logits.argmax(-1), jax.nn.softmax(logits).max(-1)
-
-    parts = []
-    for batch in make_eval_batches(setup.config, setup.source.val)():
-        outputs = batch['label'], *predict(state, batch['image'])
-        parts.append([np.asarray(output)[batch['mask']] for output in outputs])
-    labels, answers, confidence = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return labels, answers, confidence
-
-
-def _load_images(setup: Setup, indices: np.ndarray) -> np.ndarray:
-    """Returns these validation images as the network sees them, uint8 [N, S, S, 3]."""
-    batches = make_eval_batches(setup.config, Subset(setup.source.val, indices))()
-    return np.concatenate([batch['image'][batch['mask']] for batch in batches])
-
-
-def _pyplot():
-    import matplotlib  # noqa: PLC0415 - slow to import, and needed for pictures only
-
-    matplotlib.use('agg')
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    return pyplot
-
-
-def _save(figure, path: pathlib.Path) -> pathlib.Path:
-    figure.savefig(path, dpi=110)
-    _pyplot().close(figure)
-    return path
+def _stamp(workdir: str) -> list[tuple[str, int]]:
+    """Returns what changes when a run has logged, evaluated or saved something."""
+    paths = [*pathlib.Path(workdir).glob('*.json*'), *pathlib.Path(workdir).glob('checkpoints/*')]
+    found = []
+    for path in sorted(paths):
+        try:
+            found.append((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # A checkpoint that has made room for a newer one.
+            continue
+    return found
 
 
 def main(argv: Sequence[str]) -> None:
     parser = CommandParser('flaxcls.report', __doc__)
     parser.add_argument('--workdir', action='append', required=True, help='of a run; repeatable')
-    workdirs = [os.path.expanduser(workdir) for workdir in parser.parse_args(argv).workdir]
-    print(table(workdirs))
-    for workdir in workdirs:
-        for path in (plot_curves(workdir), plot_predictions(workdir)):
-            print(f'wrote {path}')
+    parser.add_argument('--out', help=f'the page; default: {_PAGE} in the first workdir')
+    parser.add_argument(
+        '--watch', type=float, metavar='SECONDS', help='between two looks at runs that go on'
+    )
+    flags = parser.parse_args(argv)
+    if flags.watch is not None and not flags.watch > 0:
+        raise UserError(f'--watch={flags.watch:g} is no time to wait; give seconds above 0.')
+    workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]
+    if flags.watch is None:
+        _tell(*write_report(workdirs, flags.out))
+    else:
+        watch(workdirs, flags.out, flags.watch)
 
 
 if __name__ == '__main__':

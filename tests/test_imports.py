@@ -27,9 +27,13 @@ ORDER = [
     {'compiled', 'classifier'},
     {'calibration', 'score_tables'},
     {'evaluate'},
+    {'attribution', 'depth'},
+    {'features', 'pictures'},
+    {'reporting'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
+    {'explain'},
     {
         'main',
         'benchmark',

@@ -1,6 +1,7 @@
 """The command line as a person meets it: each test runs real processes."""
 
 import os
+import pathlib
 import random
 import signal
 import subprocess
@@ -117,8 +118,9 @@ def test_train_in_a_relative_workdir_then_evaluate_and_report(tmp_path):
     code, out, err = _run('report', f'--workdir={workdir}', cwd=tmp_path)
     assert code == 0, err
     assert '%' in out
-    for name in ('curves.png', 'predictions.png'):
-        assert (tmp_path / workdir / name).stat().st_size > 10_000
+    page = pathlib.Path(workdir, 'report.html')
+    assert f'wrote {page};' in out
+    assert (tmp_path / page).stat().st_size > 10_000
     for path in (tmp_path / workdir / 'checkpoints').glob('*/default/**/d/*'):
         path.write_bytes(path.read_bytes()[:40])
     code, out, err = _run('main', '--mode=evaluate', f'--workdir={workdir}', cwd=tmp_path)

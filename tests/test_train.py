@@ -16,7 +16,6 @@ from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import evaluate_workdir, load_run
 from flaxcls.interrupts import SignalFlag
-from flaxcls.report import plot_predictions
 from flaxcls.run_setup import prepare
 from flaxcls.writers import MetricsWriter, read_metrics
 
@@ -268,7 +267,6 @@ def test_classes_of_a_run_are_checked_wherever_it_goes_on(
     for go_on in (
         lambda: flaxcls.train_and_evaluate(config, workdir),
         lambda: evaluate_workdir(workdir),
-        lambda: plot_predictions(workdir),
     ):
         with pytest.raises(UserError, match='are not those that the run in'):
             go_on()

@@ -1,0 +1,121 @@
+"""Validation images that tell most about a network, with the heat of Grad-CAM over them."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from flaxcls.attribution import grad_cam
+from flaxcls.pictures import overlay
+from flaxcls.predictions import Predictions
+from flaxcls.reporting.runs import Run
+
+_AT_MOST = 12  # Examples of a kind.
+# Smaller images are shown pixel by pixel; those over the second side are reduced to it, as JPEG.
+_PIXELATED, _REDUCED = 96, 192
+
+
+class View(NamedTuple):
+    """An image as it stands in the page.
+
+    Attributes:
+      uri: a data URI with the image itself.
+      caption: what is seen.
+      pixelated: whether its pixels are to be seen as squares.
+    """
+
+    uri: str
+    caption: str
+    pixelated: bool
+
+
+class Example(NamedTuple):
+    """A validation image with its answer.
+
+    Attributes:
+      name: of the file or the record.
+      label: name of its class.
+      answer: name of the class that the network takes it for.
+      probability: of the answer.
+      views: the image, and the image with heat.
+    """
+
+    name: str
+    label: str
+    answer: str
+    probability: float
+    views: Sequence[View]
+
+
+class Examples(NamedTuple):
+    """Three kinds of examples, of which each may be empty."""
+
+    mistakes: list[Example]
+    typical: list[Example]
+    uncertain: list[Example]
+
+
+def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarray, ...]:
+    """Returns which examples to show, by index: confident mistakes, typical ones, uncertain ones.
+
+    Typical are the most confident right answers, of each class one. Uncertain are those, right or
+    wrong, with the least probable answers that are no confident mistakes already.
+    """
+    confidence = predictions.probabilities(temperature).max(1)
+    correct, answers = predictions.correct, predictions.answers
+    falling = np.argsort(-confidence, kind='stable')
+    mistakes = falling[~correct[falling]][:_AT_MOST]
+    right = falling[correct[falling]]
+    _, first = np.unique(answers[right], return_index=True)
+    if len(first) > _AT_MOST:  # Those of the classes that the network is surest of.
+        first = np.sort(first)[:_AT_MOST]
+    rising = falling[::-1]
+    uncertain = rising[~np.isin(rising, mistakes)][:_AT_MOST]
+    return mistakes, right[first], uncertain
+
+
+def find_examples(run: Run) -> Examples:
+    """Returns the examples of a run that has predictions, a classifier and its data."""
+    temperature = run.calibration['temperature'] if run.calibration else 1.0
+    probabilities = run.predictions.probabilities(temperature).max(1)
+    return Examples(
+        *(_describe(run, chosen, probabilities) for chosen in select(run.predictions, temperature))
+    )
+
+
+def _describe(run: Run, chosen: np.ndarray, probabilities: np.ndarray) -> list[Example]:
+    if not len(chosen):
+        return []
+    predictions, names = run.predictions, run.class_names
+    val = run.setup.source.val
+    images = np.stack([run.classifier.prepare(val[index][0]) for index in chosen])
+    labels, answers = predictions.labels[chosen], predictions.answers[chosen]
+    heats = {'answer': grad_cam(run.classifier, images, answers)}
+    if (labels != answers).any():
+        heats['label'] = grad_cam(run.classifier, images, labels)
+    found = []
+    for place, index in enumerate(chosen):
+        label, answer = names[labels[place]], names[answers[place]]
+        views = [_view(images[place], 'image')]
+        views.append(_view(overlay(images[place], heats['answer'][place]), f'for {answer}'))
+        if label != answer:
+            views.append(_view(overlay(images[place], heats['label'][place]), f'for {label}'))
+        name, probability = predictions.names[index], float(probabilities[index])
+        found.append(Example(name, label, answer, probability, views))
+    return found
+
+
+def _view(image: np.ndarray, caption: str) -> View:
+    picture, file = Image.fromarray(image), io.BytesIO()
+    if max(picture.size) > _REDUCED:
+        picture.thumbnail((_REDUCED, _REDUCED), Image.Resampling.LANCZOS)
+        picture.save(file, 'JPEG', quality=88)
+        kind = 'jpeg'
+    else:
+        picture.save(file, 'PNG', optimize=True)
+        kind = 'png'
+    data = base64.b64encode(file.getvalue()).decode('ascii')
+    return View(f'data:image/{kind};base64,{data}', caption, max(image.shape[:2]) <= _PIXELATED)

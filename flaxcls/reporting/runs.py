@@ -1,0 +1,219 @@
+"""What a workdir tells of its run, be it finished, going on, or without its data."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from flaxcls import models
+from flaxcls.classifier import CALIBRATION_FILE, Classifier
+from flaxcls.errors import RunError, UserError
+from flaxcls.evaluate import open_run, restore_run
+from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
+from flaxcls.predictions import Predictions, load_predictions, predict_validation
+from flaxcls.records import read_record
+from flaxcls.run_setup import Setup, load_class_names, load_stored_config
+from flaxcls.scores import (
+    accuracy_interval,
+    expected_calibration_error,
+    log_loss,
+    top_k_accuracy,
+)
+from flaxcls.writers import Record, read_metrics
+
+
+class Result(NamedTuple):
+    """An evaluation: of the newest checkpoint, or if it cannot be had, that of metrics.jsonl.
+
+    Attributes:
+      step: of the state.
+      count: of validation images.
+      accuracy: share of right answers, with its 95 % interval.
+      top_k: k, and how often the label is among the k best.
+      loss: cross-entropy.
+      ece: expected calibration error; None: the predictions are not there.
+    """
+
+    step: int
+    count: int
+    accuracy: float
+    interval: tuple[float, float]
+    top_k: tuple[int, float]
+    loss: float
+    ece: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its workdir has it; what is None is not there, and a sentence of `why` says why.
+
+    Attributes:
+      workdir: as it was given.
+      config: resolved.
+      history: the records of metrics.jsonl.
+      record: of record.json; {}: there is none yet.
+      class_names: in the order of the logits.
+      cost: of an image of evaluation's size.
+      layers: those with parameters.
+      setup: what it was made of, with its data.
+      predictions: of the newest checkpoint.
+      classifier: of the same, for the central crop.
+      calibration: of calibration.json, if it belongs to the newest checkpoint.
+      why: {'data', 'predictions': sentence}.
+    """
+
+    workdir: str
+    config: ConfigDict
+    history: Sequence[Record]
+    record: Mapping[str, Any]
+    class_names: Sequence[str]
+    cost: Cost
+    layers: Sequence[Layer]
+    setup: Setup | None
+    predictions: Predictions | None
+    classifier: Classifier | None
+    calibration: Mapping[str, Any] | None
+    why: Mapping[str, str]
+
+    @property
+    def evaluations(self) -> list[Record]:
+        return [record for record in self.history if 'val/accuracy' in record]
+
+    @property
+    def best(self) -> Record | None:
+        """The evaluation with the highest accuracy, the later one of equals."""
+        rank = lambda record: (record['val/accuracy'], record['step'])  # noqa: E731
+        return max(self.evaluations, key=rank, default=None)
+
+    @property
+    def step(self) -> int:
+        """The last that anything is known of."""
+        known = [self.record.get('step', 0), *(record['step'] for record in self.history[-1:])]
+        return max([*known, self.predictions.step if self.predictions else 0])
+
+    @property
+    def total_steps(self) -> int | None:
+        """None: neither a record nor the data tells."""
+        return self.setup.total_steps if self.setup else self.record.get('total_steps')
+
+    @property
+    def finished(self) -> bool:
+        return self.total_steps is not None and self.record.get('step', 0) >= self.total_steps
+
+    @property
+    def epoch(self) -> float | None:
+        total = self.total_steps
+        return self.step / total * self.config.num_epochs if total else None
+
+    @property
+    def result(self) -> Result | None:
+        """None: nothing has been evaluated, and nothing can be."""
+        if self.predictions is not None:
+            return _result_of(self.predictions, self.config.top_k)
+        return _result_in(self.evaluations[-1]) if self.evaluations else None
+
+
+def load(workdir: str, earlier: Run | None = None) -> Run:
+    """Returns what is known of the run in `workdir`.
+
+    Args:
+      workdir: of the run.
+      earlier: what was known before; predictions of the same checkpoint are taken from there.
+
+    Raises:
+      UserError: no run has been started there, or its config or class names cannot be read.
+    """
+    config = load_stored_config(workdir)
+    model, side = models.model_from_config(config), config.data.image_size
+    names = load_class_names(workdir) or list(map(str, range(config.model.num_classes)))
+    why: dict[str, str] = {}
+    setup = _attempt(lambda: open_run(workdir), why, 'data')
+    classifier = _attempt(lambda: Classifier.load(workdir, crops='center'), why, 'predictions')
+    predictions = None
+    if classifier is not None:
+        predictions = _same_step(earlier, classifier.step) or _attempt(
+            lambda: _predict(workdir, setup, classifier.step), why, 'predictions'
+        )
+    if predictions is None and setup is None:
+        why['predictions'] = why['data']
+    return Run(
+        workdir=workdir,
+        config=config,
+        history=read_metrics(workdir),
+        record=read_record(workdir),
+        class_names=names,
+        cost=count_cost(model, side),
+        layers=list_layers(model, side),
+        setup=setup,
+        predictions=predictions,
+        classifier=classifier,
+        calibration=_calibration(workdir, classifier.step if classifier else None),
+        why=why,
+    )
+
+
+def _attempt(get: Callable[[], Any], why: dict[str, str], what: str) -> Any:
+    try:
+        return get()
+    except (UserError, RunError) as error:
+        why[what] = str(error)
+        return None
+
+
+def _same_step(earlier: Run | None, step: int) -> Predictions | None:
+    known = earlier.predictions if earlier else None
+    return known if known and known.step == step else None
+
+
+def _predict(workdir: str, setup: Setup | None, step: int) -> Predictions:
+    """Returns the answers of a checkpoint; where the data is gone, those kept with the run."""
+    if setup is not None:
+        return predict_validation(setup, restore_run(setup, workdir, checkpoint=str(step)))
+    kept = load_predictions(workdir)
+    if kept.step != step:
+        raise UserError(
+            f'the predictions in {workdir!r} are of step {kept.step}, and the newest checkpoint of '
+            f'step {step}.'
+        )
+    return kept
+
+
+def _calibration(workdir: str, step: int | None) -> Mapping[str, Any] | None:
+    path = pathlib.Path(workdir) / CALIBRATION_FILE
+    if not path.is_file():
+        return None
+    calibration = json.loads(path.read_text(encoding='utf-8'))
+    return calibration if calibration['step'] == step else None
+
+
+def _result_of(predictions: Predictions, top_k: int) -> Result:
+    labels, logits = predictions.labels, predictions.logits
+    k = min(top_k, logits.shape[1])
+    return Result(
+        step=predictions.step,
+        count=len(labels),
+        accuracy=predictions.accuracy,
+        interval=accuracy_interval(predictions.correct),
+        top_k=(k, top_k_accuracy(labels, logits, k)),
+        loss=log_loss(labels, logits),
+        ece=expected_calibration_error(labels, predictions.probabilities()),
+    )
+
+
+def _result_in(record: Record) -> Result:
+    name = next(name for name in record if name.startswith('val/top'))
+    count = record['val/count']
+    correct = np.arange(count) < round(record['val/accuracy'] * count)
+    return Result(
+        step=record['step'],
+        count=count,
+        accuracy=record['val/accuracy'],
+        interval=accuracy_interval(correct),
+        top_k=(int(name.removeprefix('val/top').removesuffix('_accuracy')), record[name]),
+        loss=record['val/loss'],
+        ece=None,
+    )
