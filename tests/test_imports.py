@@ -37,6 +37,7 @@ ORDER = [
         'torch_weights',
         'check_data',
         'recalibrate',
+        'predict',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

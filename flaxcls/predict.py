@@ -1,0 +1,309 @@
+"""Says what is in images: the likeliest classes of each file, by the network that a run has trained.
+
+  python -m flaxcls.predict --workdir=runs/digits_resnet20 image.jpg folder 'photos/**/*.png'
+  find photos -newer last.csv | python -m flaxcls.predict --workdir=runs/pets --csv=next.csv -
+
+Images are files, folders (all below, but for hidden files), patterns, where the shell has left them
+in place, and - for paths from stdin, one a line. A file that is found twice is read once. Each is
+prepared as in evaluation; of a GIF, the first frame counts.
+
+The table shows the likeliest classes. --json and --csv write them to a file, or to stdout (-)
+instead of the table, an image at a time: what was written before an interruption is whole.
+JSON is a list of {"file": ..., "predictions": [{"class": ..., "probability": ...}, ...]}, the
+likeliest class first. CSV has a row for each of them: file, rank, class, probability, error.
+
+Files that cannot be read are named on stderr, and have {"file": ..., "error": ...}; the others are
+predicted, and the exit code is 1.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import itertools
+import json
+import os
+import pathlib
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import tqdm
+from tqdm.utils import disp_len
+
+from flaxcls.classifier import BATCH_SIZE, Classifier, UnreadableImage
+from flaxcls.data.paths import Found, find_files
+from flaxcls.data.threads import map_in_threads, num_threads
+from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
+
+TOPK = 5
+CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error')
+_FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
+
+
+class Prediction(NamedTuple):
+    """What is told of one file.
+
+    Attributes:
+      file: its path.
+      classes: (name, probability) of the likeliest, the likeliest first.
+      error: why it could not be read, and there are no classes.
+    """
+
+    file: str
+    classes: tuple[tuple[str, float], ...] = ()
+    error: str | None = None
+
+
+Write = Callable[[Prediction], None]
+
+
+def predict_files(
+    classifier: Classifier,
+    files: Iterable[Found],
+    *,
+    topk: int = TOPK,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
+    """Yields a prediction for each file, in order; threads read a few hundred ahead, no more.
+
+    Args:
+      classifier: what is asked.
+      files: as `find_files` gives them; there may be any number.
+      topk: how many classes are told, at most as many as there are.
+      batch_size: how many images go through the network at once.
+
+    Raises:
+      RunError: the network's answers are no numbers.
+    """
+    prepare = functools.partial(_prepare, classifier)
+    with contextlib.closing(
+        map_in_threads(prepare, files, num_threads(classifier.config))
+    ) as prepared:
+        while batch := list(itertools.islice(prepared, batch_size)):
+            yield from _predict_batch(classifier, batch, topk)
+
+
+def _prepare(classifier: Classifier, file: Found) -> tuple[str, np.ndarray | str]:
+    """Returns the path, and the image or why there is none."""
+    if file.problem:
+        return file.path, file.problem
+    try:
+        return file.path, classifier.prepare(file.path)
+    except UnreadableImage as error:
+        return file.path, error.reason
+
+
+def _predict_batch(
+    classifier: Classifier, batch: Sequence[tuple[str, np.ndarray | str]], topk: int
+) -> Iterator[Prediction]:
+    images = [image for _, image in batch if not isinstance(image, str)]
+    rows: Iterator[np.ndarray] = iter(())
+    if images:
+        probabilities = classifier.to_probabilities(classifier.classify(np.stack(images)))
+        if not np.isfinite(probabilities).all():
+            raise RunError(
+                f"the network's answers are no numbers; its training has failed by step "
+                f'{classifier.step}: try another --checkpoint.'
+            )
+        rows = iter(probabilities)
+    for path, image in batch:
+        if isinstance(image, str):
+            yield Prediction(path, error=image)
+            continue
+        row = next(rows)
+        order = np.argsort(-row, kind='stable')[:topk]
+        names = classifier.class_names
+        yield Prediction(path, tuple((names[label], float(row[label])) for label in order))
+
+
+@contextlib.contextmanager
+def write_json(stream: TextIO) -> Iterator[Write]:
+    """Gives a function that writes a prediction to a list in JSON, which is closed at the end."""
+    separator = '[\n'
+
+    def write(prediction: Prediction) -> None:
+        nonlocal separator
+        # Only ASCII, which has escapes for names that are no valid text.
+        print(separator, json.dumps(_to_json(prediction)), sep='', end='', file=stream, flush=True)
+        separator = ',\n'
+
+    try:
+        yield write
+    finally:
+        print('[]' if separator == '[\n' else '\n]', file=stream, flush=True)
+
+
+def _to_json(prediction: Prediction) -> dict[str, object]:
+    if prediction.error:
+        return {'file': prediction.file, 'error': prediction.error}
+    classes = [{'class': name, 'probability': share} for name, share in prediction.classes]
+    return {'file': prediction.file, 'predictions': classes}
+
+
+@contextlib.contextmanager
+def write_csv(stream: TextIO) -> Iterator[Write]:
+    """Gives a function that writes a prediction as rows of CSV_COLUMNS."""
+    writer = csv.writer(stream, lineterminator='\n')
+    writer.writerow(CSV_COLUMNS)
+
+    def write(prediction: Prediction) -> None:
+        if prediction.error:
+            writer.writerow((prediction.file, '', '', '', prediction.error))
+        for rank, (name, share) in enumerate(prediction.classes, 1):
+            writer.writerow((prediction.file, rank, name, share, ''))
+        stream.flush()
+
+    yield write
+
+
+@contextlib.contextmanager
+def write_table(
+    stream: TextIO, files: Iterable[Found], class_names: Iterable[str]
+) -> Iterator[Write]:
+    """Gives a function that writes a prediction as a line; one without classes is left out.
+
+    Columns are as wide as the widest file and class, up to a limit; a longer path has its own line.
+    """
+    width = min(_FILE_COLUMNS, max(_width(file.path) for file in files))
+    class_width = min(_CLASS_COLUMNS, max(map(_width, class_names)))
+    say = functools.partial(_say, stream=stream)
+    say(f'{_pad("file", width)}  likeliest classes')
+
+    def write(prediction: Prediction) -> None:
+        if prediction.error:
+            return
+        cells = [f'{_pad(name, class_width)} {share:7.2%}' for name, share in prediction.classes]
+        file = prediction.file
+        if _width(file) > width:
+            say(_printable(file))
+            file = ''
+        say('  '.join([_pad(file, width), *cells]))
+
+    yield write
+
+
+def _printable(text: str) -> str:
+    """Returns the text with escapes for what would break the line or the terminal."""
+    return ''.join(
+        c if c.isprintable() or unicodedata.combining(c) else ascii(c)[1:-1] for c in text
+    )
+
+
+def _width(text: str) -> int:
+    """Returns how many columns of a terminal the text takes."""
+    # Composed, since a letter and its accent take one column.
+    return disp_len(unicodedata.normalize('NFC', _printable(text)))
+
+
+def _pad(text: str, width: int) -> str:
+    return _printable(text) + ' ' * (width - _width(text))
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """Prints a line, above the progress bar where there is one."""
+    tqdm.tqdm.write(line, file=stream)
+    stream.flush()
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser('flaxcls.predict', __doc__)
+    add = parser.add_argument
+    add('images', nargs='*', metavar='IMAGE', help='file, folder, pattern, or - for stdin')
+    add('--workdir', required=True, help='of the run')
+    add('--checkpoint', default='newest', help='newest (the default), best or step')
+    add('--crops', choices=('center', 'flip', 'ten'), help='views to average (as the run does)')
+    add('--topk', type=int, default=TOPK, help=f'classes to tell, at most all ({TOPK})')
+    add('--json', metavar='FILE', help='file for the predictions, or - for stdout')
+    add('--csv', metavar='FILE', help='the same as a table')
+    add('--batch_size', type=int, default=BATCH_SIZE, help=f'images at once ({BATCH_SIZE})')
+    flags = parser.parse_intermixed_args(argv)
+    for name in ('topk', 'batch_size'):
+        if getattr(flags, name) < 1:
+            raise UserError(f'--{name}={getattr(flags, name)} must be positive.')
+    return flags
+
+
+def _require_outputs(flags: argparse.Namespace, files: Sequence[Found]) -> None:
+    """Refuses outputs that cannot be, before anything is computed or overwritten."""
+    if flags.json and flags.json == flags.csv:
+        raise UserError(f'--json and --csv are both {flags.json}; give each its own file.')
+    images = {os.path.realpath(file.path) for file in files}
+    for name in ('json', 'csv'):
+        value = getattr(flags, name)
+        if value in (None, '-'):
+            continue
+        path = pathlib.Path(value).expanduser().absolute()
+        if not path.parent.is_dir():
+            raise UserError(
+                f'--{name}={value} lies in a folder that does not exist; make it first.'
+            )
+        if path.is_dir():
+            raise UserError(f'--{name}={value} is a folder; name a file.')
+        if os.path.realpath(path) in images:
+            raise UserError(f'--{name}={value} is among the images to read; name another file.')
+
+
+@contextlib.contextmanager
+def _open_writers(
+    flags: argparse.Namespace, files: Sequence[Found], class_names: Sequence[str]
+) -> Iterator[list[Write]]:
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for name, write_as in (('json', write_json), ('csv', write_csv)):
+            value, stream = getattr(flags, name), sys.stdout
+            if value is None:
+                continue
+            if value != '-':
+                path = pathlib.Path(value).expanduser()
+                # CSV gives the bytes of names that are no valid text as they are.
+                stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
+                stack.enter_context(stream)
+            writers.append(stack.enter_context(write_as(stream)))
+        if '-' not in (flags.json, flags.csv):
+            writers.append(stack.enter_context(write_table(sys.stdout, files, class_names)))
+        yield writers
+
+
+def main(argv: Sequence[str]) -> None:
+    flags = _parse(argv)
+    files = find_files(flags.images)
+    _require_outputs(flags, files)
+    classifier = Classifier.load(flags.workdir, checkpoint=flags.checkpoint, crops=flags.crops)
+    if classifier.temperature != 1:
+        print(
+            f'Note: the probabilities are calibrated, with a temperature of '
+            f'{classifier.temperature:.3g}.',
+            file=sys.stderr,
+        )
+    unreadable = done = 0
+    show_bar = sys.stderr.isatty()
+    with (
+        tqdm.tqdm(total=len(files), unit=' images', disable=not show_bar, leave=False) as bar,
+        _open_writers(flags, files, classifier.class_names) as writers,
+    ):
+        try:
+            for prediction in predict_files(
+                classifier, files, topk=flags.topk, batch_size=flags.batch_size
+            ):
+                if prediction.error:
+                    unreadable += 1
+                    _say(f'{_printable(prediction.file)}: {prediction.error}', sys.stderr)
+                for write in writers:
+                    write(prediction)
+                done += 1
+                bar.update()
+        except KeyboardInterrupt:
+            message = f'Interrupted after {done:,} of {len(files):,} files.'
+            raise Stopped(message, signal.SIGINT) from None
+    if unreadable:
+        raise RunError(
+            f'{unreadable:,} of {len(files):,} files could not be read; they are named above.'
+        )
+
+
+if __name__ == '__main__':
+    run_command(main)
