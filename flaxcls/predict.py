@@ -1,4 +1,4 @@
-"""Says what is in images: the likeliest classes of each file, by the network that a run has trained.
+"""Tells what is in image files: the likeliest classes, by the network that a run has trained.
 
   python -m flaxcls.predict --workdir=runs/digits_resnet20 image.jpg folder 'photos/**/*.png'
   find photos -newer last.csv | python -m flaxcls.predict --workdir=runs/pets --csv=next.csv -
@@ -18,47 +18,32 @@ predicted, and the exit code is 1.
 
 import argparse
 import contextlib
-import csv
 import functools
 import itertools
-import json
 import os
 import pathlib
 import signal
 import sys
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TextIO
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tqdm
-from tqdm.utils import disp_len
 
 from flaxcls.classifier import BATCH_SIZE, Classifier, UnreadableImage
 from flaxcls.data.paths import Found, find_files
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
+from flaxcls.predictions import (
+    Prediction,
+    Write,
+    printable,
+    say,
+    write_csv,
+    write_json,
+    write_table,
+)
 
 TOPK = 5
-CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error')
-_FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
-
-
-class Prediction(NamedTuple):
-    """What is told of one file.
-
-    Attributes:
-      file: its path.
-      classes: (name, probability) of the likeliest, the likeliest first.
-      error: why it could not be read, and there are no classes.
-    """
-
-    file: str
-    classes: tuple[tuple[str, float], ...] = ()
-    error: str | None = None
-
-
-Write = Callable[[Prediction], None]
 
 
 def predict_files(
@@ -120,95 +105,6 @@ def _predict_batch(
         yield Prediction(path, tuple((names[label], float(row[label])) for label in order))
 
 
-@contextlib.contextmanager
-def write_json(stream: TextIO) -> Iterator[Write]:
-    """Gives a function that writes a prediction to a list in JSON, which is closed at the end."""
-    separator = '[\n'
-
-    def write(prediction: Prediction) -> None:
-        nonlocal separator
-        # Only ASCII, which has escapes for names that are no valid text.
-        print(separator, json.dumps(_to_json(prediction)), sep='', end='', file=stream, flush=True)
-        separator = ',\n'
-
-    try:
-        yield write
-    finally:
-        print('[]' if separator == '[\n' else '\n]', file=stream, flush=True)
-
-
-def _to_json(prediction: Prediction) -> dict[str, object]:
-    if prediction.error:
-        return {'file': prediction.file, 'error': prediction.error}
-    classes = [{'class': name, 'probability': share} for name, share in prediction.classes]
-    return {'file': prediction.file, 'predictions': classes}
-
-
-@contextlib.contextmanager
-def write_csv(stream: TextIO) -> Iterator[Write]:
-    """Gives a function that writes a prediction as rows of CSV_COLUMNS."""
-    writer = csv.writer(stream, lineterminator='\n')
-    writer.writerow(CSV_COLUMNS)
-
-    def write(prediction: Prediction) -> None:
-        if prediction.error:
-            writer.writerow((prediction.file, '', '', '', prediction.error))
-        for rank, (name, share) in enumerate(prediction.classes, 1):
-            writer.writerow((prediction.file, rank, name, share, ''))
-        stream.flush()
-
-    yield write
-
-
-@contextlib.contextmanager
-def write_table(
-    stream: TextIO, files: Iterable[Found], class_names: Iterable[str]
-) -> Iterator[Write]:
-    """Gives a function that writes a prediction as a line; one without classes is left out.
-
-    Columns are as wide as the widest file and class, up to a limit; a longer path has its own line.
-    """
-    width = min(_FILE_COLUMNS, max(_width(file.path) for file in files))
-    class_width = min(_CLASS_COLUMNS, max(map(_width, class_names)))
-    say = functools.partial(_say, stream=stream)
-    say(f'{_pad("file", width)}  likeliest classes')
-
-    def write(prediction: Prediction) -> None:
-        if prediction.error:
-            return
-        cells = [f'{_pad(name, class_width)} {share:7.2%}' for name, share in prediction.classes]
-        file = prediction.file
-        if _width(file) > width:
-            say(_printable(file))
-            file = ''
-        say('  '.join([_pad(file, width), *cells]))
-
-    yield write
-
-
-def _printable(text: str) -> str:
-    """Returns the text with escapes for what would break the line or the terminal."""
-    return ''.join(
-        c if c.isprintable() or unicodedata.combining(c) else ascii(c)[1:-1] for c in text
-    )
-
-
-def _width(text: str) -> int:
-    """Returns how many columns of a terminal the text takes."""
-    # Composed, since a letter and its accent take one column.
-    return disp_len(unicodedata.normalize('NFC', _printable(text)))
-
-
-def _pad(text: str, width: int) -> str:
-    return _printable(text) + ' ' * (width - _width(text))
-
-
-def _say(line: str, stream: TextIO) -> None:
-    """Prints a line, above the progress bar where there is one."""
-    tqdm.tqdm.write(line, file=stream)
-    stream.flush()
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser('flaxcls.predict', __doc__)
     add = parser.add_argument
@@ -227,29 +123,33 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
-def _require_outputs(flags: argparse.Namespace, files: Sequence[Found]) -> None:
+def _require_outputs(flags: argparse.Namespace, files: Iterable[Found]) -> None:
     """Refuses outputs that cannot be, before anything is computed or overwritten."""
     if flags.json and flags.json == flags.csv:
         raise UserError(f'--json and --csv are both {flags.json}; give each its own file.')
-    images = {os.path.realpath(file.path) for file in files}
     for name in ('json', 'csv'):
         value = getattr(flags, name)
         if value in (None, '-'):
             continue
-        path = pathlib.Path(value).expanduser().absolute()
-        if not path.parent.is_dir():
+        path = pathlib.Path(value).expanduser()
+        if not path.absolute().parent.is_dir():
             raise UserError(
                 f'--{name}={value} lies in a folder that does not exist; make it first.'
             )
         if path.is_dir():
             raise UserError(f'--{name}={value} is a folder; name a file.')
-        if os.path.realpath(path) in images:
-            raise UserError(f'--{name}={value} is among the images to read; name another file.')
+        if path.exists() and _is_among(path, files):
+            raise UserError(f'--{name}={value} is among the files to read; name another one.')
+
+
+def _is_among(path: pathlib.Path, files: Iterable[Found]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.realpath(file.path) == real for file in files)
 
 
 @contextlib.contextmanager
 def _open_writers(
-    flags: argparse.Namespace, files: Sequence[Found], class_names: Sequence[str]
+    flags: argparse.Namespace, paths: Sequence[str], class_names: Sequence[str]
 ) -> Iterator[list[Write]]:
     with contextlib.ExitStack() as stack:
         writers = []
@@ -264,7 +164,7 @@ def _open_writers(
                 stack.enter_context(stream)
             writers.append(stack.enter_context(write_as(stream)))
         if '-' not in (flags.json, flags.csv):
-            writers.append(stack.enter_context(write_table(sys.stdout, files, class_names)))
+            writers.append(stack.enter_context(write_table(sys.stdout, paths, class_names)))
         yield writers
 
 
@@ -279,19 +179,29 @@ def main(argv: Sequence[str]) -> None:
             f'{classifier.temperature:.3g}.',
             file=sys.stderr,
         )
+    unreadable = _predict_and_write(classifier, files, flags)
+    if unreadable:
+        raise RunError(f'{unreadable:,} of {len(files):,} files could not be read, as said above.')
+
+
+def _predict_and_write(
+    classifier: Classifier, files: Sequence[Found], flags: argparse.Namespace
+) -> int:
+    """Returns how many files could not be read."""
     unreadable = done = 0
-    show_bar = sys.stderr.isatty()
+    predictions = predict_files(classifier, files, topk=flags.topk, batch_size=flags.batch_size)
+    raw_to_terminal = '-' in (flags.json, flags.csv) and sys.stdout.isatty()
+    show_bar = sys.stderr.isatty() and not raw_to_terminal
     with (
         tqdm.tqdm(total=len(files), unit=' images', disable=not show_bar, leave=False) as bar,
-        _open_writers(flags, files, classifier.class_names) as writers,
+        _open_writers(flags, [file.path for file in files], classifier.class_names) as writers,
+        contextlib.closing(predictions),
     ):
         try:
-            for prediction in predict_files(
-                classifier, files, topk=flags.topk, batch_size=flags.batch_size
-            ):
+            for prediction in predictions:
                 if prediction.error:
                     unreadable += 1
-                    _say(f'{_printable(prediction.file)}: {prediction.error}', sys.stderr)
+                    say(f'{printable(prediction.file)}: {prediction.error}', sys.stderr)
                 for write in writers:
                     write(prediction)
                 done += 1
@@ -299,10 +209,7 @@ def main(argv: Sequence[str]) -> None:
         except KeyboardInterrupt:
             message = f'Interrupted after {done:,} of {len(files):,} files.'
             raise Stopped(message, signal.SIGINT) from None
-    if unreadable:
-        raise RunError(
-            f'{unreadable:,} of {len(files):,} files could not be read; they are named above.'
-        )
+    return unreadable
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ ORDER = [
     {'checkpoint', 'writers', 'interrupts', 'windows'},
     {'divergence'},
     {'run_setup', 'records'},
-    {'evaluate', 'compiled', 'classifier'},
+    {'evaluate', 'compiled', 'classifier', 'predictions'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
