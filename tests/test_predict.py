@@ -13,6 +13,7 @@ import threading
 import types
 import weakref
 
+import jax
 import numpy as np
 import pytest
 from conftest import TINY
@@ -171,7 +172,7 @@ def test_odd_names_come_back_from_json_and_csv():
 def test_the_table_keeps_its_columns_whatever_the_names():
     predictions = [Prediction(file, (('cat', 0.75), ('dog', 0.25))) for file in ODD_NAMES]
     text = _write(write_table, predictions, ODD_NAMES, ['cat', 'dog', '一二三']).decode()
-    head, *lines = text.splitlines()
+    head, *lines = text.split('\n')[:-1]
     wide = {'漢': 2, '字': 2, '\u0301': 0}
     begins = []
     for line in lines:
@@ -184,7 +185,7 @@ def test_the_table_keeps_its_columns_whatever_the_names():
     assert head.index('likeliest') == 50
     assert len(lines) == len(ODD_NAMES) + 1  # The long path has a line to itself, in full.
     assert ODD_NAMES[-1] in lines
-    assert not any(line != line.strip('\x1b') or '\x1b' in line for line in lines)
+    assert '\x1b' not in text
 
 
 def test_without_any_prediction_json_is_an_empty_list():
@@ -193,17 +194,8 @@ def test_without_any_prediction_json_is_an_empty_list():
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    names = [
-        'b.png',
-        'a.png',
-        'sub/c.png',
-        'sub/deep/d.txt',
-        '.hidden.png',
-        '.cache/e.png',
-        'x[1].png',
-        'x1.png',
-    ]
-    for name in names:
+    shown = ['b.png', 'a.png', 'sub/c.png', 'sub/deep/d.txt', 'x[1].png', 'x1.png']
+    for name in [*shown, '.hidden.png', '.cache/e.png']:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / 'empty').mkdir()
@@ -379,31 +371,21 @@ def _answers(result):
 
 def test_files_without_end_are_read_only_as_far_as_they_are_asked_for(classifier, monkeypatch):
     """What makes memory independent of their number: images in it are those ahead, and a batch."""
-    images, asked, lock = weakref.WeakSet(), itertools.count(), threading.Lock()
-    begun = 0
-
-    class Pixels(np.ndarray):
-        pass
+    asked, prepared = itertools.count(), []
 
     def prepare(path):
-        nonlocal begun
-        image = np.zeros((12, 12, 3), np.uint8).view(Pixels)
-        with lock:
-            begun += 1
-            kept.append(weakref.ref(image))
+        image = np.zeros((12, 12, 3), np.uint8)
+        prepared.append(weakref.ref(image))
         return image
 
-    kept = []
-    del images
     monkeypatch.setattr(classifier, 'prepare', prepare)
     endless = (Found(f'{index}.png') for index in asked)
     predictions = predict_files(classifier, endless, batch_size=16)
     for done in range(1, 1200):
         assert next(predictions).file == f'{done - 1}.png'
         if done % 100 == 0:
-            with lock:
-                assert begun <= done + ITEMS_AHEAD + 16
-                assert sum(ref() is not None for ref in kept) <= ITEMS_AHEAD + 2 * 16
+            assert len(prepared) <= done + ITEMS_AHEAD + 16
+            assert sum(image() is not None for image in prepared) <= ITEMS_AHEAD + 2 * 16
     predictions.close()
     assert next(asked) <= 1200 + ITEMS_AHEAD + 16
 
@@ -422,8 +404,7 @@ def test_threads_keep_the_order_and_stop_when_nobody_listens():
     release.clear()
     threading.Timer(0.2, release.set).start()
     results.close()
-    count = len(begun)
-    assert count <= 5 + ITEMS_AHEAD
+    assert len(begun) < ITEMS_AHEAD  # Of those that waited, two were under way.
     assert list(map_in_threads(abs, range(-1000, 0), 3)) == list(range(1000, 0, -1))
 
     def fail(item):
@@ -449,12 +430,12 @@ def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch,
     files = [str(path) for path in sorted(photos.iterdir())[:3]]
     assert [entry['file'] for entry in json.loads(as_json.read_text())] == files
     assert [row['file'] for row in csv.DictReader(as_csv.open())] == files
-    assert all(file in capsys.readouterr().out for file in files[:1])
+    out = capsys.readouterr().out
+    assert all(file in out for file in files)
 
 
 def test_answers_that_are_no_numbers_are_refused(workdir, photos):
     classifier = Classifier.load(workdir)
-    head = classifier.variables['params']['head']
-    head['bias'] = head['bias'] * np.nan
+    classifier.variables = jax.tree.map(lambda x: x * np.nan, classifier.variables)
     with pytest.raises(RunError, match='no numbers'):
         list(predict_files(classifier, find_files([str(photos)])))
