@@ -118,5 +118,8 @@ def _pad(text: str, width: int) -> str:
 
 def say(line: str, stream: TextIO) -> None:
     """Prints a line, above the progress bar where there is one."""
-    tqdm.tqdm.write(line, file=stream)
+    if stream.isatty():
+        tqdm.tqdm.write(line, file=stream)
+    else:
+        print(line, file=stream)
     stream.flush()
