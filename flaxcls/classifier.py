@@ -29,6 +29,18 @@ CALIBRATION_FILE = 'calibration.json'
 BATCH_SIZE = 64
 
 
+class UnreadableImage(RunError):
+    """An image that cannot be decoded.
+
+    Attributes:
+      reason: why, without the name of the file.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'{name}: {reason}.')
+        self.reason = reason
+
+
 class Classifier:
     """A network with its weights, its preprocessing and the names of its classes.
 
@@ -74,6 +86,7 @@ class Classifier:
           workdir: of the run.
           checkpoint: newest, best (by validation accuracy), or a step.
           crops: what is averaged for an image: center, flip or ten; None: as the run evaluates.
+            With others than the run's, the temperature that was measured does not apply.
 
         Raises:
           UserError: there is no such run or checkpoint, or there are no such crops.
@@ -81,9 +94,9 @@ class Classifier:
         """
         workdir = pathlib.Path(workdir).expanduser()
         config = load_stored_config(workdir)
-        as_evaluated = crops in (None, config.data.eval_crops)
-        if not as_evaluated:
-            set_option(config, 'data.eval_crops', crops)
+        others = crops not in (None, config.data.eval_crops)
+        if others:
+            _set_crops(config, crops)
         validate(config)
         names = load_class_names(workdir) or map(str, range(config.model.num_classes))
         checkpoints = Checkpoints(workdir, read_only=True)
@@ -93,7 +106,7 @@ class Classifier:
         finally:
             checkpoints.close()
         # It is measured with the crops of evaluation.
-        temperature = load_temperature(workdir, step) if as_evaluated else 1.0
+        temperature = 1.0 if others else load_temperature(workdir, step)
         return cls(config, variables, tuple(names), temperature=temperature, step=step)
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +169,7 @@ class Classifier:
 
         Raises:
           UserError: an array is no uint8 image.
-          RunError: a file cannot be read.
+          UnreadableImage: a file cannot be read; a RunError.
         """
         if isinstance(image, np.ndarray | jax.Array):
             return self._cut(_require_image(np.asarray(image)))
@@ -165,8 +178,7 @@ class Classifier:
             return self._cut(data)
         except (ValueError, OSError) as error:
             name = 'an image' if isinstance(image, bytes) else os.fspath(image)
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise RunError(f'{name}: {reason}.') from None
+            raise UnreadableImage(name, getattr(error, 'strerror', None) or str(error)) from None
 
     def export(self, path: str | os.PathLike) -> pathlib.Path:
         """Writes the network as StableHLO for CPU, CUDA and TPU; returns the file.
@@ -206,6 +218,15 @@ class Classifier:
         missing = (1 << (count - 1).bit_length()) - count
         filled = [np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
         return np.asarray(function(self.variables, *filled))[:count]
+
+
+def _set_crops(config: ConfigDict, crops: str) -> None:
+    if crops == 'ten' and config.data.eval_crop_fraction == 1:
+        raise UserError(
+            'ten crops would all be the same, since the run looks at whole images '
+            '(config.data.eval_crop_fraction=1); choose flip or center.'
+        )
+    set_option(config, 'data.eval_crops', crops)
 
 
 def _require_image(image: np.ndarray) -> np.ndarray:

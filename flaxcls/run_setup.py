@@ -186,7 +186,8 @@ def load_stored_config(
     path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
     if not path.is_file():
         raise UserError(
-            f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); give --config to start one.'
+            f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); name the workdir of one, or '
+            'start one with  python -m flaxcls.main --config=FILE'
         )
     config = config_lib.from_json(path.read_text(encoding='utf-8'))
     for key, value in (overrides or {}).items():

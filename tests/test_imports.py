@@ -24,7 +24,7 @@ ORDER = [
     {'divergence'},
     {'run_setup', 'records'},
     {'predictions'},
-    {'compiled', 'classifier'},
+    {'compiled', 'classifier', 'prediction_writers'},
     {'calibration', 'score_tables'},
     {'evaluate'},
     {'attribution', 'depth'},
@@ -44,6 +44,7 @@ ORDER = [
         'torch_weights',
         'check_data',
         'recalibrate',
+        'predict',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -85,7 +85,7 @@ class _Listing(NamedTuple):
 def _list_images(root: pathlib.Path) -> _Listing:
     images, others = collections.defaultdict(list), collections.Counter()
     for folder, below, files in os.walk(root, onerror=_refuse_unreadable, followlinks=True):
-        _refuse_loops(folder, below)
+        refuse_loops(folder, below)
         inside = pathlib.Path(folder).relative_to(root).parts
         hidden_folder = any(part.startswith('.') for part in inside)
         for file in files:
@@ -108,7 +108,7 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
     raise UserError(f'the folder {error.filename!r} cannot be read ({error.strerror}).')
 
 
-def _refuse_loops(folder: str, below: list[str]) -> None:
+def refuse_loops(folder: str, below: list[str]) -> None:
     """Refuses links that os.walk would follow dozens of times round."""
     for name in below:
         path = os.path.join(folder, name)

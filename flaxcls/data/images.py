@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'AVIF')  # In Pillow's names.
 _BACKGROUND = 'white'
@@ -121,7 +121,11 @@ def is_image(path: str | os.PathLike) -> bool:
 
 
 def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # Its own words name a place in memory.
+        reason = f'none of {", ".join(FORMATS)}' if data else 'the file is empty'
+        raise ValueError(reason) from None
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

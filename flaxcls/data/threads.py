@@ -1,14 +1,15 @@
 """Threads that decode images: how many, and what they are used for."""
 
+import collections
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
 from ml_collections import ConfigDict
 
 _Item, _Result = TypeVar('_Item'), TypeVar('_Result')
-_ITEMS_AT_ONCE = 256
+ITEMS_AHEAD = 256
 
 
 def num_threads(config: ConfigDict) -> int:
@@ -22,9 +23,21 @@ def count_cores() -> int:
 
 
 def map_in_threads(
-    function: Callable[[_Item], _Result], items: Sequence[_Item], threads: int
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
 ) -> Iterator[_Result]:
-    """Yields function(item) in order, never more than a few hundred ahead of who takes them."""
-    with futures.ThreadPoolExecutor(threads) as pool:
-        for first in range(0, len(items), _ITEMS_AT_ONCE):
-            yield from pool.map(function, items[first : first + _ITEMS_AT_ONCE])
+    """Yields function(item) in order, computed at most ITEMS_AHEAD before it is taken.
+
+    Items are taken likewise, so that there may be any number of them. When the iterator is closed,
+    or `function` raises, what has not begun is not done any more.
+    """
+    pool = futures.ThreadPoolExecutor(threads)
+    waiting: collections.deque[futures.Future[_Result]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == ITEMS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

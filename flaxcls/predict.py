@@ -1,0 +1,216 @@
+"""Tells what is in image files: the likeliest classes, by the network that a run has trained.
+
+  python -m flaxcls.predict --workdir=runs/digits_resnet20 image.jpg folder 'photos/**/*.png'
+  find photos -newer last.csv | python -m flaxcls.predict --workdir=runs/pets --csv=next.csv -
+
+Images are files, folders (all below, but for hidden files), patterns, where the shell has left them
+in place, and - for paths from stdin, one a line. A file that is found twice is read once. Each is
+prepared as in evaluation; of a GIF, the first frame counts.
+
+The table shows the likeliest classes. --json and --csv write them to a file, or to stdout (-)
+instead of the table, an image at a time: what was written before an interruption is whole.
+JSON is a list of {"file": ..., "predictions": [{"class": ..., "probability": ...}, ...]}, the
+likeliest class first. CSV has a row for each of them: file, rank, class, probability, error.
+
+Files that cannot be read are named on stderr, and have {"file": ..., "error": ...}; the others are
+predicted, and the exit code is 1.
+"""
+
+import argparse
+import contextlib
+import functools
+import itertools
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from flaxcls.classifier import BATCH_SIZE, Classifier, UnreadableImage
+from flaxcls.data.paths import Found, find_files
+from flaxcls.data.threads import map_in_threads, num_threads
+from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
+from flaxcls.prediction_writers import (
+    Prediction,
+    Write,
+    printable,
+    say,
+    write_csv,
+    write_json,
+    write_table,
+)
+
+TOPK = 5
+
+
+def predict_files(
+    classifier: Classifier,
+    files: Iterable[Found],
+    *,
+    topk: int = TOPK,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Prediction]:
+    """Yields a prediction for each file, in order; threads read a few hundred ahead, no more.
+
+    Args:
+      classifier: what is asked.
+      files: as `find_files` gives them; there may be any number.
+      topk: how many classes are told, at most as many as there are.
+      batch_size: how many images go through the network at once.
+
+    Raises:
+      RunError: the network's answers are no numbers.
+    """
+    prepare = functools.partial(_prepare, classifier)
+    with contextlib.closing(
+        map_in_threads(prepare, files, num_threads(classifier.config))
+    ) as prepared:
+        while batch := list(itertools.islice(prepared, batch_size)):
+            yield from _predict_batch(classifier, batch, topk)
+
+
+def _prepare(classifier: Classifier, file: Found) -> tuple[str, np.ndarray | str]:
+    """Returns the path, and the image or why there is none."""
+    if file.problem:
+        return file.path, file.problem
+    try:
+        return file.path, classifier.prepare(file.path)
+    except UnreadableImage as error:
+        return file.path, error.reason
+
+
+def _predict_batch(
+    classifier: Classifier, batch: Sequence[tuple[str, np.ndarray | str]], topk: int
+) -> Iterator[Prediction]:
+    images = [image for _, image in batch if not isinstance(image, str)]
+    rows: Iterator[np.ndarray] = iter(())
+    if images:
+        probabilities = classifier.to_probabilities(classifier.classify(np.stack(images)))
+        if not np.isfinite(probabilities).all():
+            raise RunError(
+                f"the network's answers are no numbers; its training has failed by step "
+                f'{classifier.step}: try another --checkpoint.'
+            )
+        rows = iter(probabilities)
+    for path, image in batch:
+        if isinstance(image, str):
+            yield Prediction(path, error=image)
+            continue
+        row = next(rows)
+        order = np.argsort(-row, kind='stable')[:topk]
+        names = classifier.class_names
+        yield Prediction(path, tuple((names[label], float(row[label])) for label in order))
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser('flaxcls.predict', __doc__)
+    add = parser.add_argument
+    add('images', nargs='*', metavar='IMAGE', help='file, folder, pattern, or - for stdin')
+    add('--workdir', required=True, help='of the run')
+    add('--checkpoint', default='newest', help='newest (the default), best or step')
+    add('--crops', choices=('center', 'flip', 'ten'), help='views to average (as the run does)')
+    add('--topk', type=int, default=TOPK, help=f'classes to tell, at most all ({TOPK})')
+    add('--json', metavar='FILE', help='file for the predictions, or - for stdout')
+    add('--csv', metavar='FILE', help='the same as a table')
+    add('--batch_size', type=int, default=BATCH_SIZE, help=f'images at once ({BATCH_SIZE})')
+    flags = parser.parse_intermixed_args(argv)
+    for name in ('topk', 'batch_size'):
+        if getattr(flags, name) < 1:
+            raise UserError(f'--{name}={getattr(flags, name)} must be positive.')
+    return flags
+
+
+def _require_outputs(flags: argparse.Namespace, files: Iterable[Found]) -> None:
+    """Refuses outputs that cannot be, before anything is computed or overwritten."""
+    if flags.json and flags.json == flags.csv:
+        raise UserError(f'--json and --csv are both {flags.json}; give each its own file.')
+    for name in ('json', 'csv'):
+        value = getattr(flags, name)
+        if value in (None, '-'):
+            continue
+        path = pathlib.Path(value).expanduser()
+        if not path.absolute().parent.is_dir():
+            raise UserError(
+                f'--{name}={value} lies in a folder that does not exist; make it first.'
+            )
+        if path.is_dir():
+            raise UserError(f'--{name}={value} is a folder; name a file.')
+        if path.exists() and _is_among(path, files):
+            raise UserError(f'--{name}={value} is among the files to read; name another one.')
+
+
+def _is_among(path: pathlib.Path, files: Iterable[Found]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.realpath(file.path) == real for file in files)
+
+
+@contextlib.contextmanager
+def _open_writers(
+    flags: argparse.Namespace, paths: Sequence[str], class_names: Sequence[str]
+) -> Iterator[list[Write]]:
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for name, write_as in (('json', write_json), ('csv', write_csv)):
+            value, stream = getattr(flags, name), sys.stdout
+            if value is None:
+                continue
+            if value != '-':
+                path = pathlib.Path(value).expanduser()
+                # CSV gives the bytes of names that are no valid text as they are.
+                stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
+                stack.enter_context(stream)
+            writers.append(stack.enter_context(write_as(stream)))
+        if '-' not in (flags.json, flags.csv):
+            writers.append(stack.enter_context(write_table(sys.stdout, paths, class_names)))
+        yield writers
+
+
+def main(argv: Sequence[str]) -> None:
+    flags = _parse(argv)
+    files = find_files(flags.images)
+    _require_outputs(flags, files)
+    classifier = Classifier.load(flags.workdir, checkpoint=flags.checkpoint, crops=flags.crops)
+    if classifier.temperature != 1:
+        print(
+            f'Note: the probabilities are calibrated, with a temperature of '
+            f'{classifier.temperature:.3g}.',
+            file=sys.stderr,
+        )
+    unreadable = _predict_and_write(classifier, files, flags)
+    if unreadable:
+        raise RunError(f'{unreadable:,} of {len(files):,} files could not be read, as said above.')
+
+
+def _predict_and_write(
+    classifier: Classifier, files: Sequence[Found], flags: argparse.Namespace
+) -> int:
+    """Returns how many files could not be read."""
+    unreadable = done = 0
+    predictions = predict_files(classifier, files, topk=flags.topk, batch_size=flags.batch_size)
+    raw_to_terminal = '-' in (flags.json, flags.csv) and sys.stdout.isatty()
+    show_bar = sys.stderr.isatty() and not raw_to_terminal
+    with (
+        tqdm.tqdm(total=len(files), unit=' images', disable=not show_bar, leave=False) as bar,
+        _open_writers(flags, [file.path for file in files], classifier.class_names) as writers,
+        contextlib.closing(predictions),
+    ):
+        try:
+            for prediction in predictions:
+                if prediction.error:
+                    unreadable += 1
+                    say(f'{printable(prediction.file)}: {prediction.error}', sys.stderr)
+                for write in writers:
+                    write(prediction)
+                done += 1
+                bar.update()
+        except KeyboardInterrupt:
+            message = f'Interrupted after {done:,} of {len(files):,} files.'
+            raise Stopped(message, signal.SIGINT) from None
+    return unreadable
+
+
+if __name__ == '__main__':
+    run_command(main)
