@@ -21,9 +21,9 @@ NETWORKS = {
 }
 
 
-def _network(name, size=64, batch=4, **options):
+def _network(name, size=64, batch=4, seed=0, **options):
     model = create_model(name, num_classes=3, **(NETWORKS.get(name, {}) | options))
-    variables = init_variables(model, jax.random.key(0), size)
+    variables = init_variables(model, jax.random.key(seed), size)
     images = jax.random.normal(jax.random.key(1), (batch, size, size, 3))
     return model, variables, images, jnp.arange(batch) % 3
 
@@ -95,6 +95,23 @@ def test_statistics_are_the_batch_s_and_are_not_kept():
     evaluated, _ = apply_and_record(model, variables, images, [])
     trained, _ = apply_and_record(model, variables, images, [], training_keys=keys)
     assert jnp.abs(evaluated - trained).max() > 1e-3
+
+
+def test_gradients_explode_towards_the_first_layer_without_shortcuts():
+    """Through BatchNorm at initialisation by a factor for each layer (arXiv:1902.08129)."""
+
+    def growth(shortcut, blocks, seed):
+        model, variables, images, labels = _network(
+            'resnet20', size=8, batch=16, stage_sizes=(blocks,), shortcut=shortcut, seed=seed
+        )
+        norms = signal_and_gradient_norms(model, variables, images, labels)
+        gradients = [layer.gradient for layer in norms if 'block' in layer.layer]
+        return gradients[0] / gradients[-1]
+
+    for seed in range(3):
+        plain, residual = growth('none', 12, seed), growth('A', 12, seed)
+        assert plain > 5 * residual
+        assert plain > 4 * growth('none', 4, seed)
 
 
 def test_layers_come_in_the_order_of_the_network():
