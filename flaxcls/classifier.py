@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -240,8 +240,24 @@ def _require_image(image: np.ndarray) -> np.ndarray:
 
 def load_temperature(workdir: str | os.PathLike, step: int) -> float:
     """Returns the temperature measured for the checkpoint of `step`, or 1 where there is none."""
+    calibration = load_calibration(workdir, step)
+    return calibration['temperature'] if calibration else 1.0
+
+
+def load_calibration(workdir: str | os.PathLike, step: int) -> Mapping[str, Any] | None:
+    """Returns what calibration.json says of the checkpoint of `step`; None: nothing.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     path = pathlib.Path(workdir).expanduser() / CALIBRATION_FILE
     if not path.is_file():
-        return 1.0
-    calibration = json.loads(path.read_text(encoding='utf-8'))
-    return calibration['temperature'] if calibration['step'] == step else 1.0
+        return None
+    try:
+        calibration = json.loads(path.read_text(encoding='utf-8'))
+        return calibration if calibration['step'] == step else None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f'{str(path)!r} is damaged; delete it, or measure anew with  python -m '
+            f'flaxcls.evaluate --calibrate --workdir={path.parent}'
+        ) from None

@@ -102,6 +102,17 @@ def test_a_measured_temperature_is_that_of_its_checkpoint_alone(workdir, digits)
         path.unlink()
 
 
+@pytest.mark.parametrize('text', ['', '{"step": 22', '[]', '{"temperature": 2.0}'])
+def test_a_damaged_calibration_is_told_in_a_sentence(workdir, text):
+    path = workdir / CALIBRATION_FILE
+    path.write_text(text)
+    try:
+        with pytest.raises(UserError, match=r'calibration.json. is damaged; delete it'):
+            Classifier.load(workdir)
+    finally:
+        path.unlink()
+
+
 def test_the_exported_program_needs_jax_alone(classifier, digits, tmp_path):
     exported = jax.export.deserialize(classifier.export(tmp_path / 'm.stablehlo').read_bytes())
     assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}

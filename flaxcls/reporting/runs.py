@@ -1,8 +1,6 @@
 """What a workdir tells of its run, be it finished, going on, or without its data."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcls import models
-from flaxcls.classifier import CALIBRATION_FILE, Classifier
+from flaxcls.classifier import Classifier, load_calibration
 from flaxcls.errors import RunError, UserError
 from flaxcls.evaluate import open_run, restore_run
 from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
@@ -151,7 +149,7 @@ def load(workdir: str, earlier: Run | None = None) -> Run:
         setup=setup,
         predictions=predictions,
         classifier=classifier,
-        calibration=_calibration(workdir, classifier.step if classifier else None),
+        calibration=load_calibration(workdir, classifier.step) if classifier else None,
         why=why,
     )
 
@@ -180,14 +178,6 @@ def _predict(workdir: str, setup: Setup | None, step: int) -> Predictions:
             f'step {step}.'
         )
     return kept
-
-
-def _calibration(workdir: str, step: int | None) -> Mapping[str, Any] | None:
-    path = pathlib.Path(workdir) / CALIBRATION_FILE
-    if not path.is_file():
-        return None
-    calibration = json.loads(path.read_text(encoding='utf-8'))
-    return calibration if calibration['step'] == step else None
 
 
 def _result_of(predictions: Predictions, top_k: int) -> Result:
