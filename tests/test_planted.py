@@ -85,5 +85,4 @@ def test_the_maximum_lies_on_the_patch(name, tmp_path):
     few = slice(None, None, 20)
     covered = occlusion(classifier, images[few], stride=size // 8)
     rates['occlusion'] = _hits(covered, corners[few], size).mean()
-    print('RATES', rates)
     assert min(rates.values()) >= 0.95, rates
