@@ -33,7 +33,10 @@ class Checkpoints:
         best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
         self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
         if read_only and not self._folder.is_dir():
-            raise UserError(f'the run in {str(workdir)!r} has not saved anything yet.')
+            raise UserError(
+                f'the run in {str(workdir)!r} has not saved anything yet, or its folder '
+                'checkpoints is gone; train on, or put it back.'
+            )
         options = ocp.CheckpointManagerOptions(
             best_fn=rank,
             preservation_policy=AnyPreservationPolicy([LatestN(2), best]),

@@ -1,6 +1,7 @@
 """A trained network in the hands of who uses it: from images, or their files, to answers."""
 
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -255,6 +256,8 @@ def load_calibration(workdir: str | os.PathLike, step: int) -> Mapping[str, Any]
         return None
     try:
         calibration = json.loads(path.read_text(encoding='utf-8'))
+        if not 0 < calibration['temperature'] < math.inf:
+            raise ValueError
         return calibration if calibration['step'] == step else None
     except (ValueError, TypeError, KeyError):
         raise UserError(

@@ -275,8 +275,11 @@ def from_json(text: str) -> ConfigDict:
     config = default_config()
     try:
         stored = ConfigDict(json.loads(text))
-    except ValueError as error:
-        raise UserError(f'the stored config is no JSON ({error}).') from None
+    except (ValueError, AttributeError, TypeError):
+        raise UserError(
+            'the stored config is damaged; put back a copy of config.json, or train in a new '
+            'workdir.'
+        ) from None
     for key, value in options(stored):
         if key == 'model.remat' and isinstance(value, bool):  # As it was once written.
             value = 'norm' if value else 'none'

@@ -100,7 +100,9 @@ def feature_reuse(params: Mapping[str, Any]) -> list[np.ndarray]:
       UserError: the network is no DenseNet.
     """
     if 'block1_layer1' not in params:
-        raise UserError('feature_reuse is about dense blocks; take a DenseNet.')
+        raise UserError(
+            'the network has no dense blocks whose reuse could be shown; take a DenseNet.'
+        )
     blocks = []
     while f'block{len(blocks) + 1}_layer1' in params:
         blocks.append(_reuse_in_block(params, len(blocks) + 1))

@@ -30,12 +30,18 @@ from flaxcls.predictions import (
     PREDICTIONS_FILE,
     Predictions,
     predict_validation,
-    require_place,
     save_predictions,
     write_csv,
 )
-from flaxcls.run_setup import Setup, load_stored_config, prepare, require_stored_classes
+from flaxcls.run_setup import (
+    Setup,
+    load_stored_config,
+    prepare,
+    require_different,
+    require_stored_classes,
+)
 from flaxcls.train_state import TrainState
+from flaxcls.writers import require_place
 
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 # What leaves the logits alone, and what says which images there are.
@@ -197,13 +203,16 @@ def _keep(run: _Run) -> None:
 
 def _calibrate(run: _Run) -> None:
     found = calibrate(run.predictions)
-    path = save_calibration(found, run.workdir, source=run.config.data.source)
     print(
         f'temperature {found.temperature:.4f}; on images that it was not fitted on, expected '
         f'calibration error {found.ece_before:.2%} -> {found.ece_after:.2%}, loss '
-        f'{found.loss_before:.4f} -> {found.loss_after:.4f}\n'
-        f'wrote {path}, for Classifier.load of step {found.step}'
+        f'{found.loss_before:.4f} -> {found.loss_after:.4f}'
     )
+    if found.loss_after > found.loss_before:
+        print('It is not kept, since the probabilities are better as they are.')
+        return
+    path = save_calibration(found, run.workdir, source=run.config.data.source)
+    print(f'wrote {path}, for Classifier.load of step {found.step}')
     if run.predictions.correct.all():
         print('Note: every answer is right, which does not tell how sure to be.')
 
@@ -228,6 +237,7 @@ def main(argv: Sequence[str]) -> None:
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest, _FLAGS)
     workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]
+    require_different(workdirs)
     if flags.csv is not None:
         require_place(flags.csv)
         if len(workdirs) > 1:

@@ -44,7 +44,9 @@ from flaxcls.models.initialization import init_variables
 from flaxcls.models.resnet import ResNet
 from flaxcls.pictures import Cell, overlay
 from flaxcls.run_setup import load_stored_config, prepare, require_stored_classes
+from flaxcls.writers import require_place
 
+_SUFFIXES = ('.png', '.jpg', '.svg', '.pdf')
 _SHOWN = 12  # Validation images where none are given.
 _NEIGHBOURS, _CHANNELS, _DEPTH_IMAGES = 7, 11, 32
 
@@ -228,12 +230,15 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     _require_sense(flags)
     workdir = pathlib.Path(flags.workdir).expanduser()
+    load_stored_config(workdir)  # A workdir that is none is told as such.
+    out = require_place(flags.out or workdir / f'{flags.method}.png')
+    if out.suffix not in _SUFFIXES:
+        raise UserError(f'--out={out} must end in {", ".join(_SUFFIXES)}.')
     classifier = Classifier.load(workdir, checkpoint=flags.checkpoint, crops='center')
     names, label = classifier.class_names, None
     if flags.class_name is not None:
         _require_known('--class', flags.class_name, names)
         label = names.index(flags.class_name)
-    out = pathlib.Path(flags.out or workdir / f'{flags.method}.png').expanduser()
     layer = flags.layer or 'feature_map'
     run = Run(classifier, workdir, flags.method, layer, label, flags.images, out)
     METHODS[flags.method](run)

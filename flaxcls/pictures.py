@@ -101,5 +101,4 @@ def _figure(width: float, height: float, title: str) -> Any:
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

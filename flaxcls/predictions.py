@@ -16,7 +16,7 @@ from flaxcls.errors import UserError
 from flaxcls.run_setup import Setup
 from flaxcls.steps import AXIS, Batch, make_classify
 from flaxcls.train_state import TrainState
-from flaxcls.writers import write_atomically
+from flaxcls.writers import require_place, write_atomically
 
 PREDICTIONS_FILE = 'predictions.npz'
 
@@ -164,14 +164,4 @@ def write_csv(
     table.writerows(zip(*columns, strict=True))
     # Names of files need not be valid text.
     write_atomically(path, text.getvalue().encode('utf-8', 'surrogateescape'))
-    return path
-
-
-def require_place(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path of a file to write; raises UserError if it is a folder, or has none."""
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        raise UserError(f'{str(path)!r} is a folder; name a file in it.')
-    if not path.parent.is_dir():
-        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
     return path

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.reporting import page
 from flaxcls.reporting.runs import Run, load
-from flaxcls.writers import write_atomically
+from flaxcls.run_setup import load_stored_config, require_different
+from flaxcls.writers import require_place, write_atomically
 
 _PAGE = 'report.html'
 
@@ -65,9 +66,10 @@ def write_report(
       UserError: there is no run in a workdir, or no folder for the page.
     """
     workdirs = [os.path.expanduser(workdir) for workdir in workdirs]
-    out = pathlib.Path(out or os.path.join(workdirs[0], _PAGE)).expanduser()
-    if not out.parent.is_dir():
-        raise UserError(f'there is no folder {str(out.parent)!r} for --out={out}; create it.')
+    require_different(workdirs)
+    for workdir in workdirs:
+        load_stored_config(workdir)  # A workdir that is none is told as such.
+    out = require_place(out or os.path.join(workdirs[0], _PAGE))
     known = earlier or [None] * len(workdirs)
     runs = [load(workdir, before) for workdir, before in zip(workdirs, known, strict=True)]
     going_on = not all(run.finished for run in runs)
@@ -93,7 +95,11 @@ def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
 
 
 def _tell(path: pathlib.Path, runs: Sequence[Run]) -> None:
-    print(f'{table(runs)}\nwrote {path}; open it in a browser', flush=True)
+    print(table(runs))
+    for run in runs:
+        for reason in dict.fromkeys(run.why.values()):
+            print(f'Note: in {run.workdir}, {reason}')
+    print(f'wrote {path}; open it in a browser', flush=True)
 
 
 def _stamp(workdir: str) -> list[tuple[str, int]]:

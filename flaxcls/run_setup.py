@@ -195,6 +195,17 @@ def load_stored_config(
     return config
 
 
+def require_different(workdirs: Sequence[str]) -> None:
+    """Raises UserError if one run is given twice, which is nothing to compare."""
+    seen = {}
+    for workdir in workdirs:
+        if (real := os.path.realpath(workdir)) in seen:
+            raise UserError(
+                f'--workdir={workdir} and --workdir={seen[real]} are one run; give different ones.'
+            )
+        seen[real] = workdir
+
+
 def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
     """Returns the names of a run's classes in the order of the logits; None: imported, untold.
 
@@ -202,10 +213,17 @@ def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
       UserError: the file that tells them is missing or damaged.
     """
     path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
+    classes = load_stored_config(workdir).model.num_classes
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        names = json.loads(path.read_text(encoding='utf-8'))
+        if names is None or (isinstance(names, list) and len(names) == classes):
+            return names
     except (FileNotFoundError, ValueError):
-        raise UserError(f'{str(path)!r} is missing or damaged; train in a new workdir.') from None
+        pass
+    raise UserError(
+        f'{str(path)!r} is missing or damaged, and should list {classes} names; train in a new '
+        'workdir.'
+    )
 
 
 def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:

@@ -102,7 +102,9 @@ def test_a_measured_temperature_is_that_of_its_checkpoint_alone(workdir, digits)
         path.unlink()
 
 
-@pytest.mark.parametrize('text', ['', '{"step": 22', '[]', '{"temperature": 2.0}'])
+@pytest.mark.parametrize(
+    'text', ['', '{"step": 22', '[]', '{"temperature": 2.0}', '{"step": 22, "temperature": -1}']
+)
 def test_a_damaged_calibration_is_told_in_a_sentence(workdir, text):
     path = workdir / CALIBRATION_FILE
     path.write_text(text)
@@ -142,3 +144,15 @@ def test_a_file_that_cannot_be_read_is_named(classifier, tmp_path):
     for name, reason in (('note.txt', 'no readable image'), ('absent.png', 'No such file')):
         with pytest.raises(RunError, match=f'{name}: {reason}'):
             classifier.predict([tmp_path / name])
+
+
+@pytest.mark.parametrize('text', ['', '{}', '["a", "b"]'])
+def test_damaged_class_names_are_told_in_a_sentence(workdir, text):
+    path = workdir / 'class_names.json'
+    names = path.read_text()
+    path.write_text(text)
+    try:
+        with pytest.raises(UserError, match='is missing or damaged, and should list 10 names'):
+            Classifier.load(workdir)
+    finally:
+        path.write_text(names)

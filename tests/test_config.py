@@ -145,8 +145,10 @@ def test_json_of_another_version_is_one_sentence():
     stored = json.loads(to_json(default_config())) | {'colour': 1}
     with pytest.raises(UserError, match='colour'):
         from_json(json.dumps(stored))
-    with pytest.raises(UserError, match='no JSON'):
+    with pytest.raises(UserError, match='config is damaged'):
         from_json('{')
+    with pytest.raises(UserError, match='config is damaged'):
+        from_json('[1, 2]')
 
 
 def test_differences_names_the_changed_options():

@@ -281,7 +281,7 @@ def test_files_layers_and_classes_may_be_named(workdir, write_images):
     layer = 'stage1_block1' if 'resnet' in str(workdir) else 'block1_layer2'
     pictures = []
     for flags in ([], ['--class=7'], [f'--layer={layer}'], ['--method=neighbours']):
-        out = folder / 'made' / 'out.png'
+        out = folder / 'out.png'
         _run(workdir, f'--out={out}', *flags, *files)
         pictures.append(out.read_bytes())
     assert len(set(pictures)) == len(pictures)
@@ -317,3 +317,13 @@ def test_data_that_is_gone_is_told_where_it_is_needed(tmp_path, write_images):
     _run(tmp_path / 'run', str(folder / 'elsewhere/val/a/0.png'))
     with pytest.raises(RunError, match=r'absent\.png: No such file'):
         _run(tmp_path / 'run', str(folder / 'absent.png'))
+
+
+@pytest.mark.parametrize(
+    ('out', 'says'), [('', 'is a folder; name a file'), ('/x.foo', 'must end in .png, .jpg')]
+)
+def test_a_picture_that_cannot_be_is_refused_before_any_work(workdir, tmp_path, out, says):
+    with pytest.raises(UserError, match=says):
+        _run(workdir, f'--out={tmp_path}{out}')
+    with pytest.raises(UserError, match='there is no folder'):
+        _run(workdir, f'--out={tmp_path}/absent/x.png')

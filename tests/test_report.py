@@ -339,6 +339,8 @@ def test_mistakes_are_one_sentence(finished, tmp_path):
         ([f'--workdir={tmp_path}'], 'there is no run in'),
         ([f'--workdir={finished}', '--watch=0'], 'give seconds above 0'),
         ([f'--workdir={finished}', f'--out={tmp_path}/no/page.html'], 'there is no folder'),
+        ([f'--workdir={finished}', f'--out={tmp_path}'], 'is a folder; name a file'),
+        ([f'--workdir={finished}', f'--workdir={finished}/.'], 'are one run; give different'),
     ):
         with pytest.raises(UserError, match=says):
             report.main(arguments)

@@ -57,7 +57,8 @@ def apply_and_record(
             logits, _ = model.apply(variables, images, train=True, **options)
     for layer in layers:
         if layer not in outputs:
-            raise UserError(f'the network has no layer {layer!r}{nearest(layer, paths)}.')
+            remedy = nearest(layer, paths) or f'; it has {", ".join(filter(None, paths[:12]))} ...'
+            raise UserError(f'the network has no layer {layer!r}{remedy}.')
     return logits, {layer: outputs[layer] for layer in layers}
 
 
