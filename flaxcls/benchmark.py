@@ -16,14 +16,14 @@ flaxcls.measuring.benchmark(config).
 """
 
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from flaxcls.config import describe_options, parse_overrides
-from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.errors import CommandParser, run_command
 from flaxcls.experiment_files import load_config
 from flaxcls.host_memory import keep_freed_memory
+from flaxcls.output_files import require_place
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> None:
     flags, rest = parser.parse_known_args(argv)
     known = ['--config', '--steps', '--rounds', '--json']
     config = load_config(flags.config, parse_overrides(rest, known))
-    path = pathlib.Path(flags.json).expanduser() if flags.json else None
-    if path and not path.absolute().parent.is_dir():
-        raise UserError(f'--json={flags.json} lies in a folder that does not exist; make it first.')
+    path = require_place(flags.json) if flags.json else None
     # After the checks above, since these take seconds.
     import tqdm  # noqa: PLC0415
 

@@ -24,8 +24,9 @@ from flaxcls.data.inspection import SPLITS, Report, inspect_source
 from flaxcls.data.sources import open_source
 from flaxcls.data.splits import Source, Split
 from flaxcls.data.threads import num_threads
-from flaxcls.errors import CommandParser, RunError, UserError, run_command
+from flaxcls.errors import CommandParser, RunError, run_command
 from flaxcls.experiment_files import load_config
+from flaxcls.output_files import require_place
 from flaxcls.validation import validate
 
 _CLASSES_SHOWN, _NAMES_SHOWN = 40, 10
@@ -120,8 +121,8 @@ def main(argv: Sequence[str]) -> None:
     overrides = parse_overrides(rest, ['--source', '--json', '--sheets'])
     config = load_config(None, {'data.source': flags.source, 'data.image_size': 32} | overrides)
     validate(config)
-    if flags.json and not pathlib.Path(flags.json).expanduser().absolute().parent.is_dir():
-        raise UserError(f'--json={flags.json} lies in a folder that does not exist; make it first.')
+    if flags.json:
+        require_place(flags.json)
     source = open_source(config)
     for note in source.notes:
         print(f'Note: {note}')

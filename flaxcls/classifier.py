@@ -21,6 +21,7 @@ from flaxcls.data.augment import make_normalize
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.activations import apply_and_record
+from flaxcls.output_files import require_place
 from flaxcls.run_setup import load_class_names, load_stored_config
 from flaxcls.validation import validate
 
@@ -186,14 +187,17 @@ class Classifier:
 
         `jax.export.deserialize(bytes).call` takes images uint8 [N, S, S, 3] for any N, as `prepare`
         makes them, and returns float32 probabilities [N, C]. It needs jax alone.
+
+        Raises:
+          UserError: the file cannot be there.
         """
+        path = require_place(path)
         classify, temperature = steps.make_classify(self.config, self.model), self.temperature
         variables = jax.device_get(self.variables)
         function = lambda images: jax.nn.softmax(classify(variables, images) / temperature)  # noqa: E731
         (batch,) = jax.export.symbolic_shape('batch')
         images = jax.ShapeDtypeStruct((batch, self.side, self.side, 3), jnp.uint8)
         exported = jax.export.export(jax.jit(function), platforms=('cpu', 'cuda', 'tpu'))(images)
-        path = pathlib.Path(path).expanduser()
         path.write_bytes(exported.serialize())
         return path
 
@@ -208,7 +212,7 @@ class Classifier:
         if isinstance(images, bytes | str | os.PathLike):
             images = [images]
         if not len(images):
-            raise UserError('there are no images to predict; give at least one.')
+            raise UserError('there are no images; give at least one.')
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
             yield np.stack(list(map_in_threads(self.prepare, batch, num_threads(self.config))))

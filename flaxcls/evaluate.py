@@ -26,6 +26,7 @@ from flaxcls.checkpoint import Checkpoints
 from flaxcls.classifier import CALIBRATION_FILE, load_temperature
 from flaxcls.config import OBSERVING_OPTIONS, differences, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.output_files import require_place
 from flaxcls.predictions import (
     PREDICTIONS_FILE,
     Predictions,
@@ -41,7 +42,6 @@ from flaxcls.run_setup import (
     require_stored_classes,
 )
 from flaxcls.train_state import TrainState
-from flaxcls.writers import require_place
 
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 # What leaves the logits alone, and what says which images there are.

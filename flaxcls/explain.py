@@ -42,9 +42,9 @@ from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.features import feature_maps, first_filters, layer_outputs, nearest
 from flaxcls.models.initialization import init_variables
 from flaxcls.models.resnet import ResNet
+from flaxcls.output_files import require_place
 from flaxcls.pictures import Cell, overlay
 from flaxcls.run_setup import load_stored_config, prepare, require_stored_classes
-from flaxcls.writers import require_place
 
 _SUFFIXES = ('.png', '.jpg', '.svg', '.pdf')
 _SHOWN = 12  # Validation images where none are given.
@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(flags.workdir).expanduser()
     load_stored_config(workdir)  # A workdir that is none is told as such.
     out = require_place(flags.out or workdir / f'{flags.method}.png')
-    if out.suffix not in _SUFFIXES:
+    if out.suffix.lower() not in _SUFFIXES:
         raise UserError(f'--out={out} must end in {", ".join(_SUFFIXES)}.')
     classifier = Classifier.load(workdir, checkpoint=flags.checkpoint, crops='center')
     names, label = classifier.class_names, None

@@ -4,10 +4,13 @@ import datetime
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls.compiled import Needs, compile_train_step, needs
 from flaxcls.config import image_size
+from flaxcls.data.augment import make_views
 from flaxcls.data.published import open_or_published
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
@@ -44,8 +47,10 @@ class Plan(NamedTuple):
     @property
     def flops_per_evaluated_image(self) -> float:
         """Of all its views."""
-        views = {'center': 1, 'flip': 2, 'ten': 10}[self.setup.config.data.eval_crops]
-        return 2 * views * self.eval_cost.macs
+        config = self.setup.config
+        images = jax.ShapeDtypeStruct((1, *2 * [config.data.image_size], 3), jnp.uint8)
+        views = jax.eval_shape(make_views(config), images)
+        return 2 * len(views) * self.eval_cost.macs
 
     @property
     def flops(self) -> float:

@@ -33,6 +33,7 @@ from flaxcls.classifier import BATCH_SIZE, Classifier, UnreadableImage
 from flaxcls.data.paths import Found, find_files
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
+from flaxcls.output_files import require_place
 from flaxcls.prediction_writers import (
     Prediction,
     Write,
@@ -131,13 +132,7 @@ def _require_outputs(flags: argparse.Namespace, files: Iterable[Found]) -> None:
         value = getattr(flags, name)
         if value in (None, '-'):
             continue
-        path = pathlib.Path(value).expanduser()
-        if not path.absolute().parent.is_dir():
-            raise UserError(
-                f'--{name}={value} lies in a folder that does not exist; make it first.'
-            )
-        if path.is_dir():
-            raise UserError(f'--{name}={value} is a folder; name a file.')
+        path = require_place(value)
         if path.exists() and _is_among(path, files):
             raise UserError(f'--{name}={value} is among the files to read; name another one.')
 

@@ -13,10 +13,11 @@ from jax import lax
 
 from flaxcls import parallel
 from flaxcls.errors import UserError
+from flaxcls.output_files import require_place
 from flaxcls.run_setup import Setup
 from flaxcls.steps import AXIS, Batch, make_classify
 from flaxcls.train_state import TrainState
-from flaxcls.writers import require_place, write_atomically
+from flaxcls.writers import write_atomically
 
 PREDICTIONS_FILE = 'predictions.npz'
 

@@ -19,10 +19,11 @@ import time
 from collections.abc import Sequence
 
 from flaxcls.errors import CommandParser, UserError, run_command
+from flaxcls.output_files import require_place
 from flaxcls.reporting import page
 from flaxcls.reporting.runs import Run, load
 from flaxcls.run_setup import load_stored_config, require_different
-from flaxcls.writers import require_place, write_atomically
+from flaxcls.writers import write_atomically
 
 _PAGE = 'report.html'
 

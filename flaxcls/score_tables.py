@@ -1,6 +1,7 @@
-"""The scores of predictions as text: of one run, and of several beside one another."""
+"""The scores of predictions, and their text: of one run, and of several beside one another."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,18 +12,53 @@ from flaxcls.predictions import Predictions
 _MOST_CLASSES, _MOST_CONFUSIONS = 40, 10
 
 
-def summary(predictions: Predictions, top_k: int) -> str:
-    """Returns a line each for accuracy, top-k accuracy, loss and calibration error."""
+class Result(NamedTuple):
+    """What a checkpoint has reached on the validation images.
+
+    Attributes:
+      step: of the checkpoint.
+      count: of the images.
+      accuracy: share of right answers.
+      interval: of the accuracy, 95 %.
+      top_k: k, and how often the label is among the k best.
+      loss: cross-entropy, in nats.
+      ece: expected calibration error, in 0..1; None: the predictions are not there.
+    """
+
+    step: int
+    count: int
+    accuracy: float
+    interval: tuple[float, float]
+    top_k: tuple[int, float]
+    loss: float
+    ece: float | None
+
+
+def result_of(predictions: Predictions, top_k: int) -> Result:
+    """Returns the result of predictions; k is at most the number of classes."""
     labels, logits = predictions.labels, predictions.logits
     k = min(top_k, logits.shape[1])
-    low, high = scores.accuracy_interval(predictions.correct)
-    error = scores.expected_calibration_error(labels, predictions.probabilities())
+    return Result(
+        step=predictions.step,
+        count=len(labels),
+        accuracy=predictions.accuracy,
+        interval=scores.accuracy_interval(predictions.correct),
+        top_k=(k, scores.top_k_accuracy(labels, logits, k)),
+        loss=scores.log_loss(labels, logits),
+        ece=scores.expected_calibration_error(labels, predictions.probabilities()),
+    )
+
+
+def summary(predictions: Predictions, top_k: int) -> str:
+    """Returns a line each for accuracy, top-k accuracy, loss and calibration error."""
+    result, classes = result_of(predictions, top_k), len(predictions.class_names)
+    (low, high), (k, top_k_accuracy) = result.interval, result.top_k
     return (
-        f'step {predictions.step}: {len(labels)} validation images of {logits.shape[1]} classes\n'
-        f'accuracy {predictions.accuracy:.2%}, 95% interval {low:.2%} to {high:.2%}\n'
-        f'top{k}_accuracy {scores.top_k_accuracy(labels, logits, k):.2%}\n'
-        f'loss {scores.log_loss(labels, logits):.4f}\n'
-        f'expected calibration error {error:.2%} ({scores.BINS} bins)'
+        f'step {result.step}: {result.count} validation images of {classes} classes\n'
+        f'accuracy {result.accuracy:.2%}, 95% interval {low:.2%} to {high:.2%}\n'
+        f'top{k}_accuracy {top_k_accuracy:.2%}\n'
+        f'loss {result.loss:.4f}\n'
+        f'expected calibration error {result.ece:.2%} ({scores.BINS} bins)'
     )
 
 
@@ -95,12 +131,11 @@ def comparison(runs: Sequence[tuple[str, Predictions]], top_k: int) -> str:
         f'{f"top-{k}":>8} {"loss":>8} {"ECE":>7}'
     ]
     for name, run in runs:
-        low, high = scores.accuracy_interval(run.correct)
-        error = scores.expected_calibration_error(run.labels, run.probabilities())
+        result = result_of(run, top_k)
+        interval = '{:.2%}-{:.2%}'.format(*result.interval)
         lines.append(
-            f'{name:<{width}} {run.step:>8} {run.accuracy:>9.2%} {f"{low:.2%}-{high:.2%}":>18} '
-            f'{scores.top_k_accuracy(run.labels, run.logits, k):>8.2%} '
-            f'{scores.log_loss(run.labels, run.logits):>8.4f} {error:>7.2%}'
+            f'{name:<{width}} {result.step:>8} {result.accuracy:>9.2%} {interval:>18} '
+            f'{result.top_k[1]:>8.2%} {result.loss:>8.4f} {result.ece:>7.2%}'
         )
     lines.append(f"against {first_name} on the same {len(first.labels)} images, McNemar's test:")
     for name, run in runs[1:]:

@@ -158,13 +158,13 @@ def make_classify(
     Of several views of each image, these are the logarithms of their averaged probabilities.
     Logits are float32; variables are `TrainState.evaluated`.
     """
-    normalize, make_view = make_normalize(config), make_views(config)
+    normalize, views_of = make_normalize(config), make_views(config)
 
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
         return model.apply(variables, normalize(images), train=False)
 
     def classify_views(variables: Variables, images: jax.Array) -> jax.Array:
-        views = make_view(images)
+        views = views_of(images)
         # One view at a time, so that evaluation takes no more memory than with one.
         log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(variables, x)), views)
         return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(views))

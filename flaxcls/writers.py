@@ -31,16 +31,6 @@ def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -
     return records
 
 
-def require_place(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path of a file to write; raises UserError if it is a folder, or has none."""
-    path = pathlib.Path(path).expanduser()
-    if path.is_dir():
-        raise UserError(f'{str(path)!r} is a folder; name a file in it.')
-    if not path.parent.is_dir():
-        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
-    return path
-
-
 def write_atomically(path: pathlib.Path, content: str | bytes | memoryview) -> None:
     """Writes a file that is, at any moment, either the old one or the new one; text as UTF-8."""
     temporary = path.with_name(f'.{path.name}.tmp')

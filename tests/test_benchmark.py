@@ -162,7 +162,7 @@ def test_command_writes_what_it_prints_and_nothing_else(tmp_path, monkeypatch, c
         (['--steps=0'], '--steps=0 must be 1 or more'),
         (['--steps=few'], 'invalid int value'),
         (['--rounds=1'], '--rounds=1 must be 2 or more'),
-        (['--json=no/such/file'], 'lies in a folder that does not exist'),
+        (['--json=no/such/file'], "there is no folder 'no/such' for file"),
         (['--config.data.source=tfds:imagenet2012', '--config.data.data_dir=none'], 'not prepared'),
         (['--config.bach_size=1'], 'did you mean batch_size'),
     ],

@@ -224,7 +224,7 @@ def test_command_reports_writes_and_exits_by_what_it_found(clean, tmp_path):
         (['--source=folder:no/such'], 'there is no folder'),
         (['--soruce=digits'], '--source'),
         (['--source=digits', '--jsn=x'], 'did you mean --json?'),
-        (['--source=digits', '--json=no/such/folder/x.json'], 'does not exist'),
+        (['--source=digits', '--json=no/such/folder/x.json'], 'there is no folder'),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(arguments, says):

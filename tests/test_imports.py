@@ -12,7 +12,7 @@ import pytest
 ORDER = [
     {'compilation_cache', 'host_memory'},
     {'errors'},
-    {'config', 'processes'},
+    {'config', 'processes', 'output_files'},
     {'experiment_files', 'validation', 'data', 'targets'},
     {'models'},
     {'metrics', 'scores', 'optim', 'torch_layout'},

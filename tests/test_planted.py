@@ -9,8 +9,7 @@ from flaxcls.attribution import cam, grad_cam, occlusion
 from flaxcls.classifier import Classifier
 
 # The class is the colour of the patch, a chequer of random squares, and its place is any: where the
-# place itself is the class, a network that averages or pools over the map finds it by the padding
-# at the borders, and that is where its map is hottest.
+# place itself is the class, the maps of networks that average over the map lie elsewhere.
 COLOURS = {'blue': (60, 60, 255), 'green': (60, 255, 60), 'red': (255, 60, 60)}
 COLOURS |= {'yellow': (255, 255, 60)}
 SHARE = 3  # Of the image's side by the patch's.

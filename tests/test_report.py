@@ -212,7 +212,7 @@ def test_names_are_shown_as_they_are(pages, hostile):
         ('no data', 'run', '/no/such/folder'),
         ('no data', 'classes', '/no/such/folder'),
         ('no data, predictions kept', 'mistakes', '/no/such/folder'),
-        ('two that cannot be compared', 'comparison', 'evaluated on different images'),
+        ('two that cannot be compared', 'comparison', 'are not the same in the same order'),
     ],
 )
 def test_what_is_missing_is_told_where_it_would_be(pages, name, section, says):

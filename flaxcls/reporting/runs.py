@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,34 +15,9 @@ from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
 from flaxcls.predictions import Predictions, load_predictions, predict_validation
 from flaxcls.records import read_record
 from flaxcls.run_setup import Setup, load_class_names, load_stored_config
-from flaxcls.scores import (
-    accuracy_interval,
-    expected_calibration_error,
-    log_loss,
-    top_k_accuracy,
-)
+from flaxcls.score_tables import Result, result_of
+from flaxcls.scores import accuracy_interval
 from flaxcls.writers import Record, read_metrics
-
-
-class Result(NamedTuple):
-    """An evaluation: of the newest checkpoint, or if it cannot be had, that of metrics.jsonl.
-
-    Attributes:
-      step: of the state.
-      count: of validation images.
-      accuracy: share of right answers, with its 95 % interval.
-      top_k: k, and how often the label is among the k best.
-      loss: cross-entropy.
-      ece: expected calibration error; None: the predictions are not there.
-    """
-
-    step: int
-    count: int
-    accuracy: float
-    interval: tuple[float, float]
-    top_k: tuple[int, float]
-    loss: float
-    ece: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +86,7 @@ class Run:
     def result(self) -> Result | None:
         """None: nothing has been evaluated, and nothing can be."""
         if self.predictions is not None:
-            return _result_of(self.predictions, self.config.top_k)
+            return result_of(self.predictions, self.config.top_k)
         return _result_in(self.evaluations[-1]) if self.evaluations else None
 
 
@@ -178,20 +153,6 @@ def _predict(workdir: str, setup: Setup | None, step: int) -> Predictions:
             f'step {step}.'
         )
     return kept
-
-
-def _result_of(predictions: Predictions, top_k: int) -> Result:
-    labels, logits = predictions.labels, predictions.logits
-    k = min(top_k, logits.shape[1])
-    return Result(
-        step=predictions.step,
-        count=len(labels),
-        accuracy=predictions.accuracy,
-        interval=accuracy_interval(predictions.correct),
-        top_k=(k, top_k_accuracy(labels, logits, k)),
-        loss=log_loss(labels, logits),
-        ece=expected_calibration_error(labels, predictions.probabilities()),
-    )
 
 
 def _result_in(record: Record) -> Result:

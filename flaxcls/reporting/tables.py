@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxcls.config import default_config, options
+from flaxcls.errors import UserError
 from flaxcls.predictions import Predictions
 from flaxcls.reporting.runs import Run
+from flaxcls.score_tables import require_same_examples
 from flaxcls.scores import McNemar, class_scores, confusion_matrix, mcnemar
 
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60
@@ -83,9 +85,10 @@ def compare(first: Run, other: Run) -> Comparison:
     for run in (first, other):
         if run.predictions is None:
             return Comparison(None, f'There are no predictions of {run.workdir}.')
-    same = ours.class_names == theirs.class_names and ours.names == theirs.names
-    if not same or not np.array_equal(ours.labels, theirs.labels):
-        return Comparison(None, 'The two were evaluated on different images.')
+    try:
+        require_same_examples(first.workdir, ours, other.workdir, theirs)
+    except UserError as error:
+        return Comparison(None, str(error))
     return Comparison(mcnemar(ours.correct, theirs.correct), '')
 
 

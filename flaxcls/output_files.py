@@ -1,0 +1,16 @@
+"""Where a command is to write: looked at before anything is computed."""
+
+import os
+import pathlib
+
+from flaxcls.errors import UserError
+
+
+def require_place(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a file to write; raises UserError if it is a folder, or has none."""
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f'{str(path)!r} is a folder; name a file in it.')
+    if not path.parent.is_dir():
+        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
+    return path
