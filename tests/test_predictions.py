@@ -366,3 +366,11 @@ def test_confusions_come_most_frequent_first():
     assert counts[0] == np.bincount(pairs).max()
     right = predictions._replace(labels=predictions.answers.astype(np.int32))
     assert score_tables.confusions(right) == 'No image has a wrong answer.'
+
+
+def test_a_temperature_that_makes_it_worse_is_not_kept(workdir, capsys, monkeypatch):
+    worse = calibration.Calibration(44, 1.5, 0.01, 0.02, 0.3, 0.4, 359)
+    monkeypatch.setattr(evaluate, 'calibrate', lambda predictions: worse)
+    _command(workdir, flags=['--calibrate'])
+    assert 'It is not kept' in capsys.readouterr().out
+    assert not (workdir / CALIBRATION_FILE).exists()

@@ -334,6 +334,14 @@ def test_watching_writes_the_page_again_until_the_run_is_finished(finished, tmp_
     assert len(set(texts)) == 3
 
 
+def test_what_is_left_out_is_told_on_the_terminal_as_well(finished, tmp_path, capsys):
+    workdir = tmp_path / 'run'
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / 'checkpoints')
+    report.main([f'--workdir={workdir}'])
+    assert f'Note: in {workdir}, the run in' in capsys.readouterr().out
+
+
 def test_mistakes_are_one_sentence(finished, tmp_path):
     for arguments, says in (
         ([f'--workdir={tmp_path}'], 'there is no run in'),
