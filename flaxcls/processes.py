@@ -15,7 +15,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError
 
@@ -24,11 +24,11 @@ HEARTBEAT_TIMEOUT = 30
 _START_TIMEOUT = 120
 _SHUTDOWN_TIMEOUT = 5  # One that has failed waits so long for the others, and then ends them.
 _SUPERVISED = 'FLAXCLS_SUPERVISED'
-# What the native threads of JAX say of their connections, and before they abort the process.
-_CONNECTIONS = re.compile(
-    r'\[Gloo\]|[IWEF]\d{4} [\d:.]+ +\d+ (preemption_sync|coordination_|client\.h|distributed)|'
-    r'Additional GRPC error|:UNKNOWN:'
-)
+# What the native threads of JAX say of their connections, of trouble with them, and before they
+# abort the process.
+_SOURCES = r'[\d:.]+ +\d+ (preemption_sync|coordination_|client\.h|distributed)'
+_CONNECTIONS = re.compile(rf'\[Gloo\]|I\d{{4}} {_SOURCES}')
+_TROUBLE = re.compile(rf'[WEF]\d{{4}} {_SOURCES}|Additional GRPC error|:UNKNOWN:')
 _FATAL = re.compile(r'F\d{4} [\d:.]+ +\d+ ')
 
 
@@ -95,18 +95,37 @@ def _supervise() -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: child.send_signal(number))
-    told = dying = False  # What comes after the sentence of an error, or the fatal line, is trace.
-    for line in child.stderr:
+    return _retell(child.stderr, child.wait)
+
+
+def _retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
+    """Prints what a child says, without the trace of its connections; returns the exit code.
+
+    Args:
+      lines: the child's, of its standard error.
+      wait: returns the code with which it ended, or minus the signal that ended it.
+    """
+    told, dying, troubled, held = '', False, False, []
+    for line in lines:
         dying = dying or bool(_FATAL.match(line))
-        if not (told or dying or _CONNECTIONS.match(line)):
-            print(line, end='', file=sys.stderr, flush=True)
-            told = line.startswith('error: ')
-    code = child.wait()
-    if code != -signal.SIGABRT:
-        return code if code >= 0 else 128 - code
-    if not told:  # It is not this one that has failed.
-        print(f'error: {LOST_NEIGHBOUR}', file=sys.stderr)
-    return 1
+        troubled = troubled or bool(_TROUBLE.match(line))
+        if told or dying or _TROUBLE.match(line) or _CONNECTIONS.match(line):
+            continue  # What comes after the sentence of an error, or the fatal line, is trace.
+        if line.startswith('error: '):
+            told = line
+        if troubled and not told:  # This may be more of the trace, in lines of its own.
+            held.append(line)
+            continue
+        print(line, end='', file=sys.stderr, flush=True)
+    code = wait()
+    if code == -signal.SIGABRT and not told:  # It is not this one that has failed.
+        told = f'error: {LOST_NEIGHBOUR}'
+        print(told, file=sys.stderr)
+    if LOST_NEIGHBOUR not in told:
+        print(*held, sep='', end='', file=sys.stderr, flush=True)
+    if code == -signal.SIGABRT:
+        return 1
+    return code if code >= 0 else 128 - code
 
 
 def _die_with_parent() -> None:

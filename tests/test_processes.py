@@ -135,6 +135,32 @@ def test_the_death_of_one_ends_the_other_with_a_sentence(tmp_path, dead):
     assert time.monotonic() - began < 2 * processes.HEARTBEAT_TIMEOUT
 
 
+TROUBLE = [
+    'E1126 18:40:01.1 99 coordination_service_agent.cc:3] Polled an error, tasks:\n',
+    '/job:jax_worker/replica:0/task:1\n',
+    'The tasks have crashed. Check the task logs for an earlier error.\n',
+]
+LOST = f'error: {processes.LOST_NEIGHBOUR}\n'
+
+
+@pytest.mark.parametrize(
+    ('lines', 'ended', 'says', 'code'),
+    [
+        (['[Gloo] Rank 0 is connected.\n', 'a warning\n'], 0, 'a warning\n', 0),
+        ([*TROUBLE, LOST, 'more trace\n'], 1, LOST, 1),
+        (TROUBLE, -signal.SIGABRT, LOST, 1),
+        (['F1126 18:40:01.1 99 client.h:80] Ending.\n', 'trace\n'], -signal.SIGABRT, LOST, 1),
+        # What is not known to be trace is told, if late.
+        ([TROUBLE[0], 'a warning\n'], 0, 'a warning\n', 0),
+        ([TROUBLE[0], 'a warning\n', 'error: no.\n'], 2, 'error: no.\na warning\n', 2),
+        (['a warning\n'], -signal.SIGTERM, 'a warning\n', 128 + signal.SIGTERM),
+    ],
+)
+def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, code, capsys):
+    assert processes._retell(lines, lambda: ended) == code
+    assert capsys.readouterr().err == says
+
+
 def test_a_mistake_is_told_by_both_and_ends_both(tmp_path):
     ends = _finish(_start_two(tmp_path / 'run', '--config.model.growth_rate=7'))
     for code, _, err in ends:
