@@ -9,6 +9,8 @@ import functools
 import jax
 from jax import lax
 
+from flaxcls.models.plain_forms import are_plain
+
 
 def convolve(
     x: jax.Array, kernel: jax.Array, *, strides: int = 1, padding: int = 0, groups: int = 1
@@ -22,7 +24,8 @@ def convolve(
       padding: zeros on every side, pixels.
       groups: blocks of channels that are convolved apart.
     """
-    if kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1):
+    one_pixel = kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1)
+    if one_pixel and not are_plain():
         return _convolve_1x1(x, kernel, strides)
     return _native(x, kernel, strides=strides, padding=padding, groups=groups)
 

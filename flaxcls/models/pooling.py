@@ -14,13 +14,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxcls.models.plain_forms import are_plain
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+
 def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
     """Returns the maxima of square windows of x [B, H, W, C], of the same dtype.
 
     The gradient goes to a window's first maximum, row by row. The padding never wins.
     """
+    if are_plain():
+        return _native(x, window=window, strides=strides, padding=padding)
+    return _max_pool(x, window, strides, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, strides, padding):
     native = functools.partial(_native, window=window, strides=strides, padding=padding)
     by_slices = functools.partial(_by_slices, window=window, strides=strides, padding=padding)
     return lax.platform_dependent(x, cpu=by_slices, default=native)
@@ -48,7 +56,7 @@ def _slices(x, window, strides, padding) -> Iterator[tuple[tuple[int, int], jax.
 
 
 def _forward(x, window, strides, padding):
-    return max_pool(x, window, strides, padding), x
+    return _max_pool(x, window, strides, padding), x
 
 
 def _backward(window, strides, padding, x, gradient):
@@ -85,4 +93,4 @@ def _spread(values, shape, place, strides, padding):
     return lax.pad(values, jnp.zeros((), values.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
-max_pool.defvjp(_forward, _backward)
+_max_pool.defvjp(_forward, _backward)
