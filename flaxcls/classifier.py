@@ -20,6 +20,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.augment import make_normalize
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import RunError, UserError
+from flaxcls.inference import make_inference
 from flaxcls.models.activations import apply_and_record
 from flaxcls.output_files import require_place
 from flaxcls.run_setup import load_class_names, load_stored_config
@@ -29,6 +30,7 @@ from flaxcls.validation import validate
 Image = np.ndarray | bytes | str | os.PathLike
 CALIBRATION_FILE = 'calibration.json'
 BATCH_SIZE = 64
+CROPS = ('center', 'flip', 'ten')  # What `crops` may be.
 
 
 class UnreadableImage(RunError):
@@ -192,12 +194,11 @@ class Classifier:
           UserError: the file cannot be there.
         """
         path = require_place(path)
-        classify, temperature = steps.make_classify(self.config, self.model), self.temperature
-        variables = jax.device_get(self.variables)
-        function = lambda images: jax.nn.softmax(classify(variables, images) / temperature)  # noqa: E731
+        infer = make_inference(self.config, self.variables, temperature=self.temperature)
+        function = jax.jit(lambda images: infer(images)['probabilities'])
         (batch,) = jax.export.symbolic_shape('batch')
         images = jax.ShapeDtypeStruct((batch, self.side, self.side, 3), jnp.uint8)
-        exported = jax.export.export(jax.jit(function), platforms=('cpu', 'cuda', 'tpu'))(images)
+        exported = jax.export.export(function, platforms=('cpu', 'cuda', 'tpu'))(images)
         path.write_bytes(exported.serialize())
         return path
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from flaxcls import models
 from flaxcls.config import set_option
-from flaxcls.data.augment import make_normalize
+from flaxcls.data.augment import make_normalize, make_views
 from flaxcls.models.activations import apply_and_record
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.densenet import DenseNet
@@ -41,11 +41,11 @@ def make_inference(
     """Returns images uint8 [N, S, S, 3] -> {'probabilities': float32 [N, C]}, for any N.
 
     Args:
-      config: of the run. Its central crop alone is looked at, S being `data.image_size`.
+      config: of the run; images are looked at as it evaluates them, S as in `make_eval_cut`.
       variables: {'params': ..., 'batch_stats': ...}; they become constants of the function.
       temperature: divides the logits.
       with_maps: adds 'maps', float32 [N, h, w, C], the class-activation map of each class (see
-        `attribution.cam`), if the network has such maps; see `has_maps`.
+        `attribution.cam`), if the network has them and images are looked at once.
     """
     config = config.copy_and_resolve_references()
     set_option(config, 'model.dtype', 'float32')
@@ -53,23 +53,27 @@ def make_inference(
     model, normalize = models.model_from_config(config), make_normalize(config)
     variables = jax.tree.map(np.asarray, dict(variables))
     folded = fold_batch_norm(model, variables, config.data.image_size)
-    layers = ['feature_map'] if with_maps and has_maps(model) else []
+    views_of = make_views(config)
+    once = config.data.eval_crops == 'center'
+    layers = ['feature_map'] if with_maps and once and isinstance(model, ResNet | DenseNet) else []
+
+    def apply(images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        with plain_forms(), nn.intercept_methods(folded.intercept):
+            return apply_and_record(model, folded.variables, normalize(images), layers)
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
-        with plain_forms(), nn.intercept_methods(folded.intercept):
-            logits, found = apply_and_record(model, folded.variables, normalize(images), layers)
+        if not once:  # As in steps.make_classify.
+            of_views = [jax.nn.softmax(apply(view)[0]) for view in views_of(images)]
+            logits = jnp.log(sum(of_views) / len(of_views))
+            return {'probabilities': jax.nn.softmax(logits / temperature)}
+        logits, found = apply(images)
         outputs = {'probabilities': jax.nn.softmax(logits / temperature)}
-        for feature_map in found.values():
+        if layers:
             weights = variables['params']['head']['dense']['kernel']
-            outputs['maps'] = jnp.einsum('bhwf,fc->bhwc', feature_map, weights)
+            outputs['maps'] = jnp.einsum('bhwf,fc->bhwc', found['feature_map'], weights)
         return outputs
 
     return infer
-
-
-def has_maps(model: nn.Module) -> bool:
-    """Tells whether a network's logits are means over maps, so that it has maps of its classes."""
-    return isinstance(model, ResNet | DenseNet)
 
 
 class Folded(NamedTuple):

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from flaxcls.classifier import BATCH_SIZE, Classifier, UnreadableImage
+from flaxcls.classifier import BATCH_SIZE, CROPS, Classifier, UnreadableImage
 from flaxcls.data.paths import Found, find_files
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
@@ -112,7 +112,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('images', nargs='*', metavar='IMAGE', help='file, folder, pattern, or - for stdin')
     add('--workdir', required=True, help='of the run')
     add('--checkpoint', default='newest', help='newest (the default), best or step')
-    add('--crops', choices=('center', 'flip', 'ten'), help='views to average (as the run does)')
+    add('--crops', choices=CROPS, help='views to average (as the run does)')
     add('--topk', type=int, default=TOPK, help=f'classes to tell, at most all ({TOPK})')
     add('--json', metavar='FILE', help='file for the predictions, or - for stdout')
     add('--csv', metavar='FILE', help='the same as a table')

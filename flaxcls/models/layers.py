@@ -180,7 +180,9 @@ def avg_pool(
             x, (window, window), (strides, strides), padding=pads, count_include_pad=False
         )
     _require_room(x.shape, window, strides, 0)
-    return nn.avg_pool(x, (window, window), strides=(strides, strides), padding='VALID')
+    return nn.avg_pool(
+        x, window_shape=(window, window), strides=(strides, strides), padding='VALID'
+    )
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -23,7 +23,9 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array
     The gradient goes to a window's first maximum, row by row. The padding never wins.
     """
     if are_plain():
-        return _native(x, window=window, strides=strides, padding=padding)
+        pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
+        padded = jnp.pad(x, pads, constant_values=-jnp.inf) if padding else x
+        return nn.max_pool(padded, window_shape=(window, window), strides=(strides, strides))
     return _max_pool(x, window, strides, padding)
 
 

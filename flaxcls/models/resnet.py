@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
@@ -61,7 +62,8 @@ class Block(nn.Module):
         if x.shape[-1] == features and strides == 1 and self.shortcut != 'C':
             return x
         if self.shortcut == 'A':
-            x = x[:, ::strides, ::strides]
+            # Not by indices, which become a gather where the batch is of any size, as in exports.
+            x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, strides, strides, 1))
             return jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[-1])])
         if self.shortcut == 'D' and strides > 1:
             x, strides = avg_pool(x, 2, strides, partial_windows=True), 1

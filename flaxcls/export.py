@@ -1,0 +1,202 @@
+"""Exports the network of a run to a server, a phone or a browser, and proves that it is the same.
+
+  python -m flaxcls.export --workdir=RUN --format=onnx --out=exported
+
+Formats, and what runs them:
+  stablehlo   JAX alone, on CPU, CUDA and TPU
+  onnx        onnxruntime and others, opset 21
+  onnx-int8   the same, a quarter as large: calibrated on training images
+
+Everything but decoding, resizing and cropping is inside: normalisation, BatchNorm folded into the
+convolutions, the temperature of `flaxcls.evaluate --calibrate`, softmax. The input is `images`,
+uint8 [N, S, S, 3], RGB, for any N; the output is `probabilities`, float32 [N, C].
+
+The folder gets the network, class_names.json, preprocessing.json (S, and how to get there),
+certificate.json, and run.py, which runs the network without flaxcls. The certificate comes of so
+running it on images of the validation set, beside the network here. If it keeps less than
+--min_agreement and --max_difference ask for, the command fails with exit code 1, and the files are
+kept under names that end in .rejected. Data that has moved is named with --config.data.source=...
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxcls.classifier import CROPS, Classifier
+from flaxcls.config import parse_overrides, set_option
+from flaxcls.errors import CommandParser, RunError, UserError, run_command
+from flaxcls.evaluate import open_run
+from flaxcls.exporting import run
+from flaxcls.exporting.certificate import Bounds, Certificate, certify
+from flaxcls.exporting.formats import FORMATS, Format, Request, find_format
+from flaxcls.exporting.samples import take_samples
+from flaxcls.run_setup import Setup
+
+CERTIFICATE_FILE = 'certificate.json'
+IMAGES, CALIBRATION_IMAGES = 500, 200
+_FLAGS = ('--workdir', '--format', '--out', '--checkpoint', '--crops', '--images', '--calibration')
+
+
+def export(
+    workdir: str | os.PathLike,
+    form: str,
+    out: str | os.PathLike,
+    *,
+    checkpoint: str = 'newest',
+    crops: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    images: int = IMAGES,
+    calibration_images: int = CALIBRATION_IMAGES,
+    bounds: Bounds | None = None,
+) -> Certificate:
+    """Writes a run's network to a folder, with its certificate, which is returned.
+
+    Args:
+      workdir: of the run.
+      form: a row of FORMATS.
+      out: the folder; made if it is not there. Files of an earlier export are replaced.
+      checkpoint, crops: see `Classifier.load`.
+      overrides: of the run's config, to find its data.
+      images: how many of the validation set are compared.
+      calibration_images: how many of the training set int8 is calibrated on.
+      bounds: what the certificate is to keep; None: those of the format.
+
+    Raises:
+      UserError: there is no such run, its data is not there, or the format's packages are not.
+      RunError: the exported network does not keep the bounds; see above.
+    """
+    wanted = find_format(form)
+    out = _require_folder(out)
+    classifier = _in_float32(Classifier.load(workdir, checkpoint=checkpoint, crops=crops))
+    setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
+    samples = take_samples(classifier, setup.source.val, images)
+    request = _request(classifier, setup, wanted, calibration_images)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix='.new-', dir=out) as folder:
+        new = pathlib.Path(folder)
+        wanted.write(request, new / wanted.file)
+        certificate = certify(form, new / wanted.file, classifier, samples, bounds or wanted.bounds)
+        (new / CERTIFICATE_FILE).write_text(certificate.to_json())
+        if not certificate.passed:
+            _keep(new, out, suffix='.rejected')
+            raise RunError(_rejection(certificate, out / f'{wanted.file}.rejected'))
+        for name, value in request.about.items():
+            (new / f'{name}.json').write_text(json.dumps(value, indent=1) + '\n')
+        shutil.copy(run.__file__, new)
+        _keep(new, out)
+    return certificate
+
+
+def _require_folder(path: str | os.PathLike) -> pathlib.Path:
+    path = pathlib.Path(path).expanduser()
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f'--out={path} is a file, or lies below one; name a folder.')
+    return path
+
+
+def _in_float32(classifier: Classifier) -> Classifier:
+    """Returns the classifier as it is exported, whatever it was trained in."""
+    config = classifier.config.copy_and_resolve_references()
+    set_option(config, 'model.dtype', 'float32')
+    return Classifier(
+        config,
+        classifier.variables,
+        classifier.class_names,
+        temperature=classifier.temperature,
+        step=classifier.step,
+    )
+
+
+def _request(
+    classifier: Classifier, setup: Setup, wanted: Format, calibration_images: int
+) -> Request:
+    config = classifier.config
+    about = {
+        'class_names': list(classifier.class_names),
+        'preprocessing': {
+            'side': classifier.side,
+            'shorter_side_is_resized_to': round(
+                config.data.image_size / config.data.eval_crop_fraction
+            ),
+            'resize': 'bilinear with antialiasing, shorter side; then the middle is cut',
+            'views': config.data.eval_crops,
+        },
+    }
+    training_images = None
+    if wanted.calibrates:
+        training_images = take_samples(classifier, setup.source.train, calibration_images).images
+    return Request(classifier, about, training_images)
+
+
+def _keep(new: pathlib.Path, out: pathlib.Path, suffix: str = '') -> None:
+    for path in sorted(new.iterdir()):
+        path.replace(out / f'{path.name}{suffix}')
+
+
+def _rejection(certificate: Certificate, file: pathlib.Path) -> str:
+    bounds = certificate.bounds
+    allowed = '' if bounds.difference is None else f' and differences up to {bounds.difference:g}'
+    return (
+        f'{certificate.describe().splitlines()[0]}: less than --min_agreement={bounds.agreement:g}'
+        f'{allowed}; the network is kept as {file}.'
+    )
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    parser = CommandParser('flaxcls.export', __doc__)
+    add = parser.add_argument
+    add('--workdir', required=True, help='of the run')
+    add('--format', required=True, choices=tuple(FORMATS), help='see above')
+    add('--out', required=True, metavar='FOLDER', help='for the files')
+    add('--checkpoint', default='newest', help='newest (the default), best or step')
+    add('--crops', choices=CROPS, help='views to average (as the run does)')
+    add('--images', type=int, default=IMAGES, help=f'to compare ({IMAGES})')
+    add(
+        '--calibration_images',
+        type=int,
+        default=CALIBRATION_IMAGES,
+        help=f'of the training set, for int8 ({CALIBRATION_IMAGES})',
+    )
+    add('--min_agreement', type=float, help='share of equal answers (1; int8: 0.98)')
+    add('--max_difference', type=float, help='of a probability (1e-4; int8: any)')
+    flags, rest = parser.parse_known_args(argv)
+    for name in ('images', 'calibration_images'):
+        if getattr(flags, name) < 1:
+            raise UserError(f'--{name}={getattr(flags, name)} must be positive.')
+    if flags.min_agreement is not None and not 0 <= flags.min_agreement <= 1:
+        raise UserError(f'--min_agreement={flags.min_agreement} must be within 0 and 1.')
+    return flags, parse_overrides(rest, _FLAGS)
+
+
+def _bounds(flags: argparse.Namespace) -> Bounds:
+    given = {'agreement': flags.min_agreement, 'difference': flags.max_difference}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(FORMATS[flags.format].bounds, **given)
+
+
+def main(argv: Sequence[str]) -> None:
+    flags, overrides = _parse(argv)
+    certificate = export(
+        flags.workdir,
+        flags.format,
+        flags.out,
+        checkpoint=flags.checkpoint,
+        crops=flags.crops,
+        overrides=overrides,
+        images=flags.images,
+        calibration_images=flags.calibration_images,
+        bounds=_bounds(flags),
+    )
+    print(certificate.describe())
+    print(f'wrote {pathlib.Path(flags.out)}')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,167 @@
+"""The proof that an exported network is still itself, measured in a process without flaxcls."""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from flaxcls.classifier import Classifier
+from flaxcls.errors import RunError
+from flaxcls.exporting import run
+from flaxcls.exporting.samples import Samples
+from flaxcls.records import describe_cores, find_versions
+
+_LAST_WORDS = 300  # Characters of what a runtime says before it fails.
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """What an exported network must keep.
+
+    Attributes:
+      agreement: at least this share of the answers is the same.
+      difference: no probability differs by more; None: any may.
+    """
+
+    agreement: float
+    difference: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """What was compared, and what came of it; certificate.json holds these fields.
+
+    Attributes:
+      format: of the export, such as onnx.
+      model, step: the network, and of which checkpoint.
+      file, bytes, sha256: of the exported network.
+      images: how many were compared, from the validation set.
+      agreement: share of the answers that are the same.
+      largest_difference: between two probabilities.
+      batch_difference: between an image alone and in a batch of 7, of the exported network.
+      accuracy_before, accuracy_after: of flaxcls and of the exported network on these images.
+      milliseconds, milliseconds_jax: median time of an image alone, of the exported network and of
+        the jitted one, on `host`.
+      bounds: which were to be kept.
+      versions: of what has run it; versions_of_export: of what has made it.
+      date: in UTC.
+    """
+
+    format: str
+    model: str
+    step: int
+    file: str
+    bytes: int
+    sha256: str
+    images: int
+    agreement: float
+    largest_difference: float
+    batch_difference: float
+    accuracy_before: float
+    accuracy_after: float
+    milliseconds: float
+    milliseconds_jax: float
+    bounds: Bounds
+    host: str
+    date: str
+    versions: dict[str, str]
+    versions_of_export: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bounds are kept; a difference that is no number keeps none."""
+        largest = max(self.largest_difference, self.batch_difference)
+        allowed = self.bounds.difference
+        return self.agreement >= self.bounds.agreement and (
+            largest <= allowed if allowed is not None else bool(np.isfinite(largest))
+        )
+
+    def to_json(self) -> str:
+        """Returns the fields and `passed` as JSON."""
+        return json.dumps(dataclasses.asdict(self) | {'passed': self.passed}, indent=1) + '\n'
+
+    def describe(self) -> str:
+        """Returns two lines for a person."""
+        same = round(self.agreement * self.images)
+        slower = self.milliseconds / self.milliseconds_jax
+        return (
+            f'{self.format}: {same:,} of {self.images:,} answers are the same '
+            f'({self.agreement:.2%}), probabilities differ by at most '
+            f'{self.largest_difference:.2g}; accuracy {self.accuracy_before:.2%} before, '
+            f'{self.accuracy_after:.2%} after\n'
+            f'{self.bytes / 1e6:.2f} MB; an image alone takes {self.milliseconds:.2f} ms, with '
+            f'jitted JAX {self.milliseconds_jax:.2f} ms ({slower:.2f}x); '
+            f'sha256 {self.sha256[:12]}...'
+        )
+
+
+def certify(
+    name: str, file: pathlib.Path, classifier: Classifier, samples: Samples, bounds: Bounds
+) -> Certificate:
+    """Returns the certificate of an exported network.
+
+    Args:
+      name: of the format.
+      file: the network, of one of the kinds that `run` knows.
+      classifier: what was exported.
+      samples: the images to compare.
+      bounds: which the certificate is to keep.
+
+    Raises:
+      RunError: the runtime cannot run the file.
+    """
+    expected, seconds = _run_here(classifier, samples.images)
+    found, report = _run_apart(file, samples.images)
+    content = file.read_bytes()
+    return Certificate(
+        format=name,
+        model=classifier.config.model.name,
+        step=classifier.step,
+        file=file.name,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        images=len(samples.images),
+        agreement=float(np.mean(found.argmax(1) == expected.argmax(1))),
+        largest_difference=float(np.abs(found - expected).max()),
+        batch_difference=report['batch_difference'],
+        accuracy_before=float(np.mean(expected.argmax(1) == samples.labels)),
+        accuracy_after=float(np.mean(found.argmax(1) == samples.labels)),
+        milliseconds=report['milliseconds'],
+        milliseconds_jax=1000 * seconds,
+        bounds=bounds,
+        host=describe_cores(),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        versions=report['versions'],
+        versions_of_export=find_versions(),
+    )
+
+
+def _run_here(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns the probabilities [N, C] of jitted JAX, and the median seconds of an image alone."""
+    classify = lambda images: classifier.to_probabilities(classifier.classify(images))  # noqa: E731
+    _, seconds = run.time_single(classify, images[: run.TIMED_IMAGES])
+    firsts = range(0, len(images), 64)
+    return np.concatenate([classify(images[first : first + 64]) for first in firsts]), seconds
+
+
+def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns the probabilities [N, C] of the exported network, and what `run` reports.
+
+    Python is isolated, so that neither this folder nor an environment variable leads to flaxcls.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        given, answers = pathlib.Path(folder) / 'images.npy', pathlib.Path(folder) / 'answers.npy'
+        np.save(given, images)
+        command = [sys.executable, '-I', run.__file__, str(file), str(given), str(answers)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = ' '.join(done.stderr.split())[-_LAST_WORDS:] or f'exit code {done.returncode}'
+            raise RunError(f'{file.name} does not run: {said}')
+        return np.load(answers), json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,101 @@
+"""The formats of export, and how each is written."""
+
+import importlib.util
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flaxcls.classifier import Classifier
+from flaxcls.errors import UserError
+from flaxcls.exporting.certificate import Bounds
+from flaxcls.exporting.onnx_model import write_onnx
+from flaxcls.exporting.quantization import quantize
+from flaxcls.inference import make_inference
+
+
+class Request(NamedTuple):
+    """What a format is written from.
+
+    Attributes:
+      classifier: what is exported.
+      about: class names and preprocessing, as JSON takes them.
+      training_images: uint8 [N, S, S, 3], for calibration; None unless the format `calibrates`.
+    """
+
+    classifier: Classifier
+    about: Mapping[str, Any]
+    training_images: np.ndarray | None
+
+
+class Format(NamedTuple):
+    """A format of export.
+
+    Attributes:
+      file: the network's name in the folder.
+      write: writes it, given the request and the path.
+      bounds: what the certificate is to keep, if nothing else is asked.
+      extra: which of flaxcls's extras brings what it needs; '' for none.
+      needs: the modules that it needs.
+      calibrates: it looks at training images.
+    """
+
+    file: str
+    write: Callable[[Request, pathlib.Path], None]
+    bounds: Bounds
+    extra: str = ''
+    needs: tuple[str, ...] = ()
+    calibrates: bool = False
+
+
+def inference_of(classifier: Classifier, *, with_maps: bool = False) -> Any:
+    """Returns `make_inference` of a classifier."""
+    return make_inference(
+        classifier.config,
+        classifier.variables,
+        temperature=classifier.temperature,
+        with_maps=with_maps,
+    )
+
+
+def _write_stablehlo(request: Request, path: pathlib.Path) -> None:
+    request.classifier.export(path)
+
+
+def _write_onnx(request: Request, path: pathlib.Path, *, with_maps: bool = False) -> None:
+    classifier = request.classifier
+    write_onnx(inference_of(classifier, with_maps=with_maps), classifier.side, path, request.about)
+
+
+def _write_int8(request: Request, path: pathlib.Path) -> None:
+    exact = path.with_suffix('.float32.onnx')
+    _write_onnx(request, exact)
+    quantize(exact, request.training_images, path, request.about)
+    exact.unlink()
+
+
+EXACT = Bounds(agreement=1.0, difference=1e-4)
+INT8 = Bounds(agreement=0.98, difference=None)
+_ONNX = {'extra': 'onnx', 'needs': ('onnx', 'onnxruntime', 'jax2onnx')}
+FORMATS = {
+    'stablehlo': Format('model.stablehlo', _write_stablehlo, EXACT),
+    'onnx': Format('model.onnx', _write_onnx, EXACT, **_ONNX),
+    'onnx-int8': Format('model.onnx', _write_int8, INT8, **_ONNX, calibrates=True),
+}
+
+
+def find_format(name: str) -> Format:
+    """Returns a row of FORMATS.
+
+    Raises:
+      UserError: what it needs is not installed.
+    """
+    found = FORMATS[name]
+    missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(
+            f'--format={name} needs {missing[0]}, which is not installed; run  '
+            f'pip install "flaxcls[{found.extra}]"'
+        )
+    return found

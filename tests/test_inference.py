@@ -1,0 +1,138 @@
+"""A network as it is exported: one function of images, BatchNorm folded away."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxcls
+from flaxcls import inference, models, steps
+from flaxcls.attribution import cam
+from flaxcls.classifier import Classifier
+
+# Of each family, with every kind of shortcut, convolution, pooling and place of BatchNorm.
+NETWORKS = {
+    'alexnet_2012': {'model.name': 'alexnet_2012', 'model.width_multiplier': 0.0625},
+    'alexnet': {'model.name': 'alexnet', 'model.width_multiplier': 0.0625},
+    'alexnet_bn': {'model.name': 'alexnet_bn', 'model.width_multiplier': 0.0625},
+    'vgg16_bn': {'model.name': 'vgg16_bn', 'model.width_multiplier': 0.0625},
+    'resnet20': {'model.name': 'resnet20', 'model.stage_sizes': '1,1,1'},
+    'resnet50': {'model.name': 'resnet50', 'model.stage_sizes': '1,2,1,1'},
+    'resnet50_d': {'model.name': 'resnet50_d', 'model.stage_sizes': '1,1,1,1'},
+    'resnet18_v2': {'model.name': 'resnet18_v2', 'model.stage_sizes': '1,1,1,1'},
+    'resnext50_32x4d': {'model.name': 'resnext50_32x4d', 'model.stage_sizes': '1,1,1,1'},
+    'densenet121': {'model.name': 'densenet121', 'model.block_sizes': '2,1,1,1'},
+    'densenet_40_12': {'model.name': 'densenet_40_12', 'model.block_sizes': '2,2,2'},
+    'densenet_bc_100_12': {'model.name': 'densenet_bc_100_12', 'model.block_sizes': '2,2,2'},
+}
+# The BatchNorm layers that do not come right after a convolution, which they alone see.
+NOT_FOLDED = {
+    'resnet18_v2': {'bn1', 'bn_final'},
+    'densenet121': {'bn1', 'bn', 'bn_final'},
+    'densenet_40_12': {'bn1', 'bn', 'bn_final'},
+    'densenet_bc_100_12': {'bn1', 'bn', 'bn_final'},
+}
+
+
+def make_config(name, **options):
+    size = {'alexnet_2012': 67, 'alexnet': 67, 'alexnet_bn': 67, 'vgg16_bn': 32}.get(name, 32)
+    return flaxcls.load_config(
+        None,
+        {'data.source': 'synthetic:10', 'model.num_classes': 10, 'data.image_size': size}
+        | NETWORKS[name]
+        | options,
+    )
+
+
+def draw_variables(config, seed=0):
+    """Returns variables of which none has the value that makes its place of no account."""
+    model, rng = models.model_from_config(config), np.random.default_rng(seed)
+    side = config.data.image_size
+
+    def init(key):
+        return model.init(key, jnp.zeros((1, side, side, 3)), train=False)
+
+    def draw(path, value):
+        if path[-1].key == 'kernel':  # As large as keeps what comes in; some begin smaller.
+            deviation = (2 / np.prod(value.shape[:-1])) ** 0.5
+            return rng.normal(0, deviation, value.shape).astype(np.float32)
+        if path[-1].key == 'var':
+            return rng.uniform(0.5, 2, value.shape).astype(np.float32)
+        return (value + rng.normal(0, 0.3, value.shape)).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, jax.jit(init)(jax.random.key(seed)))
+
+
+def draw_images(config, count, seed=1):
+    shape = (count, config.data.image_size, config.data.image_size, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_folded_network_is_the_network(name):
+    config = make_config(name)
+    variables, images = draw_variables(config), draw_images(config, 3)
+    logits = steps.make_classify(config, models.model_from_config(config))(variables, images)
+    infer = inference.make_inference(config, variables, temperature=2.0)
+    expected = jax.nn.softmax(logits / 2)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # The images matter.
+    np.testing.assert_allclose(infer(images)['probabilities'], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_batch_norm_is_folded_where_it_alone_sees_a_convolution(name):
+    config = make_config(name)
+    model = models.model_from_config(config)
+    norms = inference.fold_batch_norm(
+        model, draw_variables(config), config.data.image_size
+    ).norms
+    left = {path[-1] for path, (factor, _) in norms.items() if factor is not None}
+    assert left == NOT_FOLDED.get(name, set())
+    assert not left & {path[-1] for path, (factor, _) in norms.items() if factor is None}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_plain_forms_are_one_native_operation_each(name):
+    config = make_config(name)
+    infer = inference.make_inference(config, draw_variables(config))
+    program = str(jax.make_jaxpr(infer)(draw_images(config, 1)))
+    for other in ('platform_index', 'custom_vjp', 'optimization_barrier'):
+        assert other not in program
+
+
+@pytest.mark.parametrize('crops', ['flip', 'ten'])
+def test_views_are_averaged_as_in_evaluation(crops):
+    config = make_config(
+        'resnet20', **{'data.eval_crops': crops, 'data.eval_crop_fraction': 0.875}
+    )
+    variables = draw_variables(config)
+    classifier = Classifier(config, variables, map(str, range(10)), temperature=1.5)
+    images = np.random.default_rng(2).integers(
+        0, 256, (2, classifier.side, classifier.side, 3), np.uint8
+    )
+    infer = inference.make_inference(config, variables, temperature=1.5, with_maps=True)
+    expected = classifier.to_probabilities(classifier.classify(images))
+    found = infer(images)
+    np.testing.assert_allclose(found['probabilities'], expected, rtol=1e-4, atol=1e-6)
+    assert set(found) == {'probabilities'}
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'densenet_bc_100_12', 'alexnet'])
+def test_maps_are_those_of_cam(name):
+    config = make_config(name)
+    variables, images = draw_variables(config), draw_images(config, 2)
+    found = inference.make_inference(config, variables, with_maps=True)(images)
+    if name == 'alexnet':
+        assert set(found) == {'probabilities'}
+        return
+    classifier = Classifier(config, variables, map(str, range(10)))
+    expected = cam(classifier, images, np.array([3, 7]))
+    np.testing.assert_allclose(found['maps'][[0, 1], ..., [3, 7]], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_of_half_precision_is_exported_in_float32():
+    config = make_config('resnet20', **{'model.dtype': 'bfloat16', 'model.remat': 'block'})
+    variables, images = draw_variables(config), draw_images(config, 2)
+    infer = inference.make_inference(config, variables)
+    exact = inference.make_inference(make_config('resnet20'), variables)
+    np.testing.assert_array_equal(infer(images)['probabilities'], exact(images)['probabilities'])
