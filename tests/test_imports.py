@@ -18,7 +18,7 @@ ORDER = [
     {'metrics', 'scores', 'optim', 'torch_layout'},
     {'train_state'},
     {'steps'},
-    {'compiler_options'},
+    {'compiler_options', 'inference'},
     {'parallel'},
     {'checkpoint', 'writers', 'interrupts', 'windows'},
     {'divergence'},
@@ -26,7 +26,7 @@ ORDER = [
     {'predictions'},
     {'compiled', 'classifier', 'prediction_writers'},
     {'calibration', 'score_tables'},
-    {'evaluate'},
+    {'evaluate', 'exporting'},
     {'attribution', 'depth'},
     {'features', 'pictures'},
     {'reporting'},
@@ -45,6 +45,7 @@ ORDER = [
         'check_data',
         'recalibrate',
         'predict',
+        'export',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -83,9 +83,7 @@ def test_folded_network_is_the_network(name):
 def test_batch_norm_is_folded_where_it_alone_sees_a_convolution(name):
     config = make_config(name)
     model = models.model_from_config(config)
-    norms = inference.fold_batch_norm(
-        model, draw_variables(config), config.data.image_size
-    ).norms
+    norms = inference.fold_batch_norm(model, draw_variables(config), config.data.image_size).norms
     left = {path[-1] for path, (factor, _) in norms.items() if factor is not None}
     assert left == NOT_FOLDED.get(name, set())
     assert not left & {path[-1] for path, (factor, _) in norms.items() if factor is None}
@@ -102,9 +100,7 @@ def test_plain_forms_are_one_native_operation_each(name):
 
 @pytest.mark.parametrize('crops', ['flip', 'ten'])
 def test_views_are_averaged_as_in_evaluation(crops):
-    config = make_config(
-        'resnet20', **{'data.eval_crops': crops, 'data.eval_crop_fraction': 0.875}
-    )
+    config = make_config('resnet20', **{'data.eval_crops': crops, 'data.eval_crop_fraction': 0.875})
     variables = draw_variables(config)
     classifier = Classifier(config, variables, map(str, range(10)), temperature=1.5)
     images = np.random.default_rng(2).integers(

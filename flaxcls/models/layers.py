@@ -174,15 +174,20 @@ def avg_pool(
     With `partial_windows`, what is left at the right and at the bottom is averaged as well, as
     torch does with ceil_mode=True and count_include_pad=False.
     """
-    if partial_windows:
-        pads = [(0, -(size - window) % strides) for size in x.shape[1:3]]
-        return nn.avg_pool(
-            x, (window, window), (strides, strides), padding=pads, count_include_pad=False
-        )
-    _require_room(x.shape, window, strides, 0)
-    return nn.avg_pool(
-        x, window_shape=(window, window), strides=(strides, strides), padding='VALID'
-    )
+    size = (window, window)
+    if not partial_windows:
+        _require_room(x.shape, window, strides, 0)
+        return nn.avg_pool(x, window_shape=size, strides=(strides, strides), padding='VALID')
+    missing = [-(length - window) % strides for length in x.shape[1:3]]
+    x = jnp.pad(x, [(0, 0), *((0, pixels) for pixels in missing), (0, 0)])
+    means = nn.avg_pool(x, window_shape=size, strides=(strides, strides), padding='VALID')
+    if not any(missing):
+        return means
+    # The zeros that fill a window up count as nothing.
+    rows, columns = np.ones(means.shape[1]), np.ones(means.shape[2])
+    for lengths, pixels in zip((rows, columns), missing, strict=True):
+        lengths[-1] = window / (window - pixels)
+    return means * jnp.asarray(rows[:, None, None] * columns[:, None], means.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

@@ -1,0 +1,188 @@
+"""Exported networks answer as flaxcls does, where there is no flaxcls, or are not kept."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY
+from test_inference import NETWORKS, draw_images, draw_variables, make_config
+
+import flaxcls
+from flaxcls import export as export_lib
+from flaxcls.classifier import Classifier
+from flaxcls.errors import RunError, UserError
+from flaxcls.exporting import formats, run
+from flaxcls.exporting.certificate import Bounds, certify
+from flaxcls.exporting.formats import FORMATS, Request
+from flaxcls.exporting.samples import Samples, take_samples
+
+EXACT = [name for name, form in FORMATS.items() if form.bounds.difference is not None]
+
+
+def make_classifier(name):
+    config = make_config(name)
+    names = [f'class {index}' for index in range(10)]
+    return Classifier(config, draw_variables(config), names, temperature=1.5)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A run that is right about most digits."""
+    workdir = tmp_path_factory.mktemp('run')
+    options = {'num_epochs': 6, 'data.image_size': 8, 'model.width_multiplier': 0.5}
+    flaxcls.train_and_evaluate(flaxcls.load_config(None, TINY | options), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize('form', EXACT)
+@pytest.mark.parametrize('name', NETWORKS)
+def test_exported_network_answers_as_the_network(name, form, tmp_path):
+    classifier = make_classifier(name)
+    images = draw_images(classifier.config, 9)
+    file = tmp_path / FORMATS[form].file
+    FORMATS[form].write(Request(classifier, {'class_names': ['a']}, None), file)
+    expected = classifier.to_probabilities(classifier.classify(images))
+    answer = run.load(str(file))
+    for count in (1, 7, 9):
+        found = answer(images[:count])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
+    certificate = export_lib.export(workdir, form, tmp_path / 'new' / 'out', images=100)
+    folder = tmp_path / 'new' / 'out'
+    files = {path.name for path in folder.iterdir()}
+    network = FORMATS[form].file
+    assert files >= {
+        network, 'certificate.json', 'class_names.json', 'preprocessing.json', 'run.py'
+    }  # fmt: skip
+    assert not [name for name in files if name.startswith('.')]
+    stored = json.loads((folder / 'certificate.json').read_text())
+    assert stored['passed'] is True
+    assert stored['images'] == 100
+    assert stored['sha256'] == certificate.sha256
+    assert stored['bytes'] == (folder / network).stat().st_size
+    assert abs(stored['accuracy_before'] - stored['accuracy_after']) <= 0.02
+    assert stored['accuracy_before'] > 0.5
+    assert json.loads((folder / 'class_names.json').read_text()) == list('0123456789')
+    assert json.loads((folder / 'preprocessing.json').read_text())['side'] == 8
+
+
+def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
+    export_lib.export(workdir, 'onnx', tmp_path, images=20)
+    classifier = Classifier.load(workdir)
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.save(tmp_path / 'images.npy', images)
+    code = (
+        'import sys, runpy; sys.modules["flaxcls"] = sys.modules["jax"] = None;'
+        'sys.argv = ["run.py", "model.onnx", "images.npy", "answers.npy"];'
+        'runpy.run_path("run.py", run_name="__main__")'
+    )
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
+    answers = np.load(tmp_path / 'answers.npy')
+    np.testing.assert_allclose(answers, classifier.predict(images), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
+    form, workdir, tmp_path, monkeypatch
+):
+    export_lib.export(workdir, form, tmp_path, images=50)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    right = Classifier.load
+
+    def load_broken(*args, **options):
+        classifier = right(*args, **options)
+        kernel = classifier.variables['params']['head']['dense']['kernel']
+        classifier.variables['params']['head']['dense']['kernel'] = -kernel
+        return classifier
+
+    def write(request, path):
+        classifier = load_broken(workdir)
+        FORMATS[form].write(request._replace(classifier=classifier), path)
+
+    broken = FORMATS[form]._replace(write=write)
+    monkeypatch.setattr(export_lib, 'find_format', lambda _: broken)
+    with pytest.raises(RunError, match=r'answers are the same .* kept as .*\.rejected'):
+        export_lib.export(workdir, form, tmp_path, images=50)
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+    rejected = json.loads((tmp_path / 'certificate.json.rejected').read_text())
+    assert rejected['passed'] is False
+    assert (tmp_path / f'{broken.file}.rejected').is_file()
+
+
+@pytest.mark.parametrize('scale', [1.05, np.nan])
+def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
+    classifier = Classifier.load(workdir)
+    samples = Samples(
+        np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8), np.zeros(20, np.int32)
+    )
+    params = jax.tree.map(np.array, classifier.variables['params'])
+    kernel = params['stem']['kernel']
+    kernel[np.unravel_index(np.abs(kernel).argmax(), kernel.shape)] *= scale
+    wrong = Classifier(
+        classifier.config, {**classifier.variables, 'params': params}, classifier.class_names
+    )
+    file = wrong.export(tmp_path / 'model.stablehlo')
+    bounds = Bounds(agreement=0, difference=1e-4)
+    assert not certify('stablehlo', file, classifier, samples, bounds).passed
+    assert certify('stablehlo', file, wrong, samples, bounds).passed == np.isfinite(scale)
+
+
+def test_bounds_are_the_users(workdir, tmp_path):
+    strict = Bounds(agreement=1.0, difference=0.0)
+    with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0'):
+        export_lib.export(workdir, 'onnx', tmp_path, images=20, bounds=strict)
+
+
+def test_samples_are_spread_over_the_split(workdir):
+    classifier = Classifier.load(workdir)
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+
+    class Split:
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return images[index], index // 10
+
+    samples = take_samples(classifier, Split(), 10)
+    assert samples.labels.tolist() == list(range(10))
+    assert len(take_samples(classifier, Split(), 500).images) == 100
+
+
+@pytest.mark.parametrize('form', [name for name, found in FORMATS.items() if found.extra])
+def test_a_missing_package_is_named_with_its_extra(form, monkeypatch):
+    monkeypatch.setattr(formats.importlib.util, 'find_spec', lambda _: None)
+    with pytest.raises(UserError, match=rf'flaxcls\[{FORMATS[form].extra}\]'):
+        formats.find_format(form)
+
+
+@pytest.mark.parametrize(
+    ('flags', 'says'),
+    [
+        (['--format=onxx'], 'invalid choice'),
+        (['--format=onnx', '--images=0'], '--images=0 must be positive'),
+        (['--format=onnx', '--min_agreement=95'], '--min_agreement=95.0 must be within 0 and 1'),
+        (['--format=onnx', '--imges=3'], '--images'),
+        (['--format=onnx', '--workdir=nowhere'], 'nowhere'),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_a_sentence(flags, says, workdir, tmp_path):
+    with pytest.raises(UserError) as caught:
+        export_lib.main([f'--workdir={workdir}', f'--out={tmp_path / "out"}', *flags])
+    assert says in str(caught.value)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_folder_that_cannot_be_is_told_before_any_work(workdir, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='is a file'):
+        export_lib.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')
