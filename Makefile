@@ -55,7 +55,7 @@ clean:
 
 .venv/.ready: setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx]'
 	touch $@
 
 .venv-newest/.ready: setup.cfg setup.py

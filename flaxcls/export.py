@@ -5,7 +5,7 @@
 Formats, and what runs them:
   stablehlo   JAX alone, on CPU, CUDA and TPU
   onnx        onnxruntime and others, opset 21
-  onnx-int8   the same, a quarter as large: calibrated on training images
+  onnx-int8   onnxruntime alone; a quarter as large, calibrated on training images
 
 Everything but decoding, resizing and cropping is inside: normalisation, BatchNorm folded into the
 convolutions, the temperature of `flaxcls.evaluate --calibrate`, softmax. The input is `images`,

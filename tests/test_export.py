@@ -1,5 +1,6 @@
 """Exported networks answer as flaxcls does, where there is no flaxcls, or are not kept."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -19,7 +20,22 @@ from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
 from flaxcls.exporting.samples import Samples, take_samples
 
-EXACT = [name for name, form in FORMATS.items() if form.bounds.difference is not None]
+
+def _if_installed(names):
+    missing = {
+        name: [module for module in FORMATS[name].needs if not importlib.util.find_spec(module)]
+        for name in names
+    }
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(bool(missing[name]), reason=f'{missing[name]}'))
+        for name in names
+    ]
+
+
+FORMS = _if_installed(FORMATS)
+EXACT = _if_installed(
+    [name for name, form in FORMATS.items() if form.bounds.difference is not None]
+)
 
 
 def make_classifier(name):
@@ -52,7 +68,7 @@ def test_exported_network_answers_as_the_network(name, form, tmp_path):
         np.testing.assert_allclose(found, expected[:count], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('form', FORMS)
 def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
     certificate = export_lib.export(workdir, form, tmp_path / 'new' / 'out', images=100)
     folder = tmp_path / 'new' / 'out'
@@ -74,6 +90,7 @@ def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
 
 
 def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
+    pytest.importorskip('jax2onnx')
     export_lib.export(workdir, 'onnx', tmp_path, images=20)
     classifier = Classifier.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
@@ -88,7 +105,7 @@ def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
     np.testing.assert_allclose(answers, classifier.predict(images), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize('form', FORMATS)
+@pytest.mark.parametrize('form', FORMS)
 def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
     form, workdir, tmp_path, monkeypatch
 ):
@@ -138,7 +155,7 @@ def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
 def test_bounds_are_the_users(workdir, tmp_path):
     strict = Bounds(agreement=1.0, difference=0.0)
     with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0'):
-        export_lib.export(workdir, 'onnx', tmp_path, images=20, bounds=strict)
+        export_lib.export(workdir, 'stablehlo', tmp_path, images=20, bounds=strict)
 
 
 def test_samples_are_spread_over_the_split(workdir):
@@ -168,10 +185,13 @@ def test_a_missing_package_is_named_with_its_extra(form, monkeypatch):
     ('flags', 'says'),
     [
         (['--format=onxx'], 'invalid choice'),
-        (['--format=onnx', '--images=0'], '--images=0 must be positive'),
-        (['--format=onnx', '--min_agreement=95'], '--min_agreement=95.0 must be within 0 and 1'),
-        (['--format=onnx', '--imges=3'], '--images'),
-        (['--format=onnx', '--workdir=nowhere'], 'nowhere'),
+        (['--format=stablehlo', '--images=0'], '--images=0 must be positive'),
+        (
+            ['--format=stablehlo', '--min_agreement=95'],
+            '--min_agreement=95.0 must be within 0 and 1',
+        ),
+        (['--format=stablehlo', '--imges=3'], '--images'),
+        (['--format=stablehlo', '--workdir=nowhere'], 'nowhere'),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
 import numpy as np
 
 from flaxcls.classifier import Classifier
@@ -17,6 +18,7 @@ from flaxcls.errors import RunError
 from flaxcls.exporting import run
 from flaxcls.exporting.samples import Samples
 from flaxcls.records import describe_cores, find_versions
+from flaxcls.steps import make_classify
 
 _LAST_WORDS = 300  # Characters of what a runtime says before it fails.
 
@@ -145,10 +147,15 @@ def certify(
 
 def _run_here(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the probabilities [N, C] of jitted JAX, and the median seconds of an image alone."""
-    classify = lambda images: classifier.to_probabilities(classifier.classify(images))  # noqa: E731
-    _, seconds = run.time_single(classify, images[: run.TIMED_IMAGES])
-    firsts = range(0, len(images), 64)
-    return np.concatenate([classify(images[first : first + 64]) for first in firsts]), seconds
+    classify = make_classify(classifier.config, classifier.model)
+    answer = classifier.compile(
+        lambda variables, images: jax.nn.softmax(
+            classify(variables, images) / classifier.temperature
+        )
+    )
+    run_one = lambda image: np.asarray(answer(classifier.variables, image))  # noqa: E731
+    _, seconds = run.time_single(run_one, images[: run.TIMED_IMAGES])
+    return classifier.in_batches(answer, images), seconds
 
 
 def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -64,10 +64,34 @@ def save_model(model: Any, path: pathlib.Path, about: Mapping[str, Any]) -> None
 
     del model.graph.value_info[:]  # jax2onnx leaves shapes behind that are no longer true.
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    used = {node.domain for node in model.graph.node}
+    domains = [domain for domain in model.opset_import if domain.domain in used]
+    del model.opset_import[:]  # onnxruntime names all that it knows.
+    model.opset_import.extend(domains)
+    _share_equal_constants(model.graph)
     _shorten_names(model.graph)
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _share_equal_constants(graph: Any) -> None:
+    """Keeps one of those that are alike, such as the zero points of quantization."""
+    import onnx  # noqa: PLC0415
+
+    first, same = {}, {}
+    for constant in graph.initializer:
+        kind = (
+            constant.data_type,
+            tuple(constant.dims),
+            onnx.numpy_helper.to_array(constant).tobytes(),
+        )
+        same[constant.name] = first.setdefault(kind, constant.name)
+    kept = [constant for constant in graph.initializer if same[constant.name] == constant.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
 
 
 def _shorten_names(graph: Any) -> None:

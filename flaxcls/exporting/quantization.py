@@ -1,5 +1,6 @@
 """ONNX files whose convolutions and dense layers compute in int8."""
 
+import logging
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,16 +37,21 @@ def quantize(
         def get_next(self):
             return next(self._batches, None)
 
-    quantization.quantize_static(
-        model,
-        path,
-        Reader(),
-        quant_format=quantization.QuantFormat.QOperator,
-        op_types_to_quantize=_OPERATORS,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
+    logging.disable(logging.WARNING)  # Of shapes, which are no numbers to quantize.
+    try:
+        quantization.quantize_static(
+            model,
+            path,
+            Reader(),
+            # As operators in int8, not as pairs around those in float32, which take more room.
+            quant_format=quantization.QuantFormat.QOperator,
+            op_types_to_quantize=_OPERATORS,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     save_model(load_model(path), path, about)
 
 
