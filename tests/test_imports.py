@@ -30,6 +30,7 @@ ORDER = [
     {'attribution', 'depth'},
     {'features', 'pictures'},
     {'reporting'},
+    {'exporting'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
