@@ -276,6 +276,9 @@ def _transfer(view, data, event, kind='image/png'):
 @pytest.mark.parametrize('way', ['drop', 'paste', 'camera', 'keyboard'])
 def test_all_ways_in_lead_to_the_answer(open_page, port, way):
     view = open_page(f'http://127.0.0.1:{port}/maps/', has_touch=True, is_mobile=True)
+    # Playwright begins to catch choosers at some moment after it is first asked to.
+    view.on('filechooser', lambda chooser: None)
+    view.get_by_text('Ready for a picture').wait_for()
     data = _encoded(PICTURE)
     if way == 'camera':
         assert view.locator('#camera').get_attribute('capture') == 'environment'
@@ -284,6 +287,7 @@ def test_all_ways_in_lead_to_the_answer(open_page, port, way):
         chooser.value.set_files(_file(data))
     elif way == 'keyboard':
         view.keyboard.press('Tab')
+        assert view.evaluate('document.activeElement.id') == 'file'
         with view.expect_file_chooser() as chooser:
             view.keyboard.press('Enter')
         chooser.value.set_files(_file(data))

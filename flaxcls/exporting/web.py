@@ -25,7 +25,10 @@ from flaxcls.writers import write_atomically
 
 RUNTIME = 'onnxruntime-web-1.30.0.tgz'
 # As `npm view onnxruntime-web@1.30.0 dist.integrity` says.
-INTEGRITY = 'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
+INTEGRITY = (
+    'sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZ'
+    'ClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=='
+)
 # The build for WebAssembly alone, whose loader has the glue code of the .wasm in it; as .js, since
 # some servers do not know .mjs for a script.
 _RUNTIME_FILES = {
@@ -153,8 +156,8 @@ def _read_given(path: pathlib.Path) -> bytes:
         ) from None
     if _integrity(package) != INTEGRITY:
         raise UserError(
-            f'--onnxruntime_web={str(path)!r} is not {RUNTIME} as the npm registry has it; fetch that '
-            f'with: npm pack {_package_name()}'
+            f'--onnxruntime_web={str(path)!r} is not {RUNTIME} as the npm registry has it; fetch '
+            f'that with: npm pack {_package_name()}'
         )
     return package
 
