@@ -6,6 +6,8 @@ Formats, and what runs them:
   stablehlo   JAX alone, on CPU, CUDA and TPU
   onnx        onnxruntime and others, opset 21
   onnx-int8   onnxruntime alone; a quarter as large, calibrated on training images
+  web         a browser: the folder is a page for any static server, such as
+              python -m http.server -d exported; nothing leaves the browser, and it works offline
 
 Everything but decoding, resizing and cropping is inside: normalisation, BatchNorm folded into the
 convolutions, the temperature of `flaxcls.evaluate --calibrate`, softmax. The input is `images`,
@@ -54,6 +56,7 @@ def export(
     images: int = IMAGES,
     calibration_images: int = CALIBRATION_IMAGES,
     bounds: Bounds | None = None,
+    onnxruntime_web: str | None = None,
 ) -> Certificate:
     """Writes a run's network to a folder, with its certificate, which is returned.
 
@@ -66,6 +69,7 @@ def export(
       images: how many of the validation set are compared.
       calibration_images: how many of the training set int8 is calibrated on.
       bounds: what the certificate is to keep; None: those of the format.
+      onnxruntime_web: its npm package as a file, for the format web; None: it is fetched, once.
 
     Raises:
       UserError: there is no such run, its data is not there, or the format's packages are not.
@@ -77,6 +81,7 @@ def export(
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
     samples = take_samples(classifier, setup.source.val, images)
     request = _request(classifier, setup, wanted, calibration_images)
+    request = request._replace(onnxruntime_web=onnxruntime_web)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.new-', dir=out) as folder:
         new = pathlib.Path(folder)
@@ -118,14 +123,13 @@ def _request(
     classifier: Classifier, setup: Setup, wanted: Format, calibration_images: int
 ) -> Request:
     config = classifier.config
+    shorter_side = round(config.data.image_size / config.data.eval_crop_fraction)
     about = {
         'class_names': list(classifier.class_names),
         'preprocessing': {
             'side': classifier.side,
-            'shorter_side_is_resized_to': round(
-                config.data.image_size / config.data.eval_crop_fraction
-            ),
-            'resize': 'bilinear with antialiasing, shorter side; then the middle is cut',
+            'shorter_side': max(classifier.side, shorter_side),
+            'resize': 'the shorter side, bilinear with antialiasing; then the middle is cut',
             'views': config.data.eval_crops,
         },
     }
@@ -137,7 +141,10 @@ def _request(
 
 def _keep(new: pathlib.Path, out: pathlib.Path, suffix: str = '') -> None:
     for path in sorted(new.iterdir()):
-        path.replace(out / f'{path.name}{suffix}')
+        kept = out / f'{path.name}{suffix}'
+        if kept.is_dir():
+            shutil.rmtree(kept)
+        path.replace(kept)
 
 
 def _rejection(certificate: Certificate, file: pathlib.Path) -> str:
@@ -166,6 +173,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     add('--min_agreement', type=float, help='share of equal answers (1; int8: 0.98)')
     add('--max_difference', type=float, help='of a probability (1e-4; int8: any)')
+    add('--onnxruntime_web', metavar='FILE', help='its npm package, where it cannot be fetched')
     flags, rest = parser.parse_known_args(argv)
     for name in ('images', 'calibration_images'):
         if getattr(flags, name) < 1:
@@ -193,6 +201,7 @@ def main(argv: Sequence[str]) -> None:
         images=flags.images,
         calibration_images=flags.calibration_images,
         bounds=_bounds(flags),
+        onnxruntime_web=flags.onnxruntime_web,
     )
     print(certificate.describe())
     print(f'wrote {pathlib.Path(flags.out)}')

@@ -38,6 +38,9 @@ EXACT = _if_installed(
 )
 
 
+ABOUT = {'class_names': ['a'], 'preprocessing': {'shorter_side': 80}}
+
+
 def make_classifier(name):
     config = make_config(name)
     names = [f'class {index}' for index in range(10)]
@@ -59,7 +62,7 @@ def test_exported_network_answers_as_the_network(name, form, tmp_path):
     classifier = make_classifier(name)
     images = draw_images(classifier.config, 9)
     file = tmp_path / FORMATS[form].file
-    FORMATS[form].write(Request(classifier, {'class_names': ['a']}, None), file)
+    FORMATS[form].write(Request(classifier, ABOUT), file)
     expected = classifier.to_probabilities(classifier.classify(images))
     answer = run.load(str(file))
     for count in (1, 7, 9):

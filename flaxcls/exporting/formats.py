@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from flaxcls.errors import UserError
 from flaxcls.exporting.certificate import Bounds
 from flaxcls.exporting.onnx_model import write_onnx
 from flaxcls.exporting.quantization import quantize
+from flaxcls.exporting.web import write_page
 from flaxcls.inference import make_inference
 
 
@@ -22,11 +24,13 @@ class Request(NamedTuple):
       classifier: what is exported.
       about: class names and preprocessing, as JSON takes them.
       training_images: uint8 [N, S, S, 3], for calibration; None unless the format `calibrates`.
+      onnxruntime_web: a file, see `write_page`; None: it is fetched.
     """
 
     classifier: Classifier
     about: Mapping[str, Any]
-    training_images: np.ndarray | None
+    training_images: np.ndarray | None = None
+    onnxruntime_web: str | None = None
 
 
 class Format(NamedTuple):
@@ -75,6 +79,20 @@ def _write_int8(request: Request, path: pathlib.Path) -> None:
     exact.unlink()
 
 
+def _write_web(request: Request, path: pathlib.Path) -> None:
+    classifier, preprocessing = request.classifier, request.about['preprocessing']
+    with tempfile.TemporaryDirectory() as folder:
+        model = pathlib.Path(folder) / path.name
+        _write_onnx(request, model, with_maps=True)
+        about = {
+            'title': classifier.config.model.name,
+            'class_names': classifier.class_names,
+            'side': classifier.side,
+            'shorter_side': preprocessing['shorter_side'],
+        }
+        write_page(path.parent, model, about, onnxruntime_web=request.onnxruntime_web)
+
+
 EXACT = Bounds(agreement=1.0, difference=1e-4)
 INT8 = Bounds(agreement=0.98, difference=None)
 _ONNX = {'extra': 'onnx', 'needs': ('onnx', 'onnxruntime', 'jax2onnx')}
@@ -82,6 +100,7 @@ FORMATS = {
     'stablehlo': Format('model.stablehlo', _write_stablehlo, EXACT),
     'onnx': Format('model.onnx', _write_onnx, EXACT, **_ONNX),
     'onnx-int8': Format('model.onnx', _write_int8, INT8, **_ONNX, calibrates=True),
+    'web': Format('model.onnx', _write_web, EXACT, **_ONNX),
 }
 
 
