@@ -34,6 +34,7 @@ ORDER = [
     {'measurements'},
     {'measuring'},
     {'explain'},
+    {'serving'},
     {
         'main',
         'benchmark',
@@ -45,6 +46,7 @@ ORDER = [
         'check_data',
         'recalibrate',
         'predict',
+        'serve',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

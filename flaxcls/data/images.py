@@ -41,6 +41,28 @@ def decode(data: bytes) -> np.ndarray:
     return open_image(data).decode()
 
 
+class TooManyPixels(ValueError):
+    """An image that is larger than is allowed."""
+
+
+def require_pixels(data: bytes, max_pixels: int) -> None:
+    """Looks at the header of an image file alone, which costs next to nothing.
+
+    Raises:
+      TooManyPixels: the image has more than max_pixels, or than Pillow opens.
+      ValueError: the bytes are no image.
+    """
+    try:
+        with _open(data) as picture:
+            width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(str(error)) from None
+    except Exception as error:
+        raise ValueError(f'no readable image ({error})') from None
+    if width * height > max_pixels:
+        raise TooManyPixels(f'{width} x {height} pixels are more than {max_pixels}')
+
+
 class EncodedImage(NamedTuple):
     """The bytes of an image file, and what the header of an ordinary JPEG says."""
 
