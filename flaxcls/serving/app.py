@@ -170,7 +170,7 @@ class _Server:
         try:
             return self._classifier.prepare(data)
         except UnreadableImage as error:
-            raise HTTPException(422, f'the image is damaged: {error.reason}.') from None
+            raise HTTPException(422, f'{error.reason}.') from None
         except MemoryError:
             raise HTTPException(413, 'the image needs more memory than there is.') from None
 
