@@ -29,7 +29,7 @@ from flaxcls.errors import CommandParser, Stopped, UserError, run_command
 from flaxcls.serving.limits import Limits
 
 _BACKLOG = 1024
-_GRACE_SECONDS = 60  # For those that take very long to send what they have begun.
+_GRACE_SECONDS = 40  # Longer than a body may take to come, so that its sender has an answer.
 
 
 def bind(host: str, port: int) -> socket.socket:

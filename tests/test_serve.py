@@ -31,6 +31,7 @@ from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
 
 SMALL = Limits(max_batch=4, max_wait_ms=20, max_bytes=100_000, max_pixels=10_000)
+PATIENCE = 30  # In seconds, after which a test has failed instead of waiting on.
 HOSTILE = '<img src=http://x/y onerror=alert(1)>'
 
 
@@ -68,7 +69,7 @@ def port(classifier):
 
 
 def _request(port, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
+    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -88,6 +89,14 @@ def _counts(port):
     assert status == 200
     lines = [line for line in text.decode().splitlines() if not line.startswith('#')]
     return {name: float(value) for name, value in (line.rsplit(' ', 1) for line in lines)}
+
+
+def _until(condition):
+    """Waits for what happens in another thread or process."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < PATIENCE
+        time.sleep(0.01)
 
 
 def _image(seed, kind='PNG', shape=(12, 9, 3)):
@@ -232,13 +241,13 @@ def test_what_cannot_be_answered_is_refused_in_a_sentence(classifier, port, name
 
 
 def test_a_body_is_refused_by_what_it_announces(port):
-    with socket.create_connection(('127.0.0.1', port), timeout=60) as client:
+    with socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client:
         client.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100001\r\n\r\n')
         assert client.recv(1000).startswith(b'HTTP/1.1 413 ')
 
 
 def test_a_body_without_end_is_refused_when_it_is_too_long(port):
-    with socket.create_connection(('127.0.0.1', port), timeout=60) as client:
+    with socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client:
         client.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n')
         for _ in range(11):
             client.sendall(b'2710\r\n' + bytes(10_000) + b'\r\n')
@@ -247,10 +256,9 @@ def test_a_body_without_end_is_refused_when_it_is_too_long(port):
 
 def test_a_client_that_goes_away_is_counted_and_forgotten(classifier, port):
     before = _counts(port).get('flaxcls_requests_total{status="499"}', 0)
-    with socket.create_connection(('127.0.0.1', port), timeout=60) as client:
+    with socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client:
         client.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc')
-    while _counts(port).get('flaxcls_requests_total{status="499"}', 0) == before:
-        time.sleep(0.01)
+    _until(lambda: _counts(port).get('flaxcls_requests_total{status="499"}', 0) > before)
     _require_answer(classifier, _image(0), *_predict(port, _image(0)))
 
 
@@ -258,7 +266,7 @@ def test_a_form_that_says_nothing_for_long_is_given_up(classifier, monkeypatch):
     monkeypatch.setattr('flaxcls.serving.bodies.READ_SECONDS', 0.1)
     with (
         _serving(classifier, SMALL) as port,
-        socket.create_connection(('127.0.0.1', port), timeout=60) as client,
+        socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client,
     ):
         client.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc')
         assert client.recv(1000).startswith(b'HTTP/1.1 408 ')
@@ -275,10 +283,11 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
 
         monkeypatch.setattr(classifier, 'classify', slowly)
         answers = [pool.submit(_predict, port, _image(seed)) for seed in range(3)]
-        while _counts(port)['flaxcls_requests_under_way'] < 3:
-            time.sleep(0.01)
-        status, headers, text = _request(port, 'POST', '/predict', _image(3))
-        go_on.set()
+        try:
+            _until(lambda: _counts(port)['flaxcls_requests_under_way'] == 3)
+            status, headers, text = _request(port, 'POST', '/predict', _image(3))
+        finally:
+            go_on.set()
         assert status == 503
         assert int(headers['Retry-After']) > 0
         assert json.loads(text)['error'].startswith('3 requests wait already')
@@ -330,10 +339,10 @@ def test_rows_that_come_together_are_one_batch_and_none_is_lost_at_the_end():
     ) as batcher:
         answers = [batcher.submit(np.array([value])) for value in range(10)]
         for value, answer in enumerate(answers[:8]):
-            assert answer.result() == 2 * value
+            assert answer.result(PATIENCE) == 2 * value
         assert batcher.waiting in (0, 2)  # Taken by the thread, or not yet.
         answers[9].cancel()
-    assert answers[8].result() == 16
+    assert answers[8].result(PATIENCE) == 16
     assert sizes == [4, 4, 1]
     assert not batcher.alive
 
@@ -346,8 +355,8 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
 
     with Batcher(invert, max_batch=2, max_wait=60.0) as batcher:
         answers = [batcher.submit(np.array(value)) for value in (4, 0, 2, 1)]
-    assert [type(answer.exception()) for answer in answers[:2]] == [ZeroDivisionError] * 2
-    assert [answer.result() for answer in answers[2:]] == [0.5, 1.0]
+    assert [type(answer.exception(PATIENCE)) for answer in answers[:2]] == [ZeroDivisionError] * 2
+    assert [answer.result(PATIENCE) for answer in answers[2:]] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -360,8 +369,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         port = int(line.split()[0].rsplit(':', 1)[1])
         with futures.ThreadPoolExecutor(5) as pool:
             answers = [pool.submit(_predict, port, _image(seed)) for seed in range(5)]
-            while _counts(port)['flaxcls_requests_under_way'] < 5:
-                time.sleep(0.01)
+            _until(lambda: _counts(port)['flaxcls_requests_under_way'] == 5)
             process.send_signal(number)
             for seed, answer in enumerate(answers):
                 _require_answer(classifier, _image(seed), *answer.result())
@@ -383,12 +391,14 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         (['--port=70000'], '--port=70000 is no port'),
         (['--host=no.such.host.invalid'], 'cannot listen at --host=no.such.host.invalid'),
         (['--host=192.0.2.1'], 'cannot listen at --host=192.0.2.1'),
-        (['--max_batch=0'], '--max_batch=0 is too small; give at least 1'),
-        (['--max_wait_ms=-1'], '--max_wait_ms=-1.0 is too small'),
-        (['--max_wait_ms=nan'], '--max_wait_ms=nan is too small'),
-        (['--max_bytes=0'], '--max_bytes=0 is too small'),
-        (['--max_pixels=1000000000'], 'more than Pillow opens'),
-        (['--max_waiting=0'], '--max_waiting=0 is too small'),
+        (['--max_batch=0'], '--max_batch=0 is out of range; give 1 to 4096'),
+        (['--max_batch=5000'], '--max_batch=5000 is out of range'),
+        (['--max_wait_ms=-1'], '--max_wait_ms=-1.0 is out of range'),
+        (['--max_wait_ms=nan'], '--max_wait_ms=nan is out of range'),
+        (['--max_wait_ms=inf'], '--max_wait_ms=inf is out of range'),
+        (['--max_bytes=0'], '--max_bytes=0 is out of range'),
+        (['--max_pixels=1000000000'], 'give 1 to 178956970'),
+        (['--max_waiting=0'], '--max_waiting=0 is out of range'),
         (['--max_batches=2'], 'unrecognized arguments'),
     ],
     ids=str,

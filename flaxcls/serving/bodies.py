@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-READ_SECONDS = 60.0
+READ_SECONDS = 30.0
 # A connection that is closed while the other side still sends is reset, which takes the answer
 # away with it. So long, what comes is thrown away; most have sent all, or have read the answer.
 _LINGER_SECONDS = 2.0

@@ -6,8 +6,14 @@ from PIL import Image
 
 from flaxcls.errors import UserError
 
-# Pillow opens no larger image, whatever is asked for.
-_PILLOWS_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
+# The least and the most of each. Pillow opens no larger image, whatever is asked for.
+_RANGES = {
+    'max_batch': (1, 4096),
+    'max_wait_ms': (0, 60_000),
+    'max_bytes': (1, 2**31),
+    'max_pixels': (1, 2 * Image.MAX_IMAGE_PIXELS),
+    'max_waiting': (1, 100_000),
+}
 
 
 class Limits(NamedTuple):
@@ -33,13 +39,8 @@ class Limits(NamedTuple):
         Raises:
           UserError: one of them would let nothing through, or cannot be kept.
         """
-        for name, value in self._asdict().items():
-            least = 0 if name == 'max_wait_ms' else 1
-            if not value >= least:
-                raise UserError(f'--{name}={value} is too small; give at least {least}.')
-        if self.max_pixels > _PILLOWS_MAX_PIXELS:
-            raise UserError(
-                f'--max_pixels={self.max_pixels} is more than Pillow opens; give at most '
-                f'{_PILLOWS_MAX_PIXELS}.'
-            )
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise UserError(f'--{name}={value} is out of range; give {least} to {most}.')
         return self
