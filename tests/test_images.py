@@ -241,6 +241,15 @@ def test_unreadable_kinds_are_refused(kind):
         images.decode(UNREADABLE[kind])
 
 
+def test_jpegs_of_rare_subsampling_are_pillows_to_read():
+    data = READABLE['jpeg'][0]
+    place = data.index(b'\xff\xc0') + 11  # Of the sampling factors of the first component.
+    assert data[place] == 0x22
+    rare = data[:place] + b'\x14' + data[place + 1 :]  # 4:4:1, with as many blocks to an MCU.
+    assert images.decode(rare).shape == RGB.shape
+    assert images.open_image(rare).size is None
+
+
 @pytest.mark.parametrize('kind', READABLE)
 def test_pixels_are_counted_without_being_decoded(kind, monkeypatch):
     data, expected, _ = READABLE[kind]

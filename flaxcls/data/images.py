@@ -108,7 +108,7 @@ def open_image(data: bytes) -> EncodedImage:
         return EncodedImage(data)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: of 4:4:1 and other subsamplings that it has not.
         return EncodedImage(data)
     if colorspace in ('CMYK', 'YCCK'):
         return EncodedImage(data)
