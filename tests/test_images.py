@@ -271,6 +271,9 @@ def test_more_pixels_than_pillow_opens_are_too_many(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     with pytest.raises(images.TooManyPixels):
         images.require_pixels(READABLE['png'][0], 1_000_000)
+    for data in (READABLE['png'][0], _turned(6, 'JPEG')):
+        with pytest.raises(ValueError, match='exceeds limit'):
+            images.decode(data)
 
 
 def test_jpegs_have_pillows_very_pixels():

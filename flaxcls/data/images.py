@@ -55,8 +55,8 @@ def require_pixels(data: bytes, max_pixels: int) -> None:
     try:
         with _open(data) as picture:
             width, height = picture.size
-    except Image.DecompressionBombError as error:
-        raise TooManyPixels(str(error)) from None
+    except TooManyPixels:
+        raise
     except Exception as error:
         raise ValueError(f'no readable image ({error})') from None
     if width * height > max_pixels:
@@ -148,6 +148,8 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:  # Its own words name a place in memory.
         reason = f'none of {", ".join(FORMATS)}' if data else 'the file is empty'
         raise ValueError(reason) from None
+    except Image.DecompressionBombError as error:  # Not of the errors that callers expect.
+        raise TooManyPixels(str(error)) from None
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
