@@ -15,6 +15,7 @@ are and encrypts nothing: a --host that others reach belongs behind a proxy that
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -78,6 +79,8 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
     """
     server = make_server(classifier, limits)
     print(_describe(classifier, listener, limits), flush=True)
+    # What is cut off by a second Ctrl-C is no fault to trace.
+    logging.getLogger('uvicorn.error').addFilter(lambda record: not server.force_exit)
     with _signals_do_nothing():
         server.run(sockets=[listener])
     if server.force_exit:
