@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from conftest import TINY
-from PIL import Image
+from PIL import Image, ImageFile
 
 import flaxcls
 from flaxcls.data import cache, crops, images
@@ -239,6 +239,41 @@ def test_readable_kinds_are_read_to_the_pixel(kind):
 def test_unreadable_kinds_are_refused(kind):
     with pytest.raises(ValueError, match='no readable image'):
         images.decode(UNREADABLE[kind])
+
+
+def test_jpegs_of_rare_subsampling_are_pillows_to_read():
+    data = READABLE['jpeg'][0]
+    place = data.index(b'\xff\xc0') + 11  # Of the sampling factors of the first component.
+    assert data[place] == 0x22
+    rare = data[:place] + b'\x14' + data[place + 1 :]  # 4:4:1, with as many blocks to an MCU.
+    assert images.decode(rare).shape == RGB.shape
+    assert images.open_image(rare).size is None
+
+
+@pytest.mark.parametrize('kind', READABLE)
+def test_pixels_are_counted_without_being_decoded(kind, monkeypatch):
+    data, expected, _ = READABLE[kind]
+    pixels = expected.shape[0] * expected.shape[1]
+    monkeypatch.delattr(ImageFile.ImageFile, 'load')
+    images.require_pixels(data, pixels)
+    with pytest.raises(images.TooManyPixels, match=f'are more than {pixels - 1}'):
+        images.require_pixels(data, pixels - 1)
+
+
+@pytest.mark.parametrize('kind', ['empty', 'text', 'jpeg, two bytes', 'svg'])
+def test_what_has_no_header_has_no_pixels(kind):
+    with pytest.raises(ValueError, match='no readable image') as error:
+        images.require_pixels(UNREADABLE[kind], 1_000_000)
+    assert not isinstance(error.value, images.TooManyPixels)
+
+
+def test_more_pixels_than_pillow_opens_are_too_many(monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    with pytest.raises(images.TooManyPixels):
+        images.require_pixels(READABLE['png'][0], 1_000_000)
+    for data in (READABLE['png'][0], _turned(6, 'JPEG')):
+        with pytest.raises(ValueError, match='exceeds limit'):
+            images.decode(data)
 
 
 def test_jpegs_have_pillows_very_pixels():

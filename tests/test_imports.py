@@ -34,6 +34,7 @@ ORDER = [
     {'measurements'},
     {'measuring'},
     {'explain'},
+    {'serving'},
     {
         'main',
         'benchmark',
@@ -46,6 +47,7 @@ ORDER = [
         'recalibrate',
         'predict',
         'export',
+        'serve',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -41,6 +41,28 @@ def decode(data: bytes) -> np.ndarray:
     return open_image(data).decode()
 
 
+class TooManyPixels(ValueError):
+    """An image that is larger than is allowed."""
+
+
+def require_pixels(data: bytes, max_pixels: int) -> None:
+    """Looks at the header of an image file alone, which costs next to nothing.
+
+    Raises:
+      TooManyPixels: the image has more than max_pixels, or than Pillow opens.
+      ValueError: the bytes are no image.
+    """
+    try:
+        with _open(data) as picture:
+            width, height = picture.size
+    except TooManyPixels:
+        raise
+    except Exception as error:
+        raise ValueError(f'no readable image ({error})') from None
+    if width * height > max_pixels:
+        raise TooManyPixels(f'{width} x {height} pixels are more than {max_pixels}')
+
+
 class EncodedImage(NamedTuple):
     """The bytes of an image file, and what the header of an ordinary JPEG says."""
 
@@ -86,7 +108,7 @@ def open_image(data: bytes) -> EncodedImage:
         return EncodedImage(data)
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: of 4:4:1 and other subsamplings that it has not.
         return EncodedImage(data)
     if colorspace in ('CMYK', 'YCCK'):
         return EncodedImage(data)
@@ -126,6 +148,8 @@ def _open(data: bytes) -> Image.Image:
     except UnidentifiedImageError:  # Its own words name a place in memory.
         reason = f'none of {", ".join(FORMATS)}' if data else 'the file is empty'
         raise ValueError(reason) from None
+    except Image.DecompressionBombError as error:  # Not of the errors that callers expect.
+        raise TooManyPixels(str(error)) from None
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

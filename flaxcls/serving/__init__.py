@@ -1,0 +1,1 @@
+"""A trained classifier behind HTTP: `python -m flaxcls.serve` is its command."""

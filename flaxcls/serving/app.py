@@ -1,0 +1,242 @@
+"""The web application: images in, the likeliest classes out."""
+
+import asyncio
+import contextlib
+import pathlib
+import time
+from collections.abc import AsyncIterator
+from concurrent import futures
+from typing import Any
+
+import jinja2
+import numpy as np
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from flaxcls.classifier import Classifier, UnreadableImage
+from flaxcls.data.images import TooManyPixels, require_pixels
+from flaxcls.data.threads import num_threads
+from flaxcls.errors import RunError
+from flaxcls.serving.batching import Batcher
+from flaxcls.serving.bodies import Body, Refusal
+from flaxcls.serving.limits import Limits
+from flaxcls.serving.metrics import Metrics
+
+TOP_K = 5
+# The page asks nobody but this server, whatever a class is called.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_ELSEWHERE = {
+    404: 'there is nothing here; POST an image to /predict, or GET /, /health or /metrics.',
+    405: 'POST an image to /predict; GET /, /health and /metrics.',
+}
+
+
+def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
+    """Returns an ASGI application that answers for the classifier.
+
+    POST /predict takes an image as the body, or as the one file of a form, and answers
+    {"predictions": [{"name": ..., "probability": ...}, ...], "model": ..., "step": ...}, the
+    likeliest class first; ?top_k=3 asks for three. What it refuses has {"error": sentence}. GET /
+    is a page to try it on, GET /health tells whether it is ready, GET /metrics is for Prometheus.
+
+    Every size of batch is compiled here, before anything is asked.
+
+    Args:
+      classifier: what is asked.
+      limits: None: the default ones.
+
+    Raises:
+      UserError: the limits make no sense.
+      RunError: the network's answers are no numbers.
+    """
+    server = _Server(classifier, (limits or Limits()).require_sensible())
+    server.compile_batches()
+    return Starlette(
+        routes=[
+            Route('/', server.page, methods=['GET']),
+            Route('/predict', server.predict, methods=['POST']),
+            Route('/health', server.health, methods=['GET']),
+            Route('/metrics', server.metrics, methods=['GET']),
+        ],
+        exception_handlers={HTTPException: _refuse, Exception: _fail},
+        lifespan=server.running,
+    )
+
+
+def batch_sizes(max_batch: int) -> list[int]:
+    """Returns the powers of two that batches of up to max_batch are filled up to."""
+    return [1 << power for power in range((max_batch - 1).bit_length() + 1)]
+
+
+class _Server:
+    """The endpoints, and what they share."""
+
+    def __init__(self, classifier: Classifier, limits: Limits):
+        self._classifier = classifier
+        self._limits = limits
+        self._under_way = 0
+        self._batcher = Batcher(
+            self._compute,
+            max_batch=limits.max_batch,
+            max_wait=limits.max_wait_ms / 1000,
+            observe=lambda size: self._metrics.batch_size.observe(size),
+        )
+        self._metrics = Metrics(
+            limits.max_batch, lambda: self._under_way, lambda: self._batcher.waiting
+        )
+        self._page = _render_page(classifier, limits)
+
+    def compile_batches(self) -> None:
+        """Compiles what `_compute` needs for every size of batch."""
+        side = self._classifier.side
+        for size in batch_sizes(self._limits.max_batch):
+            if not np.isfinite(self._compute(np.zeros((size, side, side, 3), np.uint8))).all():
+                raise RunError(
+                    f"the network's answers are no numbers; its training has failed by step "
+                    f'{self._classifier.step}: try another --checkpoint.'
+                )
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: Starlette) -> AsyncIterator[None]:
+        """While it runs: threads that decode, and one that computes."""
+        del app
+        with (
+            self._batcher,
+            futures.ThreadPoolExecutor(num_threads(self._classifier.config)) as pool,
+        ):
+            self._pool = pool
+            yield
+
+    async def predict(self, request: Request) -> Response:
+        """Answers one image."""
+        began, status = time.perf_counter(), 500
+        body = Body(request, self._limits.max_bytes)
+        self._under_way += 1
+        try:
+            response = await self._answer(request, body)
+            status = response.status_code
+        except HTTPException as error:
+            response, status = Refusal(error, body), error.status_code
+        except ClientDisconnect:
+            response, status = Response(), 499  # Nobody is there to be told.
+        finally:
+            self._under_way -= 1
+            self._metrics.requests.labels(status).inc()
+            self._metrics.seconds.observe(time.perf_counter() - began)
+        return response
+
+    async def _answer(self, request: Request, body: Body) -> Response:
+        if self._under_way > self._limits.max_waiting:
+            raise HTTPException(
+                503,
+                f'{self._limits.max_waiting} requests wait already; come again in a second.',
+                {'Retry-After': '1'},
+            )
+        top_k = _top_k(request)
+        data = await body.read_image()
+        if not data:
+            raise HTTPException(400, 'the request is empty; send an image as its body.')
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self._pool, self._decode, data)
+        probabilities = await asyncio.wrap_future(self._batcher.submit(image))
+        if not np.isfinite(probabilities).all():
+            raise HTTPException(500, "the network's answer to this image is no number.")
+        names = self._classifier.class_names
+        order = np.argsort(-probabilities, kind='stable')[:top_k]
+        predictions = [
+            {'name': names[label], 'probability': float(probabilities[label])} for label in order
+        ]
+        return JSONResponse({'predictions': predictions} | _identity(self._classifier))
+
+    def _decode(self, data: bytes) -> np.ndarray:
+        """Returns the image uint8 [S, S, 3] of a file's bytes; in a thread of the pool."""
+        try:
+            require_pixels(data, self._limits.max_pixels)
+        except TooManyPixels:
+            raise HTTPException(
+                413,
+                f'the image has more than {self._limits.max_pixels:,} pixels; send a smaller one.',
+            ) from None
+        except ValueError as error:
+            raise HTTPException(415, f'{error}.') from None
+        try:
+            return self._classifier.prepare(data)
+        except UnreadableImage as error:
+            raise HTTPException(422, f'{error.reason}.') from None
+        except MemoryError:
+            raise HTTPException(413, 'the image needs more memory than there is.') from None
+
+    def _compute(self, images: np.ndarray) -> np.ndarray:
+        """Returns probabilities [N, C] of images uint8 [N, S, S, 3]; in the batcher's thread."""
+        count = len(images)
+        # All the way, since a softmax of a size that is new would be compiled as well.
+        filled = np.zeros((1 << (count - 1).bit_length(), *images.shape[1:]), np.uint8)
+        filled[:count] = images
+        logits = self._classifier.classify(filled)
+        return self._classifier.to_probabilities(logits)[:count]
+
+    async def health(self, request: Request) -> Response:
+        """Tells what is served, and whether it can answer."""
+        del request
+        state = {'status': 'ready' if self._batcher.alive else 'failed'}
+        about = {'classes': len(self._classifier.class_names)}
+        code = 200 if self._batcher.alive else 503
+        return JSONResponse(state | _identity(self._classifier) | about, code)
+
+    async def metrics(self, request: Request) -> Response:
+        """Gives the counts to Prometheus."""
+        del request
+        return Response(self._metrics.render(), headers={'Content-Type': CONTENT_TYPE_LATEST})
+
+    async def page(self, request: Request) -> Response:
+        """Shows the page on which a person tries it."""
+        del request
+        return HTMLResponse(self._page, headers={'Content-Security-Policy': _PAGE_POLICY})
+
+
+def _identity(classifier: Classifier) -> dict[str, Any]:
+    return {'model': classifier.config.model.name, 'step': classifier.step}
+
+
+def _top_k(request: Request) -> int:
+    text = request.query_params.get('top_k', str(TOP_K))
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise HTTPException(400, 'top_k is no positive number; give one, as in /predict?top_k=3.')
+    return int(text)
+
+
+async def _refuse(request: Request, error: HTTPException) -> Response:
+    """Answers what no endpoint has taken."""
+    del request
+    sentence = _ELSEWHERE.get(error.status_code, error.detail)
+    return JSONResponse({'error': sentence}, error.status_code, error.headers)
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """Answers when the fault is ours; the server tells more on stderr."""
+    del request, error
+    return JSONResponse({'error': 'the server has failed on this request, and goes on.'}, 500)
+
+
+def _render_page(classifier: Classifier, limits: Limits) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template('serve.html').render(
+        **_identity(classifier),
+        classes=len(classifier.class_names),
+        max_bytes=limits.max_bytes,
+        top_k=TOP_K,
+    )
