@@ -283,7 +283,7 @@ def test_all_ways_in_lead_to_the_answer(open_page, port, way):
     if way == 'camera':
         assert view.locator('#camera').get_attribute('capture') == 'environment'
         with view.expect_file_chooser() as chooser:
-            view.get_by_text('Take a photo').tap()
+            view.get_by_text('Take a photo', exact=True).tap()
         chooser.value.set_files(_file(data))
     elif way == 'keyboard':
         view.keyboard.press('Tab')
@@ -298,8 +298,8 @@ def test_all_ways_in_lead_to_the_answer(open_page, port, way):
 
 def test_the_camera_is_offered_only_where_one_is_held_in_the_hand(open_page, port):
     view = open_page(f'http://127.0.0.1:{port}/maps/')
-    assert view.get_by_text('Choose a picture').is_visible()
-    assert not view.get_by_text('Take a photo').is_visible()
+    assert view.get_by_text('Choose a picture', exact=True).is_visible()
+    assert not view.get_by_text('Take a photo', exact=True).is_visible()
 
 
 def test_a_second_picture_takes_the_place_of_one_that_is_still_explained(open_page, port):
