@@ -15,10 +15,15 @@ import urllib.request
 
 import numpy as np
 import pytest
+from conftest import TINY
 from PIL import Image
 
+import flaxcls
+from flaxcls.classifier import Classifier
 from flaxcls.data.crops import resize_and_center_crop
 from flaxcls.errors import RunError, UserError
+from flaxcls.evaluate import load_run
+from flaxcls.export import export
 from flaxcls.exporting import web
 
 SIDE, SHORTER = 16, 20
@@ -646,3 +651,23 @@ def test_mistakes_are_one_sentence(package, model_file, tmp_path):
         with pytest.raises(UserError, match=says):
             write(**arguments)
     assert not (tmp_path / 'page').exists()
+
+
+def test_an_exported_run_reads_digits_as_the_classifier_does(runtime, open_page, tmp_path):
+    pytest.importorskip('jax2onnx')
+    options = {'num_epochs': 6, 'data.image_size': 8, 'model.width_multiplier': 0.5}
+    config = flaxcls.load_config(None, TINY | options)
+    flaxcls.train_and_evaluate(config, tmp_path / 'run')
+    export(tmp_path / 'run', 'web', tmp_path / 'page', images=50)
+    images = load_run(tmp_path / 'run')[0].source.val.images
+    probabilities = Classifier.load(tmp_path / 'run').predict(images[:5])
+    with _served(tmp_path / 'page') as (port, _):
+        view = open_page(f'http://127.0.0.1:{port}/')
+        for image, expected in zip(images, probabilities, strict=False):
+            view.set_input_files('#file', _file(_encoded(image[..., 0])))
+            view.wait_for_function(
+                'text => document.querySelector("#answers .share")?.innerText === text',
+                arg=f'{100 * expected.max():.1f}%',
+            )
+            first = view.locator('#answers button .name').first
+            assert first.inner_text() == str(expected.argmax())
