@@ -1,0 +1,1 @@
+"""Networks as files for programs that need neither flaxcls nor JAX."""
