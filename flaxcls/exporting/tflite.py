@@ -5,6 +5,7 @@ and that accelerators leave to the CPU. So a batch of one size is converted, a p
 other size in the network; wherever it turns up in the program is the batch, and is set free there.
 """
 
+import importlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -63,8 +64,8 @@ def require_installed() -> None:
     # They would greet on stderr, before they can be asked not to.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     try:
-        import ai_edge_quantizer.quantizer  # noqa: PLC0415 - an extra
-        import litert_converter.mlir  # noqa: F401, PLC0415 - an extra
+        for name in ('litert_converter.mlir', 'ai_edge_quantizer.quantizer'):
+            importlib.import_module(name)
     except ImportError as error:
         raise UserError(f'a .tflite file takes {error.name}; {INSTALL}.') from None
 
@@ -83,9 +84,7 @@ def convert(function: Callable[[jax.Array], Any], side: int) -> bytes:
             module = stablehlo.deserialize_portable_artifact(
                 context, exported.mlir_module_serialized
             )
-            converter_api_ext.set_signature(
-                module.operation, 'serving_default', ['images'], names
-            )
+            converter_api_ext.set_signature(module.operation, 'serving_default', ['images'], names)
             converter_api_ext.run_convert_to_tfl_passes(
                 module, passmanager.PassManager(), converter_api_ext.ConvertToTFLConfig()
             )
@@ -138,8 +137,8 @@ def _set_batch_free(module: Any, batch: int) -> None:
     for value in _values(block):
         if isinstance(value.type, ir.RankedTensorType):
             value.set_type(_free_type(value.type, batch))
-    kind = main.type
-    inputs, results = ([_free_type(t, batch) for t in types] for types in (kind.inputs, kind.results))
+    inputs = [_free_type(kind, batch) for kind in main.type.inputs]
+    results = [_free_type(kind, batch) for kind in main.type.results]
     main.attributes['function_type'] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
 
 
