@@ -28,7 +28,7 @@ NETWORKS = {
     'densenet121': {'block_sizes': (1, 2), 'growth_rate': 8},
     'densenet_40_12': {'block_sizes': (1, 2)},
     'alexnet': {'width_multiplier': 0.05},
-    'alexnet_2012': {'width_multiplier': 0.1, 'lrn': 'paper'},
+    'alexnet_2012': {'width_multiplier': 0.1, 'lrn': 'paper', 'initializer': 'he'},
     'vgg16_bn': {'width_multiplier': 0.05},
 }
 
@@ -124,7 +124,7 @@ def test_int8_weights_take_a_quarter_of_the_file(tmp_path):
     images = _images(7, side)
     found, _ = _run(path, images, tmp_path)
     expected = jax.jit(function)(images)
-    assert 1e-6 < np.abs(found - expected).max() < 0.1
+    assert 1e-6 < np.abs(found - expected).max() < 0.25
 
 
 def test_outputs_keep_their_names(tmp_path):
@@ -153,6 +153,12 @@ def test_what_cannot_be_expressed_is_refused(function, tmp_path):
     with pytest.raises(RunError, match='LiteRT cannot express this network'):
         tflite.write_tflite(function, 4, tmp_path / 'model.tflite')
     assert not list(tmp_path.iterdir())
+
+
+def test_several_crops_are_refused_with_what_to_do(tmp_path):
+    function, side = _function('resnet20', **{'data.eval_crops': 'flip'})
+    with pytest.raises(RunError, match='crops=center'):
+        tflite.write_tflite(function, side, tmp_path / 'model.tflite')
 
 
 def test_files_that_cannot_be_written_are_told_first(tmp_path):

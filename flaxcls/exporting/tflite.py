@@ -123,8 +123,13 @@ def _set_batch_free(module: Any, batch: int) -> None:
     """Replaces the size `batch` by an unknown one, throughout the converter's program."""
     from litert_converter.mlir import ir  # noqa: PLC0415 - an extra
 
-    (main,) = module.body.operations
-    (block,) = main.regions[0].blocks
+    functions = list(module.body.operations)
+    block = functions[0].regions[0].blocks[0]
+    if len(functions) > 1 or any(len(operation.regions) for operation in block.operations):
+        raise RunError(
+            'a .tflite file for batches of any size cannot have a loop, as several crops of an '
+            'image make it; export with crops=center.'
+        )
     for operation in list(block.operations):
         if operation.name in SIZES:
             _set_sizes_free(operation, batch, *SIZES[operation.name])
@@ -137,6 +142,7 @@ def _set_batch_free(module: Any, batch: int) -> None:
     for value in _values(block):
         if isinstance(value.type, ir.RankedTensorType):
             value.set_type(_free_type(value.type, batch))
+    main = functions[0]
     inputs = [_free_type(kind, batch) for kind in main.type.inputs]
     results = [_free_type(kind, batch) for kind in main.type.results]
     main.attributes['function_type'] = ir.TypeAttr.get(ir.FunctionType.get(inputs, results))
