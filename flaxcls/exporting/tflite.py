@@ -18,10 +18,9 @@ import numpy as np
 from flaxcls.errors import RunError, UserError
 from flaxcls.output_files import require_place
 
-INSTALL = (
-    'pip install "flaxcls[tflite]" && pip install --no-deps litert-converter==0.5.0  (what it '
-    'declares to need contradicts what flaxcls needs, and it works without)'
-)
+# The converter declares an exact, old xdsl, which bounds packages that others need newer; what is
+# used of it takes no xdsl.
+INSTALL = 'pip install "flaxcls[tflite]" && pip install --no-deps litert-converter==0.5.0'
 # No bound in a slice is larger, and larger ones than the array are cut to its size.
 TO_THE_END = np.iinfo(np.int32).max
 # Operations with an operand that holds sizes: which it is, and what stands there for any batch.
@@ -61,8 +60,8 @@ def write_tflite(
 
 def require_installed() -> None:
     """Raises UserError unless there is all that `write_tflite` takes."""
-    # They would greet on stderr, before they can be asked not to.
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    # What it changes is not used here, but loading the converter would print that it is on.
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     try:
         for name in ('litert_converter.mlir', 'ai_edge_quantizer.quantizer'):
             importlib.import_module(name)
