@@ -5,7 +5,9 @@ and that accelerators leave to the CPU. So a batch of one size is converted, a p
 other size in the network; wherever it turns up in the program is the batch, and is set free there.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -102,7 +104,8 @@ def quantize(data: bytes) -> bytes:
     # Not every operation there is: LiteRT multiplies no int8 matrix from the left.
     for name in ('CONV_2D', 'DEPTHWISE_CONV_2D', 'FULLY_CONNECTED'):
         tool.add_dynamic_config(regex='.*', operation_name=name, num_bits=8)
-    result = tool.quantize(enable_progress_bar=False, enable_progress_report=False)
+    with contextlib.redirect_stderr(io.StringIO()):  # One of its progress bars heeds no option.
+        result = tool.quantize(enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
