@@ -43,7 +43,8 @@ def write_tflite(
 
     Args:
       function: images uint8 [N, S, S, 3] -> probabilities float32 [N, C], or a dictionary
-        {name of the output: float32 [N, ...]}; its weights are constants.
+        {name of the output: float32 [N, ...]}; its weights are constants, and each image is
+        answered by itself.
       side: S, pixels.
       path: of the file.
       int8: keep the weights of convolutions and matrices as int8, with a scale for each output
