@@ -29,7 +29,7 @@ ORDER = [
     {'evaluate', 'exporting'},
     {'attribution', 'depth'},
     {'features', 'pictures'},
-    {'reporting'},
+    {'reporting', 'exporting'},
     {'train', 'planning'},
     {'measurements'},
     {'measuring'},
