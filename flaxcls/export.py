@@ -6,6 +6,8 @@ Formats, and what runs them:
   stablehlo   JAX alone, on CPU, CUDA and TPU
   onnx        onnxruntime and others, opset 21
   onnx-int8   onnxruntime alone; a quarter as large, calibrated on training images
+  tflite      LiteRT, on phones and small computers
+  tflite-int8 the same with weights in int8, a quarter as large where they are most of it
   web         a browser: the folder is a page for any static server, such as
               python -m http.server -d exported; nothing leaves the browser, and it works offline
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -177,10 +178,10 @@ def test_samples_are_spread_over_the_split(workdir):
     assert len(take_samples(classifier, Split(), 500).images) == 100
 
 
-@pytest.mark.parametrize('form', [name for name, found in FORMATS.items() if found.extra])
-def test_a_missing_package_is_named_with_its_extra(form, monkeypatch):
+@pytest.mark.parametrize('form', [name for name, found in FORMATS.items() if found.needs])
+def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
     monkeypatch.setattr(formats.importlib.util, 'find_spec', lambda _: None)
-    with pytest.raises(UserError, match=rf'flaxcls\[{FORMATS[form].extra}\]'):
+    with pytest.raises(UserError, match=re.escape(FORMATS[form].install)):
         formats.find_format(form)
 
 

@@ -8,49 +8,63 @@ import flaxcls
 from flaxcls.attribution import cam, grad_cam, occlusion
 from flaxcls.classifier import Classifier
 
-# The class is the colour of the patch, a chequer of random squares, and its place is any: where the
-# place itself is the class, the maps of networks that average over the map lie elsewhere.
-COLOURS = {'blue': (60, 60, 255), 'green': (60, 255, 60), 'red': (255, 60, 60)}
-COLOURS |= {'yellow': (255, 255, 60)}
-SHARE = 3  # Of the image's side by the patch's.
+# The class is the quadrant with the coloured patch, a chequer of random squares, among grey ones.
+# Every quadrant has its colour: a network that averages over its map would know a place without it
+# by what the padding does at the borders alone, and look there. The grey ones keep a network whose
+# dense layers know places from taking any chequer for the patch, and the images with nothing but
+# grey ones, a class of their own, from telling a quadrant by what is not in the three others.
+QUADRANTS = {
+    'top_left': (60, 60, 255),
+    'top_right': (60, 255, 60),
+    'bottom_left': (255, 60, 60),
+    'bottom_right': (255, 255, 60),
+}
+NOWHERE = 'nowhere'
+GREY = (160, 160, 160)
+SHARE = 4  # Of the image's side by a patch's.
+# Each place of a feature map sees a part of the image; where it sees all, heat may lie anywhere.
 FAMILIES = {
-    # At 64 pixels each of its 3x3 places sees all of the image, wherever the patch is.
     'alexnet_bn': {
         'model.width_multiplier': 0.125,
         'model.dropout_rate': 0.0,
         'data.image_size': 224,
         'optimizer.learning_rate': 1e-3,
     },
-    'resnet20': {'model.width_multiplier': 0.5, 'data.image_size': 32},
+    'resnet20': {'model.stage_sizes': '1,1,1', 'data.image_size': 64},
     'densenet_bc_100_12': {
-        'model.block_sizes': '3,3,3',
+        'model.block_sizes': '2,2,2',
         'model.growth_rate': 8,
-        'data.image_size': 32,
+        'data.image_size': 64,
     },
 }
 
 
-def _plant(rng, size, colour):
-    """Returns an image with a patch in it, uint8 [S, S, 3], and the corner of the patch."""
+def _plant(rng, size, coloured):
+    """Returns an image uint8 [S, S, 3], its coloured patch in a quadrant, and that one's corner."""
     image = rng.normal((124, 116, 104), 6, (size, size, 3)).clip(0, 255).astype(np.uint8)
-    side = size // SHARE
-    squares = rng.integers(0, 2, (side // 2, side // 2, 1)).repeat(2, 0).repeat(2, 1)
-    top, left = rng.integers(0, size - side + 1, 2)
-    image[top : top + side, left : left + side] = squares * colour
-    return image, (top, left)
+    side, half = size // SHARE, size // 2
+    corners = {}
+    for place, (quadrant, colour) in enumerate(QUADRANTS.items()):
+        top, left = half * np.array(divmod(place, 2)) + rng.integers(0, half - side + 1, 2)
+        squares = rng.integers(0, 2, (side // 2, side // 2, 1)).repeat(2, 0).repeat(2, 1)
+        squares = squares * (colour if quadrant == coloured else GREY)
+        image[top : top + side, left : left + side] = squares
+        corners[quadrant] = top, left
+    return image, corners.get(coloured)
 
 
 def _write_set(folder, size, count, seed):
-    """Writes `count` images of each class; returns their files and corners [N, 2]."""
+    """Writes `count` images of each class; returns files and corners [N, 2] of coloured patches."""
     rng, paths, corners = np.random.default_rng(seed), [], []
-    for name, colour in COLOURS.items():
+    for name in [*QUADRANTS, NOWHERE]:
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            image, corner = _plant(rng, size, colour)
+            image, corner = _plant(rng, size, name)
             paths.append(folder / name / f'{index}.png')
             Image.fromarray(image).save(paths[-1], compress_level=1)
             corners.append(corner)
-    return paths, np.array(corners)
+    planted = [path for path, corner in zip(paths, corners, strict=True) if corner]
+    return planted, np.array([corner for corner in corners if corner])
 
 
 def _hits(heat, corners, size):

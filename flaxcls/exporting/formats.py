@@ -10,9 +10,11 @@ import numpy as np
 
 from flaxcls.classifier import Classifier
 from flaxcls.errors import UserError
+from flaxcls.exporting import tflite
 from flaxcls.exporting.certificate import Bounds
 from flaxcls.exporting.onnx_model import write_onnx
 from flaxcls.exporting.quantization import quantize
+from flaxcls.exporting.tflite import write_tflite
 from flaxcls.exporting.web import write_page
 from flaxcls.inference import make_inference
 
@@ -40,16 +42,16 @@ class Format(NamedTuple):
       file: the network's name in the folder.
       write: writes it, given the request and the path.
       bounds: what the certificate is to keep, if nothing else is asked.
-      extra: which of flaxcls's extras brings what it needs; '' for none.
-      needs: the modules that it needs.
+      needs: the modules that it needs, besides flaxcls's own.
+      install: the command that installs them.
       calibrates: it looks at training images.
     """
 
     file: str
     write: Callable[[Request, pathlib.Path], None]
     bounds: Bounds
-    extra: str = ''
     needs: tuple[str, ...] = ()
+    install: str = ''
     calibrates: bool = False
 
 
@@ -79,6 +81,15 @@ def _write_int8(request: Request, path: pathlib.Path) -> None:
     exact.unlink()
 
 
+def _write_tflite(request: Request, path: pathlib.Path, *, int8: bool = False) -> None:
+    classifier = request.classifier
+    write_tflite(inference_of(classifier), classifier.side, path, int8=int8)
+
+
+def _write_tflite_int8(request: Request, path: pathlib.Path) -> None:
+    _write_tflite(request, path, int8=True)
+
+
 def _write_web(request: Request, path: pathlib.Path) -> None:
     classifier, preprocessing = request.classifier, request.about['preprocessing']
     with tempfile.TemporaryDirectory() as folder:
@@ -95,11 +106,14 @@ def _write_web(request: Request, path: pathlib.Path) -> None:
 
 EXACT = Bounds(agreement=1.0, difference=1e-4)
 INT8 = Bounds(agreement=0.98, difference=None)
-_ONNX = {'extra': 'onnx', 'needs': ('onnx', 'onnxruntime', 'jax2onnx')}
+_ONNX = {'needs': ('onnx', 'onnxruntime', 'jax2onnx'), 'install': 'pip install "flaxcls[onnx]"'}
+_TFLITE = {'needs': tflite.MODULES, 'install': tflite.INSTALL}
 FORMATS = {
     'stablehlo': Format('model.stablehlo', _write_stablehlo, EXACT),
     'onnx': Format('model.onnx', _write_onnx, EXACT, **_ONNX),
     'onnx-int8': Format('model.onnx', _write_int8, INT8, **_ONNX, calibrates=True),
+    'tflite': Format('model.tflite', _write_tflite, EXACT, **_TFLITE),
+    'tflite-int8': Format('model.tflite', _write_tflite_int8, INT8, **_TFLITE),
     'web': Format('model.onnx', _write_web, EXACT, **_ONNX),
 }
 
@@ -114,7 +128,6 @@ def find_format(name: str) -> Format:
     missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(
-            f'--format={name} needs {missing[0]}, which is not installed; run  '
-            f'pip install "flaxcls[{found.extra}]"'
+            f'--format={name} needs {missing[0]}, which is not installed; run  {found.install}'
         )
     return found

@@ -39,11 +39,12 @@ def load_tflite(path):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(path)
-    (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (given,) = interpreter.get_input_details()
+    answer = interpreter.get_signature_runner().get_output_details()['probabilities']
 
     def run(images):
         if tuple(interpreter.get_input_details()[0]['shape']) != images.shape:
-            interpreter.resize_tensor_input(given['index'], images.shape)
+            interpreter.resize_tensor_input(given['index'], images.shape, strict=True)
             interpreter.allocate_tensors()
         interpreter.set_tensor(given['index'], images)
         interpreter.invoke()
@@ -98,4 +99,7 @@ def main(model, images_file, probabilities_file):
 if __name__ == '__main__':
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except ImportError as error:
+        sys.exit(f'error: {error}; pip install onnxruntime, ai-edge-litert or jax[cpu]')

@@ -22,6 +22,7 @@ from flaxcls.output_files import require_place
 
 # The converter declares an exact, old xdsl, which bounds packages that others need newer; what is
 # used of it takes no xdsl.
+MODULES = ('litert_converter', 'ai_edge_quantizer', 'ai_edge_litert')
 INSTALL = 'pip install "flaxcls[tflite]" && pip install --no-deps litert-converter==0.5.0'
 # No bound in a slice is larger, and larger ones than the array are cut to its size.
 TO_THE_END = np.iinfo(np.int32).max
