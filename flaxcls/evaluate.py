@@ -45,8 +45,8 @@ from flaxcls.train_state import TrainState
 
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 # What leaves the logits alone, and what says which images there are.
-_SAME_LOGITS = OBSERVING_OPTIONS | {'batch_size', 'data.cache'}
-_WHICH_IMAGES = frozenset(
+SAME_LOGITS = OBSERVING_OPTIONS | {'batch_size', 'data.cache'}
+WHICH_IMAGES = frozenset(
     {'seed', 'data.source', 'data.train_split', 'data.val_split', 'data.val_fraction'}
     | {'data.on_error'}
 )
@@ -162,12 +162,12 @@ class _Run(NamedTuple):
 
 def _changed_options(workdir: str, overrides: Mapping[str, Any]) -> set[str]:
     stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
-    return differences(stored, changed).keys() - _SAME_LOGITS
+    return differences(stored, changed).keys() - SAME_LOGITS
 
 
 def _require_own_network(workdir: str, changed: set[str]) -> None:
     """Raises UserError for a calibration that would be another network's, or other inputs'."""
-    wrong = sorted(changed - _WHICH_IMAGES)
+    wrong = sorted(changed - WHICH_IMAGES)
     if wrong:
         raise UserError(
             f'--calibrate measures what Classifier.load({workdir!r}) gives, which knows nothing of '
@@ -219,7 +219,7 @@ def _calibrate(run: _Run) -> None:
 
 def _temperature(run: _Run) -> float:
     """Returns that of the probabilities which Classifier.load gives."""
-    if run.changed - _WHICH_IMAGES:
+    if run.changed - WHICH_IMAGES:
         return 1.0
     return load_temperature(run.workdir, run.predictions.step)
 

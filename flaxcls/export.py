@@ -17,32 +17,50 @@ uint8 [N, S, S, 3], RGB, for any N; the output is `probabilities`, float32 [N, C
 
 The folder gets the network, class_names.json, preprocessing.json (S, and how to get there),
 certificate.json, and run.py, which runs the network without flaxcls. The certificate comes of so
-running it on images of the validation set, beside the network here. If it keeps less than
---min_agreement and --max_difference ask for, the command fails with exit code 1, and the files are
-kept under names that end in .rejected. Data that has moved is named with --config.data.source=...
+running it on images of the validation set, beside the network here in float32. If it keeps less
+than --min_agreement and --max_difference allow, the command fails with exit code 1, what was there
+stays, and the new files are kept in FOLDER.rejected. Data that has moved is named with
+--config.data.source=...
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
+import signal
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flaxcls.classifier import CROPS, Classifier
-from flaxcls.config import parse_overrides, set_option
+from flaxcls.config import differences, parse_overrides, set_option
 from flaxcls.errors import CommandParser, RunError, UserError, run_command
-from flaxcls.evaluate import open_run
+from flaxcls.evaluate import SAME_LOGITS, WHICH_IMAGES, open_run
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify
 from flaxcls.exporting.formats import FORMATS, Format, Request, find_format
 from flaxcls.exporting.samples import take_samples
-from flaxcls.run_setup import Setup
+from flaxcls.exporting.web import PAGE_FILES
+from flaxcls.run_setup import Setup, load_stored_config
 
 CERTIFICATE_FILE = 'certificate.json'
+# What an export may leave in a folder, besides the files of a page.
+EXPORT_FILES = {form.file for form in FORMATS.values()} | {
+    CERTIFICATE_FILE,
+    'class_names.json',
+    'preprocessing.json',
+    'run.py',
+}
+_STEPS = (
+    "EXIF's orientation is applied; 16 bits become 8, the upper ones; transparency becomes white; "
+    'grey is repeated; the shorter side becomes shorter_side pixels and the other one as many as '
+    'fit, rounded half to even, by bilinear interpolation with antialiasing; the middle side x '
+    'side is cut, from (length - side) // 2 on'
+)
 IMAGES, CALIBRATION_IMAGES = 500, 200
 _FLAGS = ('--workdir', '--format', '--out', '--checkpoint', '--crops', '--images', '--calibration')
 
@@ -65,7 +83,7 @@ def export(
     Args:
       workdir: of the run.
       form: a row of FORMATS.
-      out: the folder; made if it is not there. Files of an earlier export are replaced.
+      out: the folder. An earlier export there is replaced whole; other files are refused.
       checkpoint, crops: see `Classifier.load`.
       overrides: of the run's config, to find its data.
       images: how many of the validation set are compared.
@@ -79,33 +97,100 @@ def export(
     """
     wanted = find_format(form)
     out = _require_folder(out)
-    classifier = _in_float32(Classifier.load(workdir, checkpoint=checkpoint, crops=crops))
+    _require_own_network(workdir, overrides or {})
+    loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
+    classifier = _in_float32(loaded)
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
-    samples = take_samples(classifier, setup.source.val, images)
+    source = setup.config.data.source
+    samples = take_samples(classifier, setup.source.val, images, source)
+    for note in _notes(loaded, classifier, images, len(samples.images)):
+        print(f'Note: {note}')
     request = _request(classifier, setup, wanted, calibration_images)
     request = request._replace(onnxruntime_web=onnxruntime_web)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix='.new-', dir=out) as folder:
-        new = pathlib.Path(folder)
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+        new = pathlib.Path(folder) / out.name
+        new.mkdir()
+        print(f'Writing {classifier.config.model.name} as {form} ...', flush=True)
         wanted.write(request, new / wanted.file)
-        certificate = certify(form, new / wanted.file, classifier, samples, bounds or wanted.bounds)
-        (new / CERTIFICATE_FILE).write_text(certificate.to_json())
-        if not certificate.passed:
-            _keep(new, out, suffix='.rejected')
-            raise RunError(_rejection(certificate, out / f'{wanted.file}.rejected'))
         for name, value in request.about.items():
             (new / f'{name}.json').write_text(json.dumps(value, indent=1) + '\n')
         shutil.copy(run.__file__, new)
-        _keep(new, out)
+        print(f'Comparing {len(samples.images):,} images ...', flush=True)
+        certificate = certify(
+            form,
+            new / wanted.file,
+            classifier,
+            samples,
+            bounds or wanted.bounds,
+            tools=wanted.needs,
+        )
+        (new / CERTIFICATE_FILE).write_text(certificate.to_json())
+        if not certificate.passed:
+            rejected = out.with_name(f'{out.name}.rejected')
+            _put(new, rejected)
+            raise RunError(_rejection(certificate, rejected))
+        _put(new, out)
     return certificate
 
 
 def _require_folder(path: str | os.PathLike) -> pathlib.Path:
-    path = pathlib.Path(path).expanduser()
+    """Returns the folder to write, whose own folder exists; what is in it is an export's alone."""
+    if not os.fspath(path):
+        raise UserError('--out= is empty; name a folder.')
+    given, path = path, pathlib.Path(path).expanduser().absolute()
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
-            raise UserError(f'--out={path} is a file, or lies below one; name a folder.')
+            raise UserError(f'--out={given} is a file, or lies below one; name a folder.')
+    if _strangers(path):
+        raise UserError(
+            f'--out={given} has files that are no export, such as {_strangers(path)[0]}; name a '
+            'new folder.'
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out={given} cannot be made ({error.strerror}); name another.') from None
     return path
+
+
+def _strangers(folder: pathlib.Path) -> list[str]:
+    """Returns the files of a folder that no export has written."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return sorted(files - {*EXPORT_FILES, *PAGE_FILES} if _is_export(folder) else files)
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+    try:
+        certificate = json.loads((folder / CERTIFICATE_FILE).read_text(encoding='utf-8'))
+        return 'versions_of_export' in certificate
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _put(new: pathlib.Path, out: pathlib.Path) -> None:
+    """Puts a folder in the place of an earlier one, whole or not at all."""
+    if out.exists():
+        out.rename(new.parent / 'earlier')  # Goes with the temporary folder.
+    new.rename(out)
+
+
+def _require_own_network(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for overrides that do more than find the data."""
+    stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
+    wrong = differences(stored, changed).keys() - SAME_LOGITS - WHICH_IMAGES
+    if wrong:
+        raise UserError(
+            f'--config.{min(wrong)} would make another network of the run, which is exported as it '
+            'is; leave it out (views are chosen with --crops).'
+        )
+
+
+def _notes(loaded: Classifier, classifier: Classifier, asked: int, found: int) -> Iterator[str]:
+    if found < asked:
+        yield f'the validation set has {found:,} images, and all of them are compared.'
+    dtype = loaded.config.model.dtype
+    if dtype != classifier.config.model.dtype:
+        yield f'the run computes in {dtype}, its export and what it is compared with in float32.'
 
 
 def _in_float32(classifier: Classifier) -> Classifier:
@@ -131,8 +216,8 @@ def _request(
         'preprocessing': {
             'side': classifier.side,
             'shorter_side': max(classifier.side, shorter_side),
-            'resize': 'the shorter side, bilinear with antialiasing; then the middle is cut',
             'views': config.data.eval_crops,
+            'steps': _STEPS,
         },
     }
     training_images = None
@@ -141,20 +226,12 @@ def _request(
     return Request(classifier, about, training_images)
 
 
-def _keep(new: pathlib.Path, out: pathlib.Path, suffix: str = '') -> None:
-    for path in sorted(new.iterdir()):
-        kept = out / f'{path.name}{suffix}'
-        if kept.is_dir():
-            shutil.rmtree(kept)
-        path.replace(kept)
-
-
-def _rejection(certificate: Certificate, file: pathlib.Path) -> str:
+def _rejection(certificate: Certificate, folder: pathlib.Path) -> str:
     bounds = certificate.bounds
     allowed = '' if bounds.difference is None else f' and differences up to {bounds.difference:g}'
     return (
         f'{certificate.describe().splitlines()[0]}: less than --min_agreement={bounds.agreement:g}'
-        f'{allowed}; the network is kept as {file}.'
+        f'{allowed} allow; it is kept in {folder}.'
     )
 
 
@@ -180,6 +257,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     for name in ('images', 'calibration_images'):
         if getattr(flags, name) < 1:
             raise UserError(f'--{name}={getattr(flags, name)} must be positive.')
+    if flags.max_difference is not None and not 0 <= flags.max_difference < math.inf:
+        raise UserError(f'--max_difference={flags.max_difference} must be 0 or more.')
     if flags.min_agreement is not None and not 0 <= flags.min_agreement <= 1:
         raise UserError(f'--min_agreement={flags.min_agreement} must be within 0 and 1.')
     return flags, parse_overrides(rest, _FLAGS)
@@ -192,6 +271,9 @@ def _bounds(flags: argparse.Namespace) -> Bounds:
 
 
 def main(argv: Sequence[str]) -> None:
+    signal.signal(
+        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
+    )  # Leaves nothing behind.
     flags, overrides = _parse(argv)
     certificate = export(
         flags.workdir,

@@ -136,7 +136,10 @@ def prepare(
     variables = initialization.abstract_variables(model, config.data.image_size)
     if for_training:
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
-    per_epoch = pipeline.steps_per_epoch(config, source.train)
+    if for_training:
+        per_epoch = pipeline.steps_per_epoch(config, source.train)
+    else:  # A set to evaluate may be as small as it is.
+        per_epoch = max(1, len(source.train) // config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
     trained, _ = optim.split_frozen(variables['params'], models.frozen_patterns(config))
     optimizer = optim.make_optimizer(config, schedule, trained)

@@ -1,5 +1,6 @@
 """Exported networks answer as flaxcls does, where there is no flaxcls, or are not kept."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -10,12 +11,14 @@ import jax
 import numpy as np
 import pytest
 from conftest import TINY
+from PIL import Image
 from test_inference import NETWORKS, draw_images, draw_variables, make_config
 
 import flaxcls
 from flaxcls import export as export_lib
 from flaxcls.classifier import Classifier
 from flaxcls.errors import RunError, UserError
+from flaxcls.evaluate import load_run
 from flaxcls.exporting import formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
@@ -113,8 +116,9 @@ def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
 def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
     form, workdir, tmp_path, monkeypatch
 ):
-    export_lib.export(workdir, form, tmp_path, images=50)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    out = tmp_path / 'out'
+    export_lib.export(workdir, form, out, images=50)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     right = Classifier.load
 
     def load_broken(*args, **options):
@@ -129,13 +133,14 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
 
     broken = FORMATS[form]._replace(write=write)
     monkeypatch.setattr(export_lib, 'find_format', lambda _: broken)
-    with pytest.raises(RunError, match=r'answers are the same .* kept as .*\.rejected'):
-        export_lib.export(workdir, form, tmp_path, images=50)
+    with pytest.raises(RunError, match=r'answers are the same .* kept in .*\.rejected'):
+        export_lib.export(workdir, form, out, images=50)
     for name, content in before.items():
-        assert (tmp_path / name).read_bytes() == content
-    rejected = json.loads((tmp_path / 'certificate.json.rejected').read_text())
-    assert rejected['passed'] is False
-    assert (tmp_path / f'{broken.file}.rejected').is_file()
+        assert (out / name).read_bytes() == content
+    rejected = tmp_path / 'out.rejected'
+    assert json.loads((rejected / 'certificate.json').read_text())['passed'] is False
+    assert (rejected / broken.file).is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {'out', 'out.rejected'}
 
 
 @pytest.mark.parametrize('scale', [1.05, np.nan])
@@ -158,7 +163,7 @@ def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
 
 def test_bounds_are_the_users(workdir, tmp_path):
     strict = Bounds(agreement=1.0, difference=0.0)
-    with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0'):
+    with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0 allow'):
         export_lib.export(workdir, 'stablehlo', tmp_path, images=20, bounds=strict)
 
 
@@ -194,6 +199,8 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
             ['--format=stablehlo', '--min_agreement=95'],
             '--min_agreement=95.0 must be within 0 and 1',
         ),
+        (['--format=stablehlo', '--max_difference=nan'], '--max_difference=nan must be 0 or more'),
+        (['--format=stablehlo', '--config.data.mean=0,0,0'], 'config.data.mean would make another'),
         (['--format=stablehlo', '--imges=3'], '--images'),
         (['--format=stablehlo', '--workdir=nowhere'], 'nowhere'),
     ],
@@ -210,3 +217,112 @@ def test_a_folder_that_cannot_be_is_told_before_any_work(workdir, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='is a file'):
         export_lib.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')
+    with pytest.raises(UserError, match='is empty'):
+        export_lib.export(workdir, 'stablehlo', '')
+
+
+def test_files_that_no_export_has_written_are_left_alone(workdir, tmp_path):
+    for name in ('run.py', 'index.html', 'notes.txt'):
+        folder = tmp_path / name.partition('.')[0]
+        folder.mkdir()
+        (folder / name).write_text('mine')
+        with pytest.raises(UserError, match=f'no export, such as {name}'):
+            export_lib.export(workdir, 'stablehlo', folder, images=20)
+        assert [path.name for path in folder.iterdir()] == [name]
+    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    (tmp_path / 'out' / 'notes.txt').write_text('mine')
+    with pytest.raises(UserError, match=r'such as notes\.txt'):
+        export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    with pytest.raises(UserError, match='no export'):
+        export_lib.export(workdir, 'stablehlo', workdir, images=20)
+
+
+def test_another_format_takes_the_place_of_the_earlier_one(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, 'other', FORMATS['stablehlo']._replace(file='other.stablehlo'))
+    monkeypatch.setattr(export_lib, 'EXPORT_FILES', export_lib.EXPORT_FILES | {'other.stablehlo'})
+    export_lib.export(workdir, 'other', tmp_path / 'out', images=20)
+    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    assert not (tmp_path / 'out' / 'other.stablehlo').exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize('field', ['largest_difference', 'batch_difference'])
+@pytest.mark.parametrize('value', [np.nan, np.inf, 2e-4])
+def test_a_certificate_passes_only_with_numbers_within_its_bounds(field, value, workdir, tmp_path):
+    good = export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=8)
+    assert good.passed
+    wrong = dataclasses.replace(good, **{field: value})
+    assert not wrong.passed
+    assert json.loads(wrong.to_json())['passed'] is False
+    loose = dataclasses.replace(wrong, bounds=Bounds(agreement=1.0, difference=None))
+    assert loose.passed == np.isfinite(value)
+
+
+def _draw(folder):
+    """Writes pictures of every kind that takes a step of its own; returns their files."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (30, 47, 4), np.uint8)
+    picture = Image.fromarray(colours[..., :3])
+    picture.save(folder / 'plain.png')
+    Image.fromarray(colours).save(folder / 'transparent.png')
+    Image.fromarray(colours[..., 0]).save(folder / 'grey.png')
+    Image.fromarray(rng.integers(0, 65536, (20, 31), np.uint16)).save(folder / 'deep.png')
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(folder / 'turned.png', exif=exif)
+    picture.quantize(16).save(folder / 'palette.gif')
+    return sorted(folder.iterdir())
+
+
+def test_pictures_are_prepared_without_flaxcls_as_with_it(workdir, tmp_path):
+    classifier = Classifier.load(workdir)
+    (tmp_path / 'pictures').mkdir()
+    for file in _draw(tmp_path / 'pictures'):
+        with Image.open(file) as picture:
+            found = run.prepare(picture, classifier.side, classifier.side).astype(int)
+        expected = classifier.prepare(file).astype(int)
+        assert np.abs(found - expected).max() <= 1, file
+
+
+def test_pictures_are_named_without_flaxcls(workdir, tmp_path, capsys):
+    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    (tmp_path / 'pictures').mkdir()
+    files = _draw(tmp_path / 'pictures')
+    run.main([str(tmp_path / 'out' / 'model.stablehlo'), *map(str, files)])
+    lines = capsys.readouterr().out.splitlines()[-len(files) :]
+    for line, file, expected in zip(
+        lines, files, Classifier.load(workdir).predict(files), strict=True
+    ):
+        assert line.split('  ')[0] == str(file)
+        assert line.split('  ')[1].split()[0] == str(expected.argmax())
+
+
+@pytest.mark.parametrize(
+    ('images', 'says'),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), r'float32 \[2, 8, 8, 3\]; give uint8'),
+        (np.zeros((8, 8, 3), np.uint8), r'uint8 \[8, 8, 3\]'),
+        (np.zeros((0, 8, 8, 3), np.uint8), r'uint8 \[0, 8, 8, 3\]'),
+        (np.zeros((2, 9, 9, 3), np.uint8), 'error: '),
+    ],
+    ids=['float', 'one image', 'no image', 'another side'],
+)
+def test_wrong_images_are_a_sentence_without_flaxcls(images, says, workdir, tmp_path):
+    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=8)
+    np.save(tmp_path / 'images.npy', images)
+    network = tmp_path / 'out' / 'model.stablehlo'
+    with pytest.raises(SystemExit, match=says):
+        run.main([str(network), str(tmp_path / 'images.npy'), str(tmp_path / 'answers.npy')])
+
+
+def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
+    images = load_run(workdir)[0].source.val.images
+    for index in range(20):
+        for part in ('train', 'val'):
+            folder = tmp_path / 'set' / part / str(index % 10)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[index, ..., 0]).save(folder / f'{index}.png')
+    overrides = {'data.source': f'folder:{tmp_path / "set"}'}
+    found = export_lib.export(workdir, 'stablehlo', tmp_path / 'out', overrides=overrides)
+    assert found.images == 20
+    assert found.data == overrides['data.source']

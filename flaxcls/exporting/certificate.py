@@ -3,11 +3,14 @@
 import dataclasses
 import datetime
 import hashlib
+import importlib.metadata
 import json
+import math
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +23,10 @@ from flaxcls.exporting.samples import Samples
 from flaxcls.records import describe_cores, find_versions
 from flaxcls.steps import make_classify
 
+_APART = (
+    'import runpy, sys; sys.modules["flaxcls"] = None; del sys.argv[0]; '
+    'runpy.run_path(sys.argv[0], run_name="__main__")'
+)
 _LAST_WORDS = 300  # Characters of what a runtime says before it fails.
 
 
@@ -43,12 +50,13 @@ class Certificate:
     Attributes:
       format: of the export, such as onnx.
       model, step: the network, and of which checkpoint.
+      temperature, views: see `Classifier`; data: of which source the images are.
       file, bytes, sha256: of the exported network.
-      images: how many were compared, from the validation set.
+      images: how many were compared, evenly spread over the validation set.
       agreement: share of the answers that are the same.
       largest_difference: between two probabilities.
       batch_difference: between an image alone and in a batch of 7, of the exported network.
-      accuracy_before, accuracy_after: of flaxcls and of the exported network on these images.
+      accuracy_before, accuracy_after: of flaxcls in float32, and of the exported network.
       milliseconds, milliseconds_jax: median time of an image alone, of the exported network and of
         the jitted one, on `host`.
       bounds: which were to be kept.
@@ -59,6 +67,9 @@ class Certificate:
     format: str
     model: str
     step: int
+    temperature: float
+    views: str
+    data: str
     file: str
     bytes: int
     sha256: str
@@ -79,15 +90,19 @@ class Certificate:
     @property
     def passed(self) -> bool:
         """Whether the bounds are kept; a difference that is no number keeps none."""
-        largest = max(self.largest_difference, self.batch_difference)
-        allowed = self.bounds.difference
-        return self.agreement >= self.bounds.agreement and (
-            largest <= allowed if allowed is not None else bool(np.isfinite(largest))
+        allowed = math.inf if self.bounds.difference is None else self.bounds.difference
+        differences = (self.largest_difference, self.batch_difference)
+        return self.agreement >= self.bounds.agreement and all(
+            math.isfinite(difference) and difference <= allowed for difference in differences
         )
 
     def to_json(self) -> str:
-        """Returns the fields and `passed` as JSON."""
-        return json.dumps(dataclasses.asdict(self) | {'passed': self.passed}, indent=1) + '\n'
+        """Returns the fields and `passed` as JSON, which has null for what is no number."""
+        fields = dataclasses.asdict(self) | {'passed': self.passed}
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                fields[name] = None
+        return json.dumps(fields, indent=1, allow_nan=False) + '\n'
 
     def describe(self) -> str:
         """Returns two lines for a person."""
@@ -105,7 +120,13 @@ class Certificate:
 
 
 def certify(
-    name: str, file: pathlib.Path, classifier: Classifier, samples: Samples, bounds: Bounds
+    name: str,
+    file: pathlib.Path,
+    classifier: Classifier,
+    samples: Samples,
+    bounds: Bounds,
+    *,
+    tools: Sequence[str] = (),
 ) -> Certificate:
     """Returns the certificate of an exported network.
 
@@ -115,6 +136,7 @@ def certify(
       classifier: what was exported.
       samples: the images to compare.
       bounds: which the certificate is to keep.
+      tools: packages that have made the file.
 
     Raises:
       RunError: the runtime cannot run the file.
@@ -126,6 +148,9 @@ def certify(
         format=name,
         model=classifier.config.model.name,
         step=classifier.step,
+        temperature=classifier.temperature,
+        views=classifier.config.data.eval_crops,
+        data=samples.source,
         file=file.name,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
@@ -141,7 +166,8 @@ def certify(
         host=describe_cores(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         versions=report['versions'],
-        versions_of_export=find_versions(),
+        versions_of_export=find_versions()
+        | {tool: importlib.metadata.version(tool.replace('_', '-')) for tool in tools},
     )
 
 
@@ -161,12 +187,12 @@ def _run_here(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, f
 def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns the probabilities [N, C] of the exported network, and what `run` reports.
 
-    Python is isolated, so that neither this folder nor an environment variable leads to flaxcls.
+    There flaxcls cannot be imported.
     """
     with tempfile.TemporaryDirectory() as folder:
         given, answers = pathlib.Path(folder) / 'images.npy', pathlib.Path(folder) / 'answers.npy'
         np.save(given, images)
-        command = [sys.executable, '-I', run.__file__, str(file), str(given), str(answers)]
+        command = [sys.executable, '-c', _APART, run.__file__, str(file), str(given), str(answers)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = ' '.join(done.stderr.split())[-_LAST_WORDS:] or f'exit code {done.returncode}'

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ def write_onnx(
       about: goes into the file's metadata, as JSON.
     """
     import jax2onnx  # noqa: PLC0415 - an extra, and slow to import
+
+    # It tells of shapes that it leaves out; all are inferred anew.
+    logging.getLogger('onnx_ir').setLevel(logging.ERROR)
 
     (count,) = jax.export.symbolic_shape('N')
     images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8)

@@ -1,15 +1,18 @@
 """Runs an exported network without flaxcls, and shows how: it needs numpy and one runtime.
 
+  python run.py model.onnx picture.jpg [more.png ...]
   python run.py model.onnx images.npy probabilities.npy
 
-images.npy is uint8 [N, S, S, 3], RGB in 0 to 255, resized as preprocessing.json says;
-probabilities.npy becomes float32 [N, C], the classes in the order of class_names.json. The runtime
-is onnxruntime for .onnx, ai-edge-litert for .tflite, and jax for .stablehlo. Prints one line of
-JSON: the median time of one image alone, and versions.
+The first prints the likeliest classes of pictures, which it prepares as preprocessing.json says,
+with Pillow. The second takes prepared ones, uint8 [N, S, S, 3], RGB in 0 to 255, and writes float32
+[N, C], the classes in the order of class_names.json; it prints one line of JSON: the median time of
+one image alone, and versions. The runtime is onnxruntime for .onnx, ai-edge-litert for .tflite, and
+jax for .stablehlo.
 """
 
 import importlib.metadata
 import json
+import pathlib
 import statistics
 import sys
 import time
@@ -20,12 +23,20 @@ import numpy as np
 
 BATCH_SIZE = 7
 TIMED_IMAGES = 30
+TOP_K = 5
+PACKAGES = {'onnx': 'onnxruntime', 'tflite': 'ai-edge-litert', 'stablehlo': 'jax'}
 
 
 def load(path):
     """Returns images uint8 [N, S, S, 3] -> probabilities float32 [N, C], for any N."""
-    suffix = path.rpartition('.')[-1]
-    return {'onnx': load_onnx, 'tflite': load_tflite, 'stablehlo': load_stablehlo}[suffix](path)
+    suffix = str(path).rpartition('.')[-1]
+    if suffix not in PACKAGES:
+        sys.exit(f'error: {path} ends in none of .{", .".join(PACKAGES)}')
+    try:
+        make = {'onnx': load_onnx, 'tflite': load_tflite, 'stablehlo': load_stablehlo}[suffix]
+        return make(str(path))
+    except ImportError as error:
+        sys.exit(f'error: {error}; pip install {PACKAGES[suffix]}')
 
 
 def load_onnx(path):
@@ -62,6 +73,44 @@ def load_stablehlo(path):
     return lambda images: np.asarray(function(images))
 
 
+def prepare(picture, side, shorter_side):
+    """Returns a picture as the network takes it, uint8 [S, S, 3]; the steps of preprocessing.json.
+
+    Args:
+      picture: of Pillow.
+      side: S.
+      shorter_side: of the picture, before its middle is cut.
+    """
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith('I'):
+        picture = Image.fromarray((np.asarray(picture).astype(int) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new('RGBA', picture.size, 'white')
+        picture = Image.alpha_composite(white, picture.convert('RGBA'))
+    scale = shorter_side / min(picture.size)
+    size = [max(shorter_side, round(length * scale)) for length in picture.size]
+    picture = picture.convert('RGB').resize(size, Image.Resampling.BILINEAR)
+    left, top = ((length - side) // 2 for length in size)
+    return np.asarray(picture)[top : top + side, left : left + side]
+
+
+def name_pictures(model, files):
+    """Prints a line for each picture: the likeliest classes, and how likely they are."""
+    from PIL import Image
+
+    folder, run = pathlib.Path(model).parent, load(model)
+    names = json.loads((folder / 'class_names.json').read_text())
+    rules = json.loads((folder / 'preprocessing.json').read_text())
+    for file in files:
+        with Image.open(file) as picture:
+            image = prepare(picture, rules['side'], rules['shorter_side'])
+        probabilities = run(image[None])[0]
+        order = np.argsort(-probabilities)[:TOP_K]
+        print(file, *(f'{names[label]} {probabilities[label]:.2%}' for label in order), sep='  ')
+
+
 def time_single(run, images):
     """Returns the probabilities of images taken one at a time, and the median seconds of one."""
     run(images[:1])
@@ -73,33 +122,45 @@ def time_single(run, images):
     return np.concatenate(answers), statistics.median(seconds)
 
 
-def main(model, images_file, probabilities_file):
+def run_array(model, images_file, probabilities_file):
+    """Writes the probabilities of prepared images, and prints what that took."""
     images, run = np.load(images_file), load(model)
-    singly, seconds = time_single(run, images[:TIMED_IMAGES])
-    batches = range(len(singly), len(images), BATCH_SIZE)
-    rest = [run(images[first : first + BATCH_SIZE]) for first in batches]
-    again = run(images[: len(singly)][:BATCH_SIZE])
-    np.save(probabilities_file, np.concatenate([singly, *rest]))
-    runtimes = ('onnxruntime', 'ai-edge-litert', 'jax', 'numpy')
-    versions = {}
-    for name in runtimes:
-        if name.replace('-', '_') in sys.modules:
-            versions[name] = importlib.metadata.version(name)
-    print(
-        json.dumps(
-            {
-                'milliseconds': 1000 * seconds,
-                'batch_difference': float(np.abs(again - singly[:BATCH_SIZE]).max()),
-                'versions': versions,
-            }
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        sys.exit(
+            f'error: {images_file} has {images.dtype} {list(images.shape)}; give uint8 [N, S, S, 3]'
         )
-    )
+    singly, seconds = time_single(run, images[:TIMED_IMAGES])
+    firsts = range(len(singly), len(images), BATCH_SIZE)
+    rest = [run(images[first : first + BATCH_SIZE]) for first in firsts]
+    batch = np.arange(BATCH_SIZE) % len(singly)
+    difference = np.abs(run(images[batch]) - singly[batch]).max()
+    np.save(probabilities_file, np.concatenate([singly, *rest]))
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in (*PACKAGES.values(), 'numpy')
+        if name.replace('-', '_') in sys.modules
+    }
+    report = {
+        'milliseconds': 1000 * seconds,
+        'batch_difference': float(difference),
+        'versions': versions,
+    }
+    print(json.dumps(report))
+
+
+def main(arguments):
+    """Does what the command line asks."""
+    if len(arguments) < 2:
+        sys.exit(__doc__)
+    model, *files = arguments
+    try:
+        if files[0].endswith('.npy') and len(files) == 2:
+            run_array(model, *files)
+        else:
+            name_pictures(model, files)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':
-    if len(sys.argv) != 4:
-        sys.exit(__doc__)
-    try:
-        main(*sys.argv[1:])
-    except ImportError as error:
-        sys.exit(f'error: {error}; pip install onnxruntime, ai-edge-litert or jax[cpu]')
+    main(sys.argv[1:])

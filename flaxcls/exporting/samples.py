@@ -16,13 +16,15 @@ class Samples(NamedTuple):
     Attributes:
       images: uint8 [N, S, S, 3].
       labels: int32 [N].
+      source: where they are from, as config.data.source.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    source: str = ''
 
 
-def take_samples(classifier: Classifier, split: Split, count: int) -> Samples:
+def take_samples(classifier: Classifier, split: Split, count: int, source: str = '') -> Samples:
     """Returns `count` examples, or all if there are fewer, evenly spread over a split.
 
     Raises:
@@ -44,4 +46,4 @@ def take_samples(classifier: Classifier, split: Split, count: int) -> Samples:
 
     loaded = list(map_in_threads(load, indices, num_threads(classifier.config)))
     images, labels = zip(*loaded, strict=True)
-    return Samples(np.stack(images), np.array(labels, np.int32))
+    return Samples(np.stack(images), np.array(labels, np.int32), source)

@@ -130,10 +130,7 @@ def _set_batch_free(module: Any, batch: int) -> None:
     functions = list(module.body.operations)
     block = functions[0].regions[0].blocks[0]
     if len(functions) > 1 or any(len(operation.regions) for operation in block.operations):
-        raise RunError(
-            'a .tflite file for batches of any size cannot have a loop, as several crops of an '
-            'image make it; export with crops=center.'
-        )
+        raise RunError('a .tflite file for batches of any size cannot have a loop.')
     for operation in list(block.operations):
         if operation.name in SIZES:
             _set_sizes_free(operation, batch, *SIZES[operation.name])

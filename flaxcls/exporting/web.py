@@ -36,6 +36,12 @@ _RUNTIME_FILES = {
     'package/dist/ort-wasm-simd-threaded.wasm': 'onnxruntime/ort.wasm',
 }
 _PAGE = pathlib.Path(__file__).parent / 'page'
+# What is left in the folder of a page, besides the model.
+PAGE_FILES = {path.name for path in _PAGE.iterdir()} | {
+    'onnxruntime',
+    'manifest.json',
+    'about.json',
+}
 _LICENCE = 'onnxruntime-LICENSE.txt'  # The package itself has none.
 _ABOUT = {'title': str, 'class_names': (list, tuple), 'side': int, 'shorter_side': int}
 _OPTIONAL = {'facts': str}
