@@ -21,6 +21,15 @@ _RESTORE = 'put back a copy, or train in a new workdir'
 _MAKE_ROOM = 'make room, and start the same command again'
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask JAX's preemption service; see `processes` for why it is off."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Returns False; a run finds out by itself, and Orbax before 0.12 cannot ask in vain."""
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a workdir: written beside and renamed, so each is whole or absent.
 
@@ -46,9 +55,7 @@ class Checkpoints:
         )
         with self._access('read', _RESTORE):
             handler = ocp.StandardCheckpointHandler()
-            self._manager = ocp.CheckpointManager(
-                self._folder, options=options, item_handlers=handler
-            )
+            self._manager = _Manager(self._folder, options=options, item_handlers=handler)
 
     @property
     def newest_step(self) -> int | None:
