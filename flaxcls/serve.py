@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from flaxcls.classifier import Classifier
+from flaxcls.classifier import CROPS, Classifier
 from flaxcls.errors import CommandParser, Stopped, UserError, run_command
 from flaxcls.serving.limits import Limits
 
@@ -146,6 +146,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add, default = parser.add_argument, Limits()
     add('--workdir', required=True, help='of the run')
     add('--checkpoint', default='newest', help='newest (the default), best or step')
+    add('--crops', choices=CROPS, help='views to average (as the run does)')
     add('--host', default='127.0.0.1', help='address (127.0.0.1); 0.0.0.0: all of this machine')
     add('--port', type=int, default=8000, help='port (8000); 0: one that is free')
     for name, what in (
@@ -167,8 +168,10 @@ def main(argv: Sequence[str]) -> None:
     _require_installed()
     # Pillow warns of images that --max_pixels allows.
     warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+    # Until the server has handlers of its own: nobody waits for an answer yet.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with bind(flags.host, flags.port) as listener:
-        classifier = Classifier.load(flags.workdir, checkpoint=flags.checkpoint)
+        classifier = Classifier.load(flags.workdir, checkpoint=flags.checkpoint, crops=flags.crops)
         serve(classifier, listener, limits)
     print('Stopped.')
 

@@ -55,6 +55,7 @@ def _serving(classifier, limits):
         thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
         port = listener.getsockname()[1]
         thread.start()
+        _until(lambda: server.started)  # It imports as it starts, which a test may hinder.
         try:
             yield port
         finally:
@@ -226,6 +227,8 @@ REFUSED = {
     'no boundary': (_form(), '', {'Content_Type': 'multipart/form-data'}, 400, 'boundary'),
     'no classes': (_image(0), '?top_k=0', {}, 400, 'top_k'),
     'no number': (_image(0), '?top_k=many', {}, 400, 'top_k'),
+    'unknown option': (_image(0), '?topk=3', {}, 400, "'topk' is unknown"),
+    'another path': (_image(0), '/', {}, 404, 'POST an image to /predict'),
 }
 
 
@@ -290,7 +293,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
             go_on.set()
         assert status == 503
         assert int(headers['Retry-After']) > 0
-        assert json.loads(text)['error'].startswith('3 requests wait already')
+        assert json.loads(text)['error'].startswith('no more than 3 may wait')
         monkeypatch.undo()
         for seed, answer in enumerate(answers):
             _require_answer(classifier, _image(seed), *answer.result())

@@ -59,7 +59,7 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
     """
     server = _Server(classifier, (limits or Limits()).require_sensible())
     server.compile_batches()
-    return Starlette(
+    app = Starlette(
         routes=[
             Route('/', server.page, methods=['GET']),
             Route('/predict', server.predict, methods=['POST']),
@@ -69,6 +69,8 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
         exception_handlers={HTTPException: _refuse, Exception: _fail},
         lifespan=server.running,
     )
+    app.router.redirect_slashes = False  # A sentence instead, since curl follows no redirection.
+    return app
 
 
 def batch_sizes(max_batch: int) -> list[int]:
@@ -137,7 +139,7 @@ class _Server:
         if self._under_way > self._limits.max_waiting:
             raise HTTPException(
                 503,
-                f'{self._limits.max_waiting} requests wait already; come again in a second.',
+                f'no more than {self._limits.max_waiting} may wait; come again in a second.',
                 {'Retry-After': '1'},
             )
         top_k = _top_k(request)
@@ -207,6 +209,9 @@ def _identity(classifier: Classifier) -> dict[str, Any]:
 
 
 def _top_k(request: Request) -> int:
+    unknown = sorted(set(request.query_params) - {'top_k'})
+    if unknown:
+        raise HTTPException(400, f'{unknown[0]!r} is unknown; /predict takes top_k alone.')
     text = request.query_params.get('top_k', str(TOP_K))
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise HTTPException(400, 'top_k is no positive number; give one, as in /predict?top_k=3.')
