@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from importlib.metadata import version
 
 # Tiny networks spend their time in the compiler; tests that need the real program unset these.
@@ -31,6 +32,7 @@ import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
 
+INSECURE_HOST = 'elsewhere.test'  # Resolves to this machine, in the tests' browser alone.
 TINY = {
     'model.name': 'resnet20',
     'model.stage_sizes': '1,1',
@@ -88,3 +90,19 @@ def write_images(tmp_path):
         return tmp_path
 
     return write
+
+
+@pytest.fixture(scope='module')
+def browser():
+    """Chromium, driven by playwright; skips where it is not installed."""
+    executable = shutil.which('chromium')
+    if executable is None:
+        pytest.skip('there is no Chromium; apt-get install chromium')
+    from playwright.sync_api import sync_playwright
+
+    # The sandbox needs rights that a container has not.
+    options = ['--no-sandbox', f'--host-resolver-rules=MAP {INSECURE_HOST} 127.0.0.1']
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()

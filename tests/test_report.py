@@ -354,20 +354,6 @@ def test_mistakes_are_one_sentence(finished, tmp_path):
             report.main(arguments)
 
 
-@pytest.fixture(scope='module')
-def browser():
-    executable = shutil.which('chromium')
-    if executable is None:
-        pytest.skip('there is no Chromium; apt-get install chromium')
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox needs rights that a container has not.
-        browser = playwright.chromium.launch(executable_path=executable, args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
 @pytest.mark.parametrize('name', CASES)
 def test_a_browser_shows_it_all_and_asks_for_nothing(browser, pages, name):
     view, complaints, requests = browser.new_page(), [], []

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import io
 import json
-import shutil
 import signal
 import socket
 import struct
@@ -436,20 +435,6 @@ def hostile(workdir):
     loaded.class_names = tuple(HOSTILE + name for name in loaded.class_names)
     with _serving(loaded, SMALL) as port:
         yield port
-
-
-@pytest.fixture(scope='module')
-def browser():
-    executable = shutil.which('chromium')
-    if executable is None:
-        pytest.skip('there is no Chromium; apt-get install chromium')
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox needs rights that a container has not.
-        browser = playwright.chromium.launch(executable_path=executable, args=['--no-sandbox'])
-        yield browser
-        browser.close()
 
 
 def test_the_page_is_valid_html(port):

@@ -15,7 +15,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from conftest import TINY
+from conftest import INSECURE_HOST, TINY
 from PIL import Image
 
 import flaxcls
@@ -31,7 +31,6 @@ COLOURS = {'<b>red</b>': (230, 40, 30), 'green "ü"': (40, 220, 30), 'blue': (30
 ABOUT = {'title': 'Colours & more', 'class_names': list(COLOURS), 'side': SIDE,
          'shorter_side': SHORTER, 'facts': 'Accuracy 100%'}  # fmt: skip
 SHARPNESS = 8.0
-INSECURE_HOST = 'elsewhere.test'  # Resolves to this machine, in the browser of these tests alone.
 
 
 def _write_model(path, *, maps):
@@ -122,21 +121,6 @@ def _served(folder):
 def port(pages):
     with _served(pages) as (port, _):
         yield port
-
-
-@pytest.fixture(scope='module')
-def browser():
-    executable = shutil.which('chromium')
-    if executable is None:
-        pytest.skip('there is no Chromium; apt-get install chromium')
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # The sandbox needs rights that a container has not.
-        options = ['--no-sandbox', f'--host-resolver-rules=MAP {INSECURE_HOST} 127.0.0.1']
-        browser = playwright.chromium.launch(executable_path=executable, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
