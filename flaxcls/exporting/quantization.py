@@ -39,17 +39,18 @@ def quantize(
 
     logging.disable(logging.WARNING)  # Of shapes, which are no numbers to quantize.
     try:
-        quantization.quantize_static(
-            model,
-            path,
-            Reader(),
-            # As operators in int8, not as pairs around those in float32, which take more room.
-            quant_format=quantization.QuantFormat.QOperator,
-            op_types_to_quantize=_OPERATORS,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
+        with np.errstate(invalid='ignore', divide='ignore'):  # Of what is zero for all images.
+            quantization.quantize_static(
+                model,
+                path,
+                Reader(),
+                # As operators in int8, not as pairs around those in float32, which take more room.
+                quant_format=quantization.QuantFormat.QOperator,
+                op_types_to_quantize=_OPERATORS,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
     finally:
         logging.disable(logging.NOTSET)
     save_model(load_model(path), path, about)
