@@ -20,7 +20,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.augment import make_normalize
 from flaxcls.data.threads import map_in_threads, num_threads
 from flaxcls.errors import RunError, UserError
-from flaxcls.inference import make_inference
+from flaxcls.inference import Inference, make_inference
 from flaxcls.models.activations import apply_and_record
 from flaxcls.output_files import require_place
 from flaxcls.run_setup import load_class_names, load_stored_config
@@ -184,6 +184,12 @@ class Classifier:
             name = 'an image' if isinstance(image, bytes) else os.fspath(image)
             raise UnreadableImage(name, getattr(error, 'strerror', None) or str(error)) from None
 
+    def inference(self, *, with_maps: bool = False) -> Inference:
+        """Returns `make_inference` of this network."""
+        return make_inference(
+            self.config, self.variables, temperature=self.temperature, with_maps=with_maps
+        )
+
     def export(self, path: str | os.PathLike) -> pathlib.Path:
         """Writes the network as StableHLO for CPU, CUDA and TPU; returns the file.
 
@@ -194,7 +200,7 @@ class Classifier:
           UserError: the file cannot be there.
         """
         path = require_place(path)
-        infer = make_inference(self.config, self.variables, temperature=self.temperature)
+        infer = self.inference()
         function = jax.jit(lambda images: infer(images)['probabilities'])
         (batch,) = jax.export.symbolic_shape('batch')
         images = jax.ShapeDtypeStruct((batch, self.side, self.side, 3), jnp.uint8)

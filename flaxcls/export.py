@@ -42,10 +42,10 @@ from flaxcls.errors import CommandParser, RunError, UserError, run_command
 from flaxcls.evaluate import SAME_LOGITS, WHICH_IMAGES, open_run
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify
-from flaxcls.exporting.formats import FORMATS, Format, Request, find_format
+from flaxcls.exporting.formats import FORMATS, Request, find_format
 from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
-from flaxcls.run_setup import Setup, load_stored_config
+from flaxcls.run_setup import load_stored_config
 
 CERTIFICATE_FILE = 'certificate.json'
 # What an export may leave in a folder, besides the files of a page.
@@ -62,7 +62,8 @@ _STEPS = (
     'side is cut, from (length - side) // 2 on'
 )
 IMAGES, CALIBRATION_IMAGES = 500, 200
-_FLAGS = ('--workdir', '--format', '--out', '--checkpoint', '--crops', '--images', '--calibration')
+_FLAGS = ('--workdir', '--format', '--out', '--checkpoint', '--crops', '--images')
+_FLAGS += ('--calibration_images', '--min_agreement', '--max_difference', '--onnxruntime_web')
 
 
 def export(
@@ -97,6 +98,7 @@ def export(
     """
     wanted = find_format(form)
     out = _require_folder(out)
+    rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
     _require_own_network(workdir, overrides or {})
     loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
     classifier = _in_float32(loaded)
@@ -105,8 +107,10 @@ def export(
     samples = take_samples(classifier, setup.source.val, images, source)
     for note in _notes(loaded, classifier, images, len(samples.images)):
         print(f'Note: {note}')
-    request = _request(classifier, setup, wanted, calibration_images)
-    request = request._replace(onnxruntime_web=onnxruntime_web)
+    training_images = None
+    if wanted.calibrates:
+        training_images = take_samples(classifier, setup.source.train, calibration_images).images
+    request = Request(classifier, _about(classifier), training_images, onnxruntime_web)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
         new = pathlib.Path(folder) / out.name
         new.mkdir()
@@ -126,7 +130,6 @@ def export(
         )
         (new / CERTIFICATE_FILE).write_text(certificate.to_json())
         if not certificate.passed:
-            rejected = out.with_name(f'{out.name}.rejected')
             _put(new, rejected)
             raise RunError(_rejection(certificate, rejected))
         _put(new, out)
@@ -141,10 +144,11 @@ def _require_folder(path: str | os.PathLike) -> pathlib.Path:
     for folder in (path, *path.parents):
         if folder.exists() and not folder.is_dir():
             raise UserError(f'--out={given} is a file, or lies below one; name a folder.')
-    if _strangers(path):
+    strangers = _strangers(path)
+    if strangers:
         raise UserError(
-            f'--out={given} has files that are no export, such as {_strangers(path)[0]}; name a '
-            'new folder.'
+            f'--out={given}: {path.name} has files that are no export, such as {strangers[0]}; '
+            'name a new folder.'
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,12 +210,11 @@ def _in_float32(classifier: Classifier) -> Classifier:
     )
 
 
-def _request(
-    classifier: Classifier, setup: Setup, wanted: Format, calibration_images: int
-) -> Request:
+def _about(classifier: Classifier) -> dict[str, Any]:
+    """Returns what the files class_names.json and preprocessing.json hold."""
     config = classifier.config
     shorter_side = round(config.data.image_size / config.data.eval_crop_fraction)
-    about = {
+    return {
         'class_names': list(classifier.class_names),
         'preprocessing': {
             'side': classifier.side,
@@ -220,10 +223,6 @@ def _request(
             'steps': _STEPS,
         },
     }
-    training_images = None
-    if wanted.calibrates:
-        training_images = take_samples(classifier, setup.source.train, calibration_images).images
-    return Request(classifier, about, training_images)
 
 
 def _rejection(certificate: Certificate, folder: pathlib.Path) -> str:
@@ -271,9 +270,8 @@ def _bounds(flags: argparse.Namespace) -> Bounds:
 
 
 def main(argv: Sequence[str]) -> None:
-    signal.signal(
-        signal.SIGTERM, lambda number, _: sys.exit(128 + number)
-    )  # Leaves nothing behind.
+    # By an exception, which takes the temporary folder away.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     flags, overrides = _parse(argv)
     certificate = export(
         flags.workdir,

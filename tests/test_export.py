@@ -235,6 +235,10 @@ def test_files_that_no_export_has_written_are_left_alone(workdir, tmp_path):
         export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
     with pytest.raises(UserError, match='no export'):
         export_lib.export(workdir, 'stablehlo', workdir, images=20)
+    (tmp_path / 'new.rejected').mkdir()
+    (tmp_path / 'new.rejected' / 'mine.txt').write_text('mine')
+    with pytest.raises(UserError, match=r'new\.rejected has files .* such as mine'):
+        export_lib.export(workdir, 'stablehlo', tmp_path / 'new', images=20)
 
 
 def test_another_format_takes_the_place_of_the_earlier_one(workdir, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 
 # Each may import those before it, and its own group.
 ORDER = [
-    {'compilation_cache', 'host_memory'},
+    {'compilation_cache', 'host_memory', 'templates'},
     {'errors'},
     {'config', 'processes', 'output_files'},
     {'experiment_files', 'validation', 'data', 'targets'},

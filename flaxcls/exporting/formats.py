@@ -16,7 +16,6 @@ from flaxcls.exporting.onnx_model import write_onnx
 from flaxcls.exporting.quantization import quantize
 from flaxcls.exporting.tflite import write_tflite
 from flaxcls.exporting.web import write_page
-from flaxcls.inference import make_inference
 
 
 class Request(NamedTuple):
@@ -55,23 +54,14 @@ class Format(NamedTuple):
     calibrates: bool = False
 
 
-def inference_of(classifier: Classifier, *, with_maps: bool = False) -> Any:
-    """Returns `make_inference` of a classifier."""
-    return make_inference(
-        classifier.config,
-        classifier.variables,
-        temperature=classifier.temperature,
-        with_maps=with_maps,
-    )
-
-
 def _write_stablehlo(request: Request, path: pathlib.Path) -> None:
     request.classifier.export(path)
 
 
 def _write_onnx(request: Request, path: pathlib.Path, *, with_maps: bool = False) -> None:
     classifier = request.classifier
-    write_onnx(inference_of(classifier, with_maps=with_maps), classifier.side, path, request.about)
+    inference = classifier.inference(with_maps=with_maps)
+    write_onnx(inference, classifier.side, path, request.about)
 
 
 def _write_int8(request: Request, path: pathlib.Path) -> None:
@@ -83,7 +73,7 @@ def _write_int8(request: Request, path: pathlib.Path) -> None:
 
 def _write_tflite(request: Request, path: pathlib.Path, *, int8: bool = False) -> None:
     classifier = request.classifier
-    write_tflite(inference_of(classifier), classifier.side, path, int8=int8)
+    write_tflite(classifier.inference(), classifier.side, path, int8=int8)
 
 
 def _write_tflite_int8(request: Request, path: pathlib.Path) -> None:
@@ -100,6 +90,7 @@ def _write_web(request: Request, path: pathlib.Path) -> None:
             'class_names': classifier.class_names,
             'side': classifier.side,
             'shorter_side': preprocessing['shorter_side'],
+            'facts': f'The checkpoint of step {classifier.step:,}.',
         }
         write_page(path.parent, model, about, onnxruntime_web=request.onnxruntime_web)
 

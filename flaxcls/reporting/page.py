@@ -13,6 +13,7 @@ import flaxcls
 from flaxcls.errors import UserError
 from flaxcls.reporting import examples, figures, svg, tables
 from flaxcls.reporting.runs import Run
+from flaxcls.templates import make_environment
 
 NOT_EVALUATED = 'Nothing has been evaluated yet.'
 
@@ -113,13 +114,7 @@ def _short_names(workdirs: Sequence[str]) -> list[str]:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment(pathlib.Path(__file__).parent / 'templates')
     environment.filters |= _FILTERS
     return environment
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from concurrent import futures
 from typing import Any
 
-import jinja2
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -25,6 +24,7 @@ from flaxcls.serving.batching import Batcher
 from flaxcls.serving.bodies import Body, Refusal
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
+from flaxcls.templates import make_environment
 
 TOP_K = 5
 # The page asks nobody but this server, whatever a class is called.
@@ -232,13 +232,7 @@ async def _fail(request: Request, error: Exception) -> Response:
 
 
 def _render_page(classifier: Classifier, limits: Limits) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = make_environment(pathlib.Path(__file__).parent / 'templates')
     return environment.get_template('serve.html').render(
         **_identity(classifier),
         classes=len(classifier.class_names),
