@@ -330,3 +330,14 @@ def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
     found = export_lib.export(workdir, 'stablehlo', tmp_path / 'out', overrides=overrides)
     assert found.images == 20
     assert found.data == overrides['data.source']
+
+
+def test_a_network_that_is_wrong_in_batches_alone_is_found(tmp_path, monkeypatch, capsys):
+    def answer(images):
+        return np.full((len(images), 10), len(images), np.float32)
+
+    monkeypatch.setattr(run, 'load', lambda path: answer)
+    np.save(tmp_path / 'images.npy', np.zeros((3, 8, 8, 3), np.uint8))
+    run.main(['model.onnx', str(tmp_path / 'images.npy'), str(tmp_path / 'answers.npy')])
+    difference = json.loads(capsys.readouterr().out)['batch_difference']
+    assert difference == run.BATCH_SIZE - 1

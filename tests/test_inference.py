@@ -1,5 +1,6 @@
 """A network as it is exported: one function of images, BatchNorm folded away."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,8 @@ import flaxcls
 from flaxcls import inference, models, steps
 from flaxcls.attribution import cam
 from flaxcls.classifier import Classifier
+from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.layers import Conv
 
 # Of each family, with every kind of shortcut, convolution, pooling and place of BatchNorm.
 NETWORKS = {
@@ -132,3 +135,22 @@ def test_a_network_of_half_precision_is_exported_in_float32():
     infer = inference.make_inference(config, variables)
     exact = inference.make_inference(make_config('resnet20'), variables)
     np.testing.assert_array_equal(infer(images)['probabilities'], exact(images)['probabilities'])
+
+
+class _SharedConvolution(nn.Module):
+    """A convolution that BatchNorm does not see alone."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = Conv(4, 3, padding=1, name='conv')(x)
+        return BatchNorm(name='bn')(x, train=train) + x
+
+
+def test_a_convolution_that_others_see_too_is_left_as_it_is():
+    model, images = _SharedConvolution(), jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = jax.tree.map(lambda x: x + 0.5, model.init(jax.random.key(1), images, train=False))
+    folded = inference.fold_batch_norm(model, variables, 8)
+    with nn.intercept_methods(folded.intercept):
+        found = model.apply(folded.variables, images, train=False)
+    expected = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
