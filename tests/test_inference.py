@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flaxcls
-from flaxcls import inference, models, steps
+from flaxcls import folding, inference, models, steps
 from flaxcls.attribution import cam
 from flaxcls.classifier import Classifier
 from flaxcls.models.batch_norm import BatchNorm
@@ -28,12 +28,12 @@ NETWORKS = {
     'densenet_40_12': {'model.name': 'densenet_40_12', 'model.block_sizes': '2,2,2'},
     'densenet_bc_100_12': {'model.name': 'densenet_bc_100_12', 'model.block_sizes': '2,2,2'},
 }
-# The BatchNorm layers that do not come right after a convolution, which they alone see.
+# The BatchNorm layers that neither come right after a convolution nor, but for a ReLU, before one.
 NOT_FOLDED = {
-    'resnet18_v2': {'bn1', 'bn_final'},
-    'densenet121': {'bn1', 'bn', 'bn_final'},
-    'densenet_40_12': {'bn1', 'bn', 'bn_final'},
-    'densenet_bc_100_12': {'bn1', 'bn', 'bn_final'},
+    'resnet18_v2': {'bn_final'},
+    'densenet121': {'bn_final'},
+    'densenet_40_12': {'bn_final'},
+    'densenet_bc_100_12': {'bn_final'},
 }
 
 
@@ -83,10 +83,10 @@ def test_folded_network_is_the_network(name):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_batch_norm_is_folded_where_it_alone_sees_a_convolution(name):
+def test_batch_norm_is_folded_wherever_it_can_be(name):
     config = make_config(name)
     model = models.model_from_config(config)
-    norms = inference.fold_batch_norm(model, draw_variables(config), config.data.image_size).norms
+    norms = folding.fold_batch_norm(model, draw_variables(config), config.data.image_size).norms
     left = {path[-1] for path, (factor, _) in norms.items() if factor is not None}
     assert left == NOT_FOLDED.get(name, set())
     assert not left & {path[-1] for path, (factor, _) in norms.items() if factor is None}
@@ -146,10 +146,75 @@ class _SharedConvolution(nn.Module):
         return BatchNorm(name='bn')(x, train=train) + x
 
 
-def test_a_convolution_that_others_see_too_is_left_as_it_is():
-    model, images = _SharedConvolution(), jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+class _SharedReLU(nn.Module):
+    """BatchNorm and a ReLU that not only a convolution sees."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        return Conv(3, 3, padding=1, name='conv')(x) + x
+
+
+class _SharedNorm(nn.Module):
+    """BatchNorm that not only a ReLU sees."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = BatchNorm(name='bn')(x, train=train)
+        return Conv(3, 3, padding=1, name='conv')(nn.relu(x)) + x
+
+
+class _OtherActivation(nn.Module):
+    """BatchNorm before an activation that factors cannot pass."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.gelu(BatchNorm(name='bn')(x, train=train))
+        return Conv(3, 3, padding=1, name='conv')(x)
+
+
+class _Groups(nn.Module):
+    """BatchNorm and a ReLU before a convolution of several groups."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        return Conv(3, 3, padding=1, groups=3, name='conv')(x)
+
+
+class _PreActivation(nn.Module):
+    """BatchNorm and a ReLU before two convolutions, which can take its factors if these fit."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(BatchNorm(name='bn')(x, train=train))
+        return Conv(3, 3, padding=1, name='conv')(x) + Conv(3, 1, name='other')(x)
+
+
+@pytest.mark.parametrize(
+    ('model', 'scale', 'is_folded'),
+    [
+        (_SharedConvolution(), 1.5, False),
+        (_SharedReLU(), 1.5, False),
+        (_SharedNorm(), 1.5, False),
+        (_OtherActivation(), 1.5, False),
+        (_Groups(), 1.5, False),
+        (_PreActivation(), 1.5, True),
+        (_PreActivation(), [0.5, 1.5, 0.02], True),
+        (_PreActivation(), [0.5, 1.5, -0.5], False),
+        (_PreActivation(), [0.5, 0.0, 1.5], False),
+        (_PreActivation(), [0.5, 1.5, 0.01], False),
+        (_PreActivation(), 0.0, False),
+        (_PreActivation(), -1.0, False),
+    ],
+)
+def test_factors_that_no_convolution_can_take_stay(model, scale, is_folded):
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = jax.tree.map(lambda x: x + 0.5, model.init(jax.random.key(1), images, train=False))
-    folded = inference.fold_batch_norm(model, variables, 8)
+    norm = variables['params']['bn']
+    norm['scale'] = jnp.broadcast_to(jnp.asarray(scale), norm['scale'].shape)
+    folded = folding.fold_batch_norm(model, jax.tree.map(np.asarray, variables), 8)
+    assert (folded.norms[('bn',)][0] is None) == is_folded
     with nn.intercept_methods(folded.intercept):
         found = model.apply(folded.variables, images, train=False)
     expected = model.apply(variables, images, train=False)
