@@ -381,8 +381,9 @@ def _finished(root):
 @pytest.mark.usefixtures('one_device')
 def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tmp_path, capfd):
     file = _write_sweep(
-        tmp_path, [0.1, 1e30], 2, num_epochs=40, eval_every_epochs=40, log_every_steps=20
-    )
+        tmp_path, [0.1, 1e30], 2,
+        num_epochs=40, eval_every_epochs=40, checkpoint_every_steps=2000, log_every_steps=20,
+    )  # fmt: skip
     root = tmp_path / 'runs'
     words = [f'--sweep={file}', f'--workdir={root}', '--jobs=2']
     command = _start(*words)

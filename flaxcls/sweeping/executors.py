@@ -19,13 +19,12 @@ from flaxcls.sweeping.commands import (
 from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
 
+_LOOK_SECONDS = 0.2
 _FOREVER_MINUTES = 60 * 24 * 365
 
 
 class Executor(Protocol):
     """Takes runs, and tells which have ended."""
-
-    look_seconds: float
 
     def start(self, runs: Sequence[Run]) -> None:
         """Begins, or puts into a queue."""
@@ -61,7 +60,7 @@ def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run], Non
             for run in executor.ended():
                 if not cancelled:
                     on_end(run)
-            time.sleep(executor.look_seconds)
+            time.sleep(_LOOK_SECONDS)
     if cancelled:
         raise Stopped(
             f'{signal.Signals(stop.signal).name}: the runs that went on have saved and stopped; '
@@ -72,8 +71,6 @@ def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run], Non
 
 class Local:
     """Jobs on this machine, at most `jobs` at a time."""
-
-    look_seconds = 0.2
 
     def __init__(self, root: pathlib.Path, config: str, jobs: int):
         self._folder = new_folder(root, 'local')

@@ -68,7 +68,7 @@ def _write_plots(
             continue
         name = re.sub(r'[^\w.-]+', '_', axis)
         for kind in ('svg', 'png'):
-            drawn.savefig(root / f'{name}.{kind}', facecolor='white', dpi=200)
+            svg.save(drawn, root / f'{name}.{kind}')
 
 
 class AxisPlot(NamedTuple):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
 from flaxcls.writers import write_atomically
 
+_ASK_SECONDS = 4.0  # Between two questions to the scheduler, which all its users ask.
 _ARRAY_FILE = 'slurm_jobs.json'
 _MINUTES = 240  # A run that takes longer goes back into the queue, and continues.
 # What submitit itself counts with; it hands everything else to sbatch.
@@ -32,8 +34,6 @@ class Slurm:
     command finds it again.
     """
 
-    look_seconds = 2.0
-
     def __init__(
         self,
         root: pathlib.Path,
@@ -45,6 +45,7 @@ class Slurm:
         self._parameters = slurm_parameters(parameters)
         self._going: dict[Run, str] = {}
         self._last: dict[Run, pathlib.Path] = {}
+        self._asked = 0.0
 
     def start(self, runs: Sequence[Run]) -> None:
         queued, stored = _queued_jobs(), self._read()
@@ -84,10 +85,12 @@ class Slurm:
             self._going[run], self._last[run] = job.job_id, job.paths.stderr
 
     def ended(self) -> list[Run]:
-        queued = _queued_jobs()
-        found = [
-            run for run, job in self._going.items() if queued is not None and job not in queued
-        ]
+        if time.monotonic() < self._asked + _ASK_SECONDS:
+            return []
+        queued, self._asked = _queued_jobs(), time.monotonic()
+        if queued is None:
+            return []
+        found = [run for run, job in self._going.items() if job not in queued]
         for run in found:
             del self._going[run]
         return found
