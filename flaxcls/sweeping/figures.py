@@ -89,10 +89,11 @@ def _draw_line(plot, metric, line, index, count, axis, levels, outcomes, colour)
             [scale * value for value in values],
             linestyle='none',
             marker='o',
-            markersize=2.5,
-            markeredgewidth=0,
+            markersize=4,
+            markeredgewidth=0.7,
+            fillstyle='none',
             color=paint,
-            alpha=0.4,
+            alpha=0.8,
         )
     plot.errorbar(
         places,
