@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 import pytest
-import submitit  # noqa: F401 - see below
+import submitit  # noqa: F401 - imported within a test, it closes the stream that absl writes to
 from conftest import TINY, with_devices
 from justhtml import JustHTML
 from scipy import stats
@@ -39,8 +39,6 @@ from flaxcls.sweeping import (
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.writers import read_metrics
 
-# submitit sets up logging when it is imported, and thereby closes the stream that absl writes to,
-# unless that is the present sys.stderr: within a test, it is not.
 FILES = sorted(pathlib.Path('experiments/sweeps').glob('*.py'))
 ROOT = pathlib.Path('somewhere')
 DEPTH = zipped(['4', '6'], {'model.stage_sizes': [(1,), (1, 1)]})
