@@ -48,6 +48,7 @@ ORDER = [
         'predict',
         'export',
         'serve',
+        'option_reference',
     },
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
