@@ -51,6 +51,10 @@ LONG = [
         r'main --config=\S*cifar10_resnet',
         f'{_DIGITS} --config.num_epochs=1 --config.data.source=digits',
     ),
+    (
+        r'main --config=\S*resnet50\.py$',
+        f'{_OWN} --config.num_epochs=2 --config.data.source=folder:photos --config.batch_size=64',
+    ),
     (r'main --config=\S*resnet50', f'{_OWN} --config.num_epochs=2'),
     (r'data --config=\S*resnet50', _OWN),
     (r'torch_weights import .*resnet50', _OWN),
