@@ -30,6 +30,8 @@ from PIL import Image
 import flaxcls
 from benchmarks.parity_cases import make_tensor
 from flaxcls.config import parse_overrides
+from flaxcls.errors import RunError
+from flaxcls.exporting import web
 from flaxcls.main import default_workdir
 from flaxcls.models import MODELS, create_model
 from flaxcls.torch_layout import torch_layout
@@ -72,15 +74,15 @@ SERVERS = {
 # The beginning of a command, without quotes -> who executes it: a file, and what stands there.
 WEEKLY = '.github/workflows/weekly.yml'
 ELSEWHERE = {
-    r'make (demo|test|lint)': ('.ci/run', r'^make {0}$'),
-    r'make (test-slow|parity|bench-input|bench-torch)': (WEEKLY, r'run: make {0}\b'),
-    r'make (test-newest)': ('.github/workflows/ci.yml', r'run: make {0}\b'),
-    r'make (docs)': ('tests/test_config.py', r'option_reference\.main'),
+    r'make (demo|test|lint)$': ('.ci/run', r'^make {0}$'),
+    r'make (test-slow|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
+    r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}\b'),
+    r'make (docs)$': ('tests/test_config.py', r'option_reference\.main'),
     r'python -m flaxcls\.main .*(--coordinator=)': ('tests/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),
     r'pip install \.\[(onnx,serve,tflite)\]': ('Makefile', r"-e '\.\[test,{0}\]'"),
     r'pip install --no-deps (litert-converter==\S+)': ('Makefile', r'--no-deps {0}$'),
-    r'pip install \.': (WEEKLY, r'pip install \.$'),
+    r'pip install \.$': (WEEKLY, r'pip install \.$'),
     r'git clone ': ('.github/workflows/ci.yml', 'actions/checkout'),
     r'apt-get install (dataset-fashion-mnist)': ('.ci/run', r'packages=.*\b{0}\b'),
     r'sbatch .*(experiments/slurm/train\.sh)': ('tests/test_slurm.py', r"SCRIPT = '{0}'"),
@@ -93,7 +95,7 @@ NEEDS = {
     r'--format=onnx': ('onnx', 'jax2onnx', 'onnxruntime'),
     r'--format=web': ('onnx', 'jax2onnx', 'onnxruntime'),
     r'exported/run\.py': ('onnxruntime',),
-    r'--format=tflite': ('ai_edge_litert', 'litert_converter'),
+    r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer', 'litert_converter'),
     r'flaxcls\.serve': ('starlette', 'uvicorn', 'prometheus_client'),
 }
 
@@ -212,6 +214,11 @@ def _execute(command, line):
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         if missing and re.search(pattern, str(command)):
             pytest.skip(f'{command} needs {", ".join(missing)}')
+    if '--format=web' in command.arguments:
+        try:
+            web._read_runtime(None)
+        except RunError as error:  # There is no network.
+            pytest.skip(str(error))
     program, *arguments = command.arguments
     extra = next((more for pattern, more in LONG if re.search(pattern, str(command))), '')
     arguments += [*shlex.split(extra), *(_own_workdir(arguments) if extra else [])]
@@ -311,6 +318,8 @@ def _wait_for(address, process):
         ('cargo build', 'is executed by no test'),
         ('make everything', 'is executed by no test'),
         ("pip install '.[none]'", 'executes no pip install'),
+        ("pip install '.[cuda,none]'", 'is executed by no test'),
+        ('make test-everything', 'is executed by no test'),
     ],
 )
 def test_a_command_that_nobody_executes_is_found(line, says):
