@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format test-newest parity bench-input bench-torch bench-programs clean
+.PHONY: demo test test-slow lint format docs test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -25,6 +25,10 @@ lint: .venv/.ready
 format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The reference of all options, which a test compares with the code.
+docs: .venv/.ready
+	$(BIN)/python -m flaxcls.option_reference --out=docs/config.md
 
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow'

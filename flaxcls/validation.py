@@ -10,7 +10,7 @@ from flaxcls.config import default_config, options, require_choice
 from flaxcls.errors import UserError
 
 # Option -> (test, what it must be). None is allowed where the default is None.
-_RANGES = {
+RANGES = {
     'seed': (lambda x: 0 <= x < 2**32, 'from 0 to 2**32 - 1'),
     'batch_size': (lambda x: x > 0, 'positive'),
     'num_epochs': (lambda x: x > 0, 'positive'),
@@ -70,7 +70,7 @@ _RANGES = {
     'schedule.decay_factor': (lambda x: 0 < x < 1, 'between 0 and 1'),
 }
 
-_CHOICES = {
+CHOICES = {
     'model.dtype': ('float32', 'bfloat16'),
     'model.remat': ('none', 'norm', 'block'),
     'model.shortcut': ('A', 'B', 'C', 'D', 'none'),
@@ -90,7 +90,7 @@ _CHOICES = {
 
 _ADAM_LIKE = ('lamb', 'adamw', 'muon')
 # Options without effect unless another one has one of these values.
-_BELONGS_TO = {
+BELONGS_TO = {
     'augment.crop_on': ('augment.crop', ('random_resized',)),
     'optimizer.beta1': ('optimizer.name', ('lion', *_ADAM_LIKE)),
     'optimizer.beta2': ('optimizer.name', ('lion', *_ADAM_LIKE)),
@@ -109,10 +109,10 @@ def _positive_ints(values: Sequence[float]) -> bool:
 def validate(config: ConfigDict) -> None:
     """Raises UserError at the first value out of range and the first pair that contradicts."""
     values = dict(options(config))
-    for key, (is_right, requirement) in _RANGES.items():
+    for key, (is_right, requirement) in RANGES.items():
         if values[key] is not None and not is_right(values[key]):
             raise UserError(f'config.{key}={values[key]!r} must be {requirement}.')
-    for key, choices in _CHOICES.items():
+    for key, choices in CHOICES.items():
         if values[key] is not None:
             require_choice(key, values[key], choices)
     _refuse_ineffective(values)
@@ -121,7 +121,7 @@ def validate(config: ConfigDict) -> None:
 
 def _refuse_ineffective(values: dict[str, Any]) -> None:
     defaults = dict(options(default_config()))
-    for key, (choice, allowed) in _BELONGS_TO.items():
+    for key, (choice, allowed) in BELONGS_TO.items():
         if values[key] != defaults[key] and values[choice] not in allowed:
             raise UserError(
                 f'config.{key}={values[key]!r} belongs to config.{choice}={" or ".join(allowed)}, '

@@ -9,7 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 import flaxcls
+from flaxcls import option_reference
 from flaxcls.config import (
+    OBSERVING_OPTIONS,
     default_config,
     describe_options,
     differences,
@@ -20,7 +22,7 @@ from flaxcls.config import (
 )
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config
-from flaxcls.validation import validate
+from flaxcls.validation import CHOICES, validate
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
 
@@ -201,12 +203,29 @@ def test_variants_of_an_experiment_are_chosen_by_name(tmp_path):
         load_config(f'{tmp_path}/other.py:small')
 
 
-def test_help_says_something_of_every_option_that_its_name_does_not_tell():
-    telling = {'schedule.decay_factor'}
-    lines = describe_options().splitlines()
+def test_help_and_the_reference_say_something_of_every_option():
+    lines, page = describe_options().splitlines(), option_reference.to_markdown()
     for (key, value), line in zip(options(default_config()), lines, strict=True):
         comment = line.split(f'--config.{key}={value}')[1].strip()
-        assert bool(comment) == (key not in telling), key
+        assert comment, key
+        (row,) = [row for row in page.splitlines() if row.startswith(f'| `{key}`')]
+        assert len(row.split(' | ')) == 4
+        assert comment in row
+        for choice in CHOICES.get(key, ()):
+            assert f'`{choice}`' in row
+        assert ('` *' in row) == (key in OBSERVING_OPTIONS)
+
+
+def test_the_reference_is_up_to_date():
+    written = pathlib.Path('docs/config.md').read_text(encoding='utf-8')
+    assert written == option_reference.to_markdown(), f'renew it: {option_reference.COMMAND}'
+
+
+def test_the_reference_is_written_by_its_command(tmp_path):
+    option_reference.main([f'--out={tmp_path / "config.md"}'])
+    assert (tmp_path / 'config.md').read_text() == option_reference.to_markdown()
+    with pytest.raises(UserError, match='is a folder'):
+        option_reference.main([f'--out={tmp_path}'])
 
 
 def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):

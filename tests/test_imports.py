@@ -50,6 +50,7 @@ ORDER = [
         'predict',
         'export',
         'serve',
+        'option_reference',
     },
     {'sweep'},
 ]
