@@ -430,7 +430,7 @@ def test_a_run_ends_with_the_process_that_has_started_it(tmp_path):
     workdir = root / 'rate=0.1/seed0'
     wait_for('the first steps', lambda: len(read_metrics(workdir)) > 1)
     command.kill()
-    command.communicate()
+    command.wait()  # Not until its output ends, which the run still holds.
     log = workdir / LOG_FILE
     wait_for('the save', lambda: 'stopped and saved at step' in log.read_text())
     assert len(_finished(root)) == 0
