@@ -62,6 +62,7 @@ LONG = [
     (r'torch_weights import .*resnet50', _OWN),
     (r'plan .*densenet121', f'{_SMALL_DENSENET} --config.data.image_size=32'),
     (r'plan .*digits_resnet20', _DIGITS),
+    (r'flaxcls\.sweep ', '--dry_run'),  # test_sweep.py and a notebook run some whole.
     (r'benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
 ]
 

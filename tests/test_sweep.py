@@ -391,7 +391,7 @@ def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tm
     good = root / 'rate=0.1/seed0'
     wait_for('the first steps', lambda: len(read_metrics(good)) > 1)
     os.killpg(command.pid, signal.SIGINT)  # As Ctrl-C at a terminal does.
-    said, _ = command.communicate(timeout=60)
+    said, _ = command.communicate(timeout=WAIT)
     assert command.returncode == 130, said
     assert 'SIGINT' in said.splitlines()[-1] and 'goes on' in said.splitlines()[-1]
     record = _records(root)[str(good / 'record.json')]
@@ -479,7 +479,7 @@ def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_p
     second = _start(*words)
     wait_for('half of the runs', lambda: len(_finished(root)) >= 3)
     second.send_signal(signal.SIGINT)
-    said, _ = second.communicate(timeout=60)
+    said, _ = second.communicate(timeout=WAIT)
     assert second.returncode == 130, said
     assert 'are in the queue already' in said
     assert ask('squeue', '--noheader') == ''
@@ -488,7 +488,7 @@ def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_p
     kept = {path: pathlib.Path(path).stat().st_mtime_ns for path in done}
 
     third = _start(*words)
-    said, _ = third.communicate(timeout=90)
+    said, _ = third.communicate(timeout=WAIT)
     assert third.returncode == 0, said
     assert f'{len(done)} of them finished before' in said
     assert len(_finished(root)) == 6
