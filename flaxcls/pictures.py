@@ -90,6 +90,7 @@ def draw_curves(
                 label = name if part == 'val' else None
                 axis.plot(*zip(*points, strict=True), style, color=f'C{index}', label=label)
         axis.set_xlabel('epoch')
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel(f'{quantity} (dashed: training)')
         axis.grid(alpha=0.3)
         axis.legend()
