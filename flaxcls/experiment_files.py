@@ -1,8 +1,10 @@
 """Loading of configs: experiment files, their variants, and overrides."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -38,27 +40,52 @@ def split_variant(path: str) -> tuple[str, str | None]:
 
 def _experiment(path: str) -> ConfigDict:
     path, variant = split_variant(path)
+    module = load_module(path, 'config', 'get_config')
+    with told_of(path, 'config'):
+        if variant is not None:
+            _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
+        config = module.get_config() if variant is None else module.get_config(variant)
+    _require_all_options(config, path)
+    return config
+
+
+def load_module(path: str, kind: str, function: str) -> types.ModuleType:
+    """Returns the Python file `path`, run.
+
+    Args:
+      path: the file.
+      kind: what it is, in a word for messages.
+      function: that it has to define.
+
+    Raises:
+      UserError: there is no such file, it does not run, or has no such function.
+    """
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or '.'
         files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
-        raise UserError(f'there is no config file {path!r}{nearest(path, names)}.')
+        raise UserError(f'there is no {kind} file {path!r}{nearest(path, names)}.')
     spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
     if spec is None:
-        raise UserError(f'{path!r} is no Python file with a get_config() function.')
+        raise UserError(f'{path!r} is no Python file with a {function}() function.')
     module = importlib.util.module_from_spec(spec)
-    try:
+    with told_of(path, kind):
         spec.loader.exec_module(module)
-        if variant is not None:
-            _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
-        config = module.get_config() if variant is None else module.get_config(variant)
+    if not hasattr(module, function):
+        raise UserError(f'the {kind} file {path!r} has no {function}() function; define it.')
+    return module
+
+
+@contextlib.contextmanager
+def told_of(path: str, kind: str) -> Iterator[None]:
+    """Makes of whatever a file's own code raises a UserError that names the file."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         what = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(f'the config file {path!r} does not run ({what}).') from error
-    _require_all_options(config, path)
-    return config
+        raise UserError(f'the {kind} file {path!r} does not run ({what}).') from error
 
 
 def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:

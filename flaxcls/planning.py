@@ -12,6 +12,7 @@ from flaxcls.compiled import Needs, compile_train_step, needs
 from flaxcls.config import image_size
 from flaxcls.data.augment import make_views
 from flaxcls.data.published import open_or_published
+from flaxcls.data.splits import Source
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
 from flaxcls.optim import peak_learning_rate
@@ -74,18 +75,21 @@ class Plan(NamedTuple):
         return limits
 
 
-def make_plan(config: ConfigDict, target: str | None = None) -> Plan:
+def make_plan(
+    config: ConfigDict, target: str | None = None, *, source: Source | None = None
+) -> Plan:
     """Returns the plan without what the compiled step tells, which `compile_plan` adds.
 
     Args:
       config: a full config.
       target: as for `open_target`.
+      source: its data set, if it has been opened.
 
     Raises:
       UserError: the run is impossible, or the target is unknown.
     """
     opened = open_target(target)
-    setup = prepare(config, source=open_or_published(config), devices=opened.devices)
+    setup = prepare(config, source=source or open_or_published(config), devices=opened.devices)
     _refuse_idle_milestones(setup.config)
     return plan_setup(setup, opened)
 

@@ -31,6 +31,7 @@ ORDER = [
     {'features', 'pictures'},
     {'reporting', 'exporting'},
     {'train', 'planning'},
+    {'sweeping'},
     {'measurements'},
     {'measuring'},
     {'explain'},
@@ -49,6 +50,7 @@ ORDER = [
         'export',
         'serve',
     },
+    {'sweep'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

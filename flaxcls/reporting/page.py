@@ -62,7 +62,7 @@ def render(runs: Sequence[Run], *, reload_after: float | None = None) -> str:
     """
     names = _short_names([run.workdir for run in runs])
     chapters = [_chapter(run, names[index], index) for index, run in enumerate(runs)]
-    return _environment().get_template('report.html').render(
+    return environment().get_template('report.html').render(
         chapters=chapters,
         several=len(runs) > 1,
         curves=[plot._replace(svg=plot.svg and Markup(plot.svg)) for plot in figures.curves(runs)],
@@ -113,10 +113,11 @@ def _short_names(workdirs: Sequence[str]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def _environment() -> jinja2.Environment:
-    environment = make_environment(pathlib.Path(__file__).parent / 'templates')
-    environment.filters |= _FILTERS
-    return environment
+def environment() -> jinja2.Environment:
+    """Returns the environment of the pages' templates, with the filters below."""
+    made = make_environment(pathlib.Path(__file__).parent / 'templates')
+    made.filters |= _FILTERS
+    return made
 
 
 def sentence(text: str) -> str:

@@ -1,0 +1,5 @@
+"""Ablation sweeps: what a file of experiments/sweeps/ is written with; see `flaxcls.sweep`."""
+
+from flaxcls.sweeping.definition import Sweep, values, zipped
+
+__all__ = ['Sweep', 'values', 'zipped']

@@ -1,0 +1,95 @@
+"""What each cell of a sweep costs, from the plan of one of its runs; nothing is compiled."""
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxcls.config import options
+from flaxcls.data.published import open_or_published
+from flaxcls.data.splits import Source
+from flaxcls.errors import UserError
+from flaxcls.planning import make_plan
+from flaxcls.sweeping.definition import Cell, Run
+from flaxcls.sweeping.results import Outcome, remaining_seconds
+
+Costs = Mapping[Cell, Mapping[str, float]]
+
+
+def plan_cells(runs: Sequence[Run]) -> Costs:
+    """Returns {cell: {'steps', 'parameters', 'forward_flops', 'flops'}}.
+
+    forward_flops are those of one image of training's size, flops those of a whole run with its
+    evaluations.
+
+    Raises:
+      UserError: a run is impossible.
+    """
+    costs: dict[Cell, dict[str, float]] = {}
+    sources: dict[str, Source] = {}
+    for run in runs:
+        if run.cell not in costs:
+            costs[run.cell] = _plan(run, sources)
+    return costs
+
+
+def _plan(run: Run, sources: dict[str, Source]) -> dict[str, float]:
+    try:
+        plan = make_plan(run.config, source=_open_once(run.config, sources))
+    except UserError as error:
+        raise UserError(f'at {run.cell}: {error}') from None
+    return {
+        'steps': plan.setup.total_steps,
+        'parameters': plan.cost.parameters,
+        'forward_flops': 2 * plan.cost.macs,
+        'flops': plan.flops,
+    }
+
+
+def _open_once(config: ConfigDict, sources: dict[str, Source]) -> Source:
+    key = json.dumps([config.seed, *options(config.data)])
+    if key not in sources:
+        sources[key] = open_or_published(config)
+    return sources[key]
+
+
+def describe_runs(outcomes: Mapping[Run, Outcome], costs: Costs) -> Iterator[str]:
+    """Yields a line for each run, and what all cost and what is left of it."""
+    width = max(len(str(run)) for run in outcomes)
+    yield f'{"run":<{width}}  {"state":<16} {"steps":>9} {"parameters":>12} {"FLOPs":>9}'
+    left = 0.0
+    for run, outcome in outcomes.items():
+        cost = costs[run.cell]
+        if not outcome.finished:
+            left += cost['flops'] * (1 - outcome.step / cost['steps'])
+        yield (
+            f'{run!s:<{width}}  {describe_state(outcome):<16} {cost["steps"]:>9,} '
+            f'{cost["parameters"]:>12,} {cost["flops"]:>9.3g}'
+        )
+    done = sum(outcome.finished for outcome in outcomes.values())
+    total = sum(costs[run.cell]['flops'] for run in outcomes)
+    steps = sum(costs[run.cell]['steps'] for run in outcomes)
+    yield (
+        f'{len(outcomes)} runs, {done} of them finished; {steps:,.0f} steps and {total:.3g} FLOPs '
+        f'in all, of which {left:.3g} are left'
+    )
+    seconds = remaining_seconds(outcomes, costs)
+    if left and seconds is not None:
+        took = datetime.timedelta(seconds=round(seconds))
+        yield f'{took} for what is left, one run at a time, as long as the finished ones took'
+    elif left:
+        yield 'How long they take is known when the first has finished.'
+
+
+def describe_state(outcome: Outcome) -> str:
+    """Returns finished, to do, or at which step the run goes on."""
+    if outcome.finished:
+        return 'finished'
+    return f'goes on at {outcome.step:,}' if outcome.step else 'to do'
+
+
+def as_duration(seconds: Any) -> str:
+    """Returns a time as in 0:01:02."""
+    return str(datetime.timedelta(seconds=round(seconds)))

@@ -1,0 +1,141 @@
+"""The plots of a sweep: each axis, with a line for every combination of the others."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flaxcls.reporting import svg
+from flaxcls.sweeping.definition import Cell, Sweep
+from flaxcls.sweeping.results import ACCURACY, TRAIN_LOSS, Metric, Outcome, Row, Run
+
+# Of the page's light style, for files that stand by themselves.
+_PAPER = ('#0072b2', '#d55e00', '#00845f', '#b0568c', '#a87400', '#2b8fc9')
+_DASHES = ('-', '--', ':', '-.')
+_MOST_LINES = svg.NUM_COLOURS * len(_DASHES)
+PANELS = (ACCURACY, TRAIN_LOSS)
+
+
+class Line(NamedTuple):
+    """Cells that differ in one axis alone, in the order of its levels.
+
+    Attributes:
+      name: of the other axes' levels; '' where there are none.
+      rows: with results.
+    """
+
+    name: str
+    rows: Sequence[Row]
+
+
+def lines_over(sweep: Sweep, axis: str, rows: Sequence[Row]) -> list[Line]:
+    """Returns the lines of the plot over an axis."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        others = [level for name, level in row.cell.levels if name != axis]
+        if row.summaries[ACCURACY.key].count:
+            found.setdefault(', '.join(others), []).append(row)
+    return [Line(name, rows) for name, rows in found.items()]
+
+
+def draw(
+    sweep: Sweep,
+    axis: str,
+    rows: Sequence[Row],
+    outcomes: dict[Run, Outcome],
+    colour: Callable[[int], str] = svg.run_colour,
+) -> Any | None:
+    """Returns a matplotlib Figure of means, deviations and single runs; None: too little for one.
+
+    Args:
+      sweep: whose axis it is.
+      axis: of the abscissa.
+      rows: of the table.
+      outcomes: of the runs, which become small points.
+      colour: of the line of an index.
+    """
+    lines = lines_over(sweep, axis, rows)
+    if not lines or len(lines) > _MOST_LINES:
+        return None
+    levels = list(sweep.axes[axis])
+    with svg.figure(8.6 if len(levels) * len(lines) < 40 else 11, 3.3) as figure:
+        for plot, metric in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+            for index, line in enumerate(lines):
+                _draw_line(plot, metric, line, index, len(lines), axis, levels, outcomes, colour)
+            _finish(plot, metric, axis, levels)
+        if lines[0].name:
+            others = ', '.join(name for name in sweep.axes if name != axis)
+            figure.legend(
+                *figure.axes[0].get_legend_handles_labels(),
+                title=others,
+                loc='outside right upper',
+                frameon=False,
+            )
+        return figure
+
+
+def _draw_line(plot, metric, line, index, count, axis, levels, outcomes, colour) -> None:
+    # Side by side, so that their bars do not cover one another.
+    shift = (index - (count - 1) / 2) * min(0.12, 0.6 / count)
+    paint = colour(index)
+    places = [levels.index(dict(row.cell.levels)[axis]) + shift for row in line.rows]
+    scale = 100 if metric.share else 1
+    summaries = [row.summaries[metric.key] for row in line.rows]
+    for place, row in zip(places, line.rows, strict=True):
+        values = _values(metric, row.cell, outcomes)
+        plot.plot(
+            [place] * len(values),
+            [scale * value for value in values],
+            linestyle='none',
+            marker='o',
+            markersize=2.5,
+            markeredgewidth=0,
+            color=paint,
+            alpha=0.4,
+        )
+    plot.errorbar(
+        places,
+        [scale * summary.mean for summary in summaries],
+        [scale * (summary.deviation or 0) for summary in summaries],
+        color=paint,
+        linestyle=_DASHES[index // svg.NUM_COLOURS] if _is_ordered(levels) else 'none',
+        linewidth=1.4,
+        elinewidth=1,
+        capsize=2.5,
+        marker='o',
+        markersize=4.5,
+        label=line.name,
+    )
+
+
+def _values(metric: Metric, cell: Cell, outcomes: dict[Run, Outcome]) -> list[float]:
+    return [o.values[metric.key] for run, o in outcomes.items() if run.cell == cell and o.finished]
+
+
+def _is_ordered(levels: Sequence[str]) -> bool:
+    """Tells whether a line between levels means something: they are numbers."""
+    try:
+        [float(level) for level in levels]
+    except ValueError:
+        return False
+    return True
+
+
+def _finish(plot: Any, metric: Metric, axis: str, levels: Sequence[str]) -> None:
+    long = sum(map(len, levels)) > 34
+    plot.set_xticks(
+        range(len(levels)),
+        levels,
+        rotation=30 if long else 0,
+        ha='right' if long else 'center',
+        rotation_mode='anchor' if long else 'default',
+    )
+    plot.set_xlim(-0.5, len(levels) - 0.5)
+    plot.grid(visible=False, axis='x')
+    plot.set_xlabel(axis)
+    plot.set_ylabel(f'{metric.title}{", %" if metric.share else ""}')
+    if metric is TRAIN_LOSS:
+        plot.set_ylim(bottom=0)
+
+
+def paper_colour(index: int) -> str:
+    """Returns the colour of a line on white paper."""
+    return _PAPER[index % len(_PAPER)]

@@ -1,0 +1,138 @@
+"""What a job does, in a process that submitit starts: one run, as a child, until it ends."""
+
+import fcntl
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LOG_FILE = 'log.txt'
+_SAVED = 75  # What a run exits with that was asked to stop, and has saved.
+_LOOK_SECONDS = 0.5
+_WAIT_FOR_OTHER = 60
+
+
+class Job:
+    """Runs a command, and keeps what it says in log.txt of its workdir.
+
+    SIGTERM lets the run save and stop. A Slurm job that was preempted, or is out of time, goes back
+    into the queue then, and continues.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        workdir: pathlib.Path,
+        *,
+        environment: Mapping[str, str | None],
+        starter: int | None,
+    ):
+        """Keeps what to do.
+
+        Args:
+          command: its words.
+          workdir: of the run.
+          environment: variables to set, or, where None, to remove.
+          starter: process whose end stops the run as well; None: the run outlives it.
+        """
+        self._command, self._workdir = list(command), pathlib.Path(workdir)
+        self._environment, self._starter = dict(environment), starter
+        self._child: subprocess.Popen | None = None
+
+    def __call__(self) -> int:
+        """Returns the exit code of a run that has ended by itself."""
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        _wait_until_free(self._workdir)
+        self._asked = False
+        with (self._workdir / LOG_FILE).open('a', encoding='utf-8') as log:
+            print(f'$ {shlex.join(self._command)}', file=log, flush=True)
+            self._child = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._make_environment(),
+                start_new_session=True,  # Ctrl-C at a terminal is for the sweep, which tells us.
+                # submitit's signal for a job that is out of time, which Slurm sends to all.
+                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+            )
+            signal.signal(signal.SIGTERM, lambda *_: self._stop())
+            code = self._wait()
+            if code < 0 and not self._asked:
+                name = signal.Signals(-code).name
+                print(f'error: the run was ended by {name}; is the memory too small?', file=log)
+        if self._asked and code != 0:
+            _requeue_if_preempted()
+            raise SystemExit(_SAVED)  # No result: the job has not come to its end.
+        return code
+
+    def checkpoint(self) -> Any:
+        """Stops the run, which saves; returns what submitit puts into the queue again."""
+        import submitit  # noqa: PLC0415 - an extra
+
+        if self._child is not None:
+            self._stop()
+            self._child.wait()
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _stop(self) -> None:
+        if not self._asked:  # A second signal would end the run at once.
+            self._asked = True
+            self._child.terminate()
+
+    def _wait(self) -> int:
+        while True:
+            try:
+                return self._child.wait(_LOOK_SECONDS)
+            except subprocess.TimeoutExpired:
+                if self._starter is not None and not _is_alive(self._starter):
+                    self._stop()
+
+    def _make_environment(self) -> dict[str, str]:
+        environment = dict(os.environ)
+        for name, value in self._environment.items():
+            environment.pop(name, None)
+            if value is not None:
+                environment[name] = value
+        return environment
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_child': None}
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _wait_until_free(workdir: pathlib.Path) -> None:
+    """Waits for a run that a sweep before this one has left, and that may still be saving."""
+    with (workdir / '.lock').open('w') as file:
+        for _ in range(_WAIT_FOR_OTHER):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(1)
+            except OSError:  # Some network file systems have no locks; the run says so.
+                return
+
+
+def _requeue_if_preempted() -> None:
+    """Puts a Slurm job back into the queue, unless it was cancelled."""
+    job = os.environ.get('SLURM_JOB_ID')
+    if job is None or os.environ.get('SLURM_PROCID', '0') != '0':
+        return
+    ask = ['squeue', '--noheader', f'--jobs={job}', '--format=%T']
+    state = subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()
+    if state == 'RUNNING':  # Of one that is cancelled, it is COMPLETING.
+        subprocess.run(['scontrol', 'requeue', job], check=False)
+        time.sleep(60)  # The requeue ends this process.
