@@ -65,7 +65,7 @@ clean:
 # Besides, what exports and the server take. LiteRT's converter is installed without what it declares
 # to need, see CONTRIBUTING.md; where it has no wheel, the tests of .tflite files are skipped.
 .venv/.tested: .venv/.ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx,serve,tflite]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx,serve,sweep,tflite]'
 	-$(BIN)/python -m pip install -q --no-deps litert-converter==0.5.0
 	touch $@
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
             failed = running.run_unfinished(runs, executor)
         except Stopped as stop:
             stopped = stop
-    page.write_all(sweep, runs, root, planned, failed)
+    page.write_all(sweep, runs, root, planned, failed, overrides)
     if stopped:
         raise stopped
     if failed:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -79,6 +80,16 @@ def render(drawn: Any, name: str, title: str) -> str:
     begin = f'<svg {box} class="plot" role="img" aria-labelledby="{name}-title">'
     begin += f'<title id="{name}-title">{title}</title>'
     return begin + re.sub(r'\n\s*', '\n', text[text.index('>') + 1 :]).strip()
+
+
+def save(drawn: Any, path: pathlib.Path) -> None:
+    """Writes a figure as a file that stands by itself, .svg or .png, on white."""
+    import matplotlib  # noqa: PLC0415 - slow to import
+
+    style = {'svg.fonttype': 'path', 'svg.hashsalt': path.stem}
+    metadata = {'Date': None} if path.suffix == '.svg' else None
+    with matplotlib.rc_context(_STYLE | style):
+        drawn.savefig(path, facecolor='white', dpi=200, metadata=metadata)
 
 
 def _own_ids(text: str, name: str) -> str:

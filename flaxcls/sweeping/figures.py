@@ -42,6 +42,8 @@ def draw(
     rows: Sequence[Row],
     outcomes: dict[Run, Outcome],
     colour: Callable[[int], str] = svg.run_colour,
+    *,
+    legend: bool = True,
 ) -> Any | None:
     """Returns a matplotlib Figure of means, deviations and single runs; None: too little for one.
 
@@ -51,6 +53,7 @@ def draw(
       rows: of the table.
       outcomes: of the runs, which become small points.
       colour: of the line of an index.
+      legend: whether it is drawn; a page has its own.
     """
     lines = lines_over(sweep, axis, rows)
     if not lines or len(lines) > _MOST_LINES:
@@ -61,7 +64,7 @@ def draw(
             for index, line in enumerate(lines):
                 _draw_line(plot, metric, line, index, len(lines), axis, levels, outcomes, colour)
             _finish(plot, metric, axis, levels)
-        if lines[0].name:
+        if legend and lines[0].name:
             others = ', '.join(name for name in sweep.axes if name != axis)
             figure.legend(
                 *figure.axes[0].get_legend_handles_labels(),

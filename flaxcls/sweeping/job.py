@@ -45,9 +45,10 @@ class Job:
 
     def __call__(self) -> int:
         """Returns the exit code of a run that has ended by itself."""
+        self._asked = False
+        signal.signal(signal.SIGTERM, lambda *_: self._stop())
         self._workdir.mkdir(parents=True, exist_ok=True)
         _wait_until_free(self._workdir)
-        self._asked = False
         with (self._workdir / LOG_FILE).open('a', encoding='utf-8') as log:
             print(f'$ {shlex.join(self._command)}', file=log, flush=True)
             self._child = subprocess.Popen(
@@ -59,7 +60,8 @@ class Job:
                 # submitit's signal for a job that is out of time, which Slurm sends to all.
                 preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
             )
-            signal.signal(signal.SIGTERM, lambda *_: self._stop())
+            if self._asked:  # Before there was a child to hand it on to.
+                self._child.terminate()
             code = self._wait()
             if code < 0 and not self._asked:
                 name = signal.Signals(-code).name
@@ -73,15 +75,15 @@ class Job:
         """Stops the run, which saves; returns what submitit puts into the queue again."""
         import submitit  # noqa: PLC0415 - an extra
 
+        self._stop()
         if self._child is not None:
-            self._stop()
             self._child.wait()
         return submitit.helpers.DelayedSubmission(self)
 
     def _stop(self) -> None:
-        if not self._asked:  # A second signal would end the run at once.
-            self._asked = True
+        if not self._asked and self._child is not None:
             self._child.terminate()
+        self._asked = True  # A second signal would end the run at once.
 
     def _wait(self) -> int:
         while True:

@@ -1,14 +1,23 @@
 """Everything that a sweep leaves beside its runs: tables, plots, and a page that shows them."""
 
+import datetime
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from markupsafe import Markup
+
+import flaxcls
+from flaxcls.reporting import svg
+from flaxcls.reporting.page import environment, percent
 from flaxcls.sweeping import figures, tables
-from flaxcls.sweeping.costs import Costs
-from flaxcls.sweeping.definition import Run, Sweep
-from flaxcls.sweeping.results import Outcome, Row, read_outcome, tabulate
+from flaxcls.sweeping.costs import Costs, describe_state
+from flaxcls.sweeping.definition import Options, Run, Sweep
+from flaxcls.sweeping.results import ACCURACY, Outcome, Row, read_outcome, tabulate
 from flaxcls.writers import write_atomically
+
+PAGE = 'sweep.html'
 
 
 def write_all(
@@ -17,8 +26,19 @@ def write_all(
     root: pathlib.Path,
     costs: Costs,
     failed: Mapping[Run, str],
+    overrides: Options | None = None,
 ) -> None:
-    """Prints the table, and writes it, the plots and the page into the sweep's folder."""
+    """Prints the table, and writes it, the plots and the page into the sweep's folder.
+
+    Args:
+      sweep: of a file.
+      runs: of it.
+      root: its folder.
+      costs: of its cells.
+      failed: {run: sentence} of those that have just failed.
+      overrides: of all runs, besides the sweep's own.
+    """
+    common = {**sweep.overrides, **(overrides or {})}
     outcomes = {run: read_outcome(run) for run in runs}
     rows = tabulate(sweep, outcomes, costs)
     root.mkdir(parents=True, exist_ok=True)
@@ -31,8 +51,11 @@ def write_all(
     for name, text in written.items():
         write_atomically(root / name, text)
     _write_plots(sweep, rows, outcomes, root)
+    text = render(sweep, rows, outcomes, common, failed)
+    # Names of files need not be valid text.
+    write_atomically(root / PAGE, text.encode('utf-8', 'backslashreplace'))
     done = sum(outcome.finished for outcome in outcomes.values())
-    print(f'{done} of {len(runs)} runs are finished; wrote {root}', flush=True)
+    print(f'{done} of {len(runs)} runs are finished; wrote {root / PAGE}', flush=True)
 
 
 def _write_plots(
@@ -45,4 +68,74 @@ def _write_plots(
             continue
         name = re.sub(r'[^\w.-]+', '_', axis)
         for kind in ('svg', 'png'):
-            drawn.savefig(root / f'{name}.{kind}', facecolor='white', dpi=200)
+            svg.save(drawn, root / f'{name}.{kind}')
+
+
+class AxisPlot(NamedTuple):
+    """A plot of the page.
+
+    Attributes:
+      title: the axis.
+      svg: the element; None: there is nothing to draw.
+      names: of the lines, in the order of their colours; empty where there is one.
+      why: a sentence that says why there is none.
+    """
+
+    title: str
+    svg: Markup | None
+    names: Sequence[str]
+    why: str = ''
+
+
+class Reached(NamedTuple):
+    """A cell and its mean accuracy, for people."""
+
+    name: str
+    accuracy: str
+
+
+def render(
+    sweep: Sweep,
+    rows: Sequence[Row],
+    outcomes: dict[Run, Outcome],
+    common: Options,
+    failed: Mapping[Run, str],
+) -> str:
+    """Returns the page as a document of HTML that needs no other file."""
+    reached = [row for row in rows if row.summaries[ACCURACY.key].count]
+    mean = lambda row: row.summaries[ACCURACY.key].mean  # noqa: E731
+    bases = [row for row in reached if row.base]
+    return environment().get_template('sweep.html').render(
+        sweep=sweep,
+        paragraphs=[' '.join(part.split()) for part in sweep.text.split('\n\n')],
+        header=tables.header(sweep),
+        rows=[tables.cells(row) for row in rows],
+        reading=tables.reading(sweep, rows),
+        best=_reached(max(reached, key=mean)) if reached else None,
+        base=_reached(bases[0]) if len(bases) == 1 else None,
+        base_name=tables.describe_base(sweep),
+        plots=[_plot(sweep, index, rows, outcomes) for index in range(len(sweep.axes))],
+        common=common,
+        runs=outcomes,
+        finished=sum(outcome.finished for outcome in outcomes.values()),
+        states={run: describe_state(outcome) for run, outcome in outcomes.items()},
+        failures=failed,
+        seconds=sum(outcome.seconds or 0 for outcome in outcomes.values()),
+        made=datetime.datetime.now(datetime.UTC),
+        version=flaxcls.__version__,
+    )  # fmt: skip
+
+
+def _reached(row: Row) -> Reached:
+    return Reached(str(row.cell), percent(row.summaries[ACCURACY.key].mean))
+
+
+def _plot(sweep: Sweep, index: int, rows: Sequence[Row], outcomes: dict[Run, Outcome]) -> AxisPlot:
+    axis = list(sweep.axes)[index]
+    lines = figures.lines_over(sweep, axis, rows)
+    drawn = figures.draw(sweep, axis, rows, outcomes, legend=False)
+    if drawn is None:
+        why = 'The combinations of the other axes are too many for lines.'
+        return AxisPlot(axis, None, [], why if lines else 'Nothing is finished yet.')
+    element = svg.render(drawn, f'axis-{index}', 'Accuracy and training loss over the levels.')
+    return AxisPlot(axis, Markup(element), [line.name for line in lines if line.name])

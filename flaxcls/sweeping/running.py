@@ -7,18 +7,13 @@ from collections.abc import Sequence
 
 import tqdm
 
+from flaxcls.sweeping.commands import require_submitit
 from flaxcls.sweeping.costs import as_duration
 from flaxcls.sweeping.definition import Run
-from flaxcls.sweeping.executors import (
-    Executor,
-    Local,
-    Slurm,
-    require_slurm,
-    require_submitit,
-    run_all,
-)
+from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome
+from flaxcls.sweeping.slurm import Slurm, require_slurm
 
 
 def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) -> Executor:

@@ -80,8 +80,9 @@ def as_text(sweep: Sweep, rows: Sequence[Row]) -> str:
 def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Returns the table for a page of Markdown, with a note that says how to read it."""
     names = len(sweep.axes)
-    lines = [header(sweep), ['---'] * names + ['---:'] * (len(header(sweep)) - names)]
-    lines += [[text.replace('|', r'\|') for text in cells(row)] for row in rows]
+    lines = [header(sweep), *map(cells, rows)]
+    lines = [[text.replace('|', r'\|') for text in line] for line in lines]
+    lines.insert(1, ['---'] * names + ['---:'] * (len(lines[0]) - names))
     table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     return f'{table}\n\n{reading(sweep, rows)}\n'
 

@@ -1,0 +1,21 @@
+"""How many examples share BatchNorm's statistics, in one and the same batch of 64.
+
+Claims: with few examples the error rises, since the statistics are poor (arXiv:1803.08494,
+figure 1); groups somewhat smaller than the batch ("ghost" batches) do no harm, and may help
+(arXiv:1705.08741).
+
+  python -m flaxcls.sweep --sweep=experiments/sweeps/batch_norm_groups.py
+
+18 runs of a minute and a half on one core.
+"""
+
+from flaxcls.sweeping import Sweep, values
+
+
+def get_sweep():
+    return Sweep(
+        config='experiments/digits_resnet20.py',
+        axes={'group size': values('batch_norm.group_size', [2, 4, 8, 16, 32, 64])},
+        baseline={'group size': '64'},
+        seeds=3,
+    )

@@ -1,0 +1,20 @@
+"""Options A, B and C of the shortcuts between stages (arXiv:1512.03385, section 4.1, table 3).
+
+Claim: B (projections where shapes change) is slightly better than A (padding with zeros, without
+parameters), C (projections everywhere) marginally better than B; the differences are small, so
+that projections are not essential against degradation.
+
+  python -m flaxcls.sweep --sweep=experiments/sweeps/shortcut_options.py
+
+9 runs of a minute and a half on one core.
+"""
+
+from flaxcls.sweeping import Sweep, values
+
+
+def get_sweep():
+    return Sweep(
+        config='experiments/digits_resnet20.py',
+        axes={'shortcut': values('model.shortcut', ['A', 'B', 'C'])},
+        seeds=3,
+    )

@@ -1,0 +1,74 @@
+"""The command of a run, what it finds around it, and the package that takes it somewhere."""
+
+import datetime
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from flaxcls.errors import UserError
+from flaxcls.reporting.tables import as_flag
+from flaxcls.sweeping.definition import Run
+
+JOBS_FOLDER = 'jobs'
+
+
+def command_of(run: Run, config: str) -> list[str]:
+    """Returns the command of a run, which works as well by hand."""
+    words = [sys.executable, '-m', 'flaxcls.main', f'--config={config}', f'--workdir={run.workdir}']
+    return words + [f'--config.{key}={as_flag(value)}' for key, value in run.overrides.items()]
+
+
+def share_of_accelerators(
+    slot: int, jobs: int, environment: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Returns the variables that give a job its GPUs: all, or its share where several jobs go on.
+
+    submitit hides all GPUs from a job that has not asked for some. Where there are fewer GPUs than
+    jobs, each job gets its part of the memory. On a CPU all jobs share all cores, since with other
+    numbers of threads a run would end with other roundings.
+    """
+    visible = environment.get('CUDA_VISIBLE_DEVICES')
+    if jobs == 1:
+        return {'CUDA_VISIBLE_DEVICES': visible}
+    devices = visible.split(',') if visible else _list_gpus()
+    if not devices:
+        return {'CUDA_VISIBLE_DEVICES': visible}
+    if len(devices) >= jobs:
+        return {'CUDA_VISIBLE_DEVICES': ','.join(devices[slot::jobs])}
+    sharing = -(-jobs // len(devices))
+    return {
+        'CUDA_VISIBLE_DEVICES': devices[slot % len(devices)],
+        'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{0.9 / sharing:.2f}',
+    }
+
+
+def _list_gpus() -> list[str]:
+    try:
+        listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(index) for index, _ in enumerate(listed.stdout.splitlines())]
+
+
+def without_caches_of_this_machine(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """Lets each node find its own folder of compiled programs: nodes may be of other processors."""
+    folder = pathlib.Path(environment.get('JAX_COMPILATION_CACHE_DIR', ''))
+    return {'JAX_COMPILATION_CACHE_DIR': None} if folder.name.startswith('xla-') else {}
+
+
+def new_folder(root: pathlib.Path, kind: str) -> pathlib.Path:
+    """Returns a folder for submitit's files that no other command has: it names them by process."""
+    now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
+    return root / JOBS_FOLDER / f'{kind}-{now}-{os.getpid()}'
+
+
+def require_submitit() -> Any:
+    """Returns the module; raises UserError if the extra is not installed."""
+    try:
+        import submitit  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise UserError("a sweep is run with submitit; run  pip install 'flaxcls[sweep]'") from None
+    return submitit

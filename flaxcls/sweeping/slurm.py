@@ -1,0 +1,163 @@
+"""Runs as one array of jobs of a Slurm cluster, through submitit."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flaxcls.errors import UserError
+from flaxcls.sweeping.commands import (
+    command_of,
+    new_folder,
+    require_submitit,
+    without_caches_of_this_machine,
+)
+from flaxcls.sweeping.definition import Run
+from flaxcls.sweeping.job import Job
+from flaxcls.writers import write_atomically
+
+_ASK_SECONDS = 4.0  # Between two questions to the scheduler, which all its users ask.
+_ARRAY_FILE = 'slurm_jobs.json'
+_MINUTES = 240  # A run that takes longer goes back into the queue, and continues.
+# What submitit itself counts with; it hands everything else to sbatch.
+_COUNTED = ('time', 'nodes', 'ntasks_per_node', 'signal_delay_s')
+
+
+class Slurm:
+    """One array of jobs, at most `jobs` of them at a time.
+
+    The ids are kept in the sweep's folder: where this process dies, the array goes on, and the same
+    command finds it again.
+    """
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        config: str,
+        jobs: int | None,
+        parameters: Mapping[str, str],
+    ):
+        self._root, self._config, self._jobs = root, config, jobs
+        self._parameters = slurm_parameters(parameters)
+        self._going: dict[Run, str] = {}
+        self._last: dict[Run, pathlib.Path] = {}
+        self._asked = 0.0
+
+    def start(self, runs: Sequence[Run]) -> None:
+        queued, stored = _queued_jobs(), self._read()
+        names = {_name_in(self._root, run): run for run in runs}
+        for name, job in stored.items():
+            if name in names and job in (queued or ()):
+                self._going[names[name]] = job
+        if self._going:
+            print(f'{len(self._going)} of the runs are in the queue already.', flush=True)
+        rest = [run for run in runs if run not in self._going]
+        if rest:
+            self._submit(rest)
+        jobs = {_name_in(self._root, run): job for run, job in self._going.items()}
+        write_atomically(self._root / _ARRAY_FILE, json.dumps(jobs, indent=1) + '\n')
+
+    def _submit(self, runs: Sequence[Run]) -> None:
+        submitit = require_submitit()
+        folder = new_folder(self._root, 'slurm')
+        # A job may be preempted or run out of time as often as it comes.
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
+        executor.update_parameters(**self._parameters)
+        if self._jobs:
+            executor.update_parameters(array_parallelism=self._jobs)
+        environment = without_caches_of_this_machine(os.environ)
+        jobs = [
+            Job(command_of(run, self._config), run.workdir, environment=environment, starter=None)
+            for run in runs
+        ]
+        try:
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+        except submitit.core.utils.FailedJobError as error:
+            raise UserError(
+                f'sbatch refuses the jobs ({_last_line(str(error))}); change --slurm KEY=VALUE.'
+            ) from None
+        for run, job in zip(runs, submitted, strict=True):
+            self._going[run], self._last[run] = job.job_id, job.paths.stderr
+
+    def ended(self) -> list[Run]:
+        if time.monotonic() < self._asked + _ASK_SECONDS:
+            return []
+        queued, self._asked = _queued_jobs(), time.monotonic()
+        if queued is None:
+            return []
+        found = [run for run, job in self._going.items() if job not in queued]
+        for run in found:
+            del self._going[run]
+        return found
+
+    def cancel(self) -> None:
+        subprocess.run(['scancel', *self._going.values()], check=False, capture_output=True)
+
+    @property
+    def going_on(self) -> bool:
+        return bool(self._going)
+
+    def said(self, run: Run) -> str:
+        path = self._last.get(run)
+        return path.read_text(errors='backslashreplace') if path and path.exists() else ''
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return json.loads((self._root / _ARRAY_FILE).read_text(encoding='utf-8'))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+
+def _name_in(root: pathlib.Path, run: Run) -> str:
+    return str(run.workdir.relative_to(root))
+
+
+def _queued_jobs() -> set[str] | None:
+    """Returns the ids of all jobs of this user in the queue; None: Slurm does not answer now.
+
+    squeue, and not submitit's sacct, which needs a data base that not every cluster has.
+    """
+    ask = ['squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i']
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return set(answer.stdout.split()) if answer.returncode == 0 else None
+
+
+def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
+    """Returns what submitit's executor takes, of options of sbatch such as partition=main.
+
+    Raises:
+      UserError: a number is none.
+    """
+    counted: dict[str, Any] = {'time': _MINUTES, 'job_name': 'flaxcls-sweep'}
+    others = {}
+    for key, value in given.items():
+        key = key.replace('-', '_')
+        if key not in _COUNTED:
+            others[key.replace('_', '-')] = value
+            continue
+        if not value.isdigit() or int(value) < 1:
+            unit = ', in minutes' if key == 'time' else ''
+            raise UserError(f'--slurm {key}={value} must be a positive whole number{unit}.')
+        counted[key] = int(value)
+    return counted | {'additional_parameters': {'requeue': True} | others}
+
+
+def require_slurm() -> None:
+    """Raises UserError if there is no Slurm, or it does not answer."""
+    if not shutil.which('sbatch') or not shutil.which('srun'):
+        raise UserError(
+            '--executor=slurm needs sbatch and srun, which are not here; run it where jobs are '
+            'submitted, or with --executor=local.'
+        )
+    if _queued_jobs() is None:
+        raise UserError('--executor=slurm: squeue gets no answer; is Slurm running?')
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ''
