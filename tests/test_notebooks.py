@@ -87,7 +87,7 @@ def _require_quiet(path):
     outputs = _outputs(path)
     assert not [output for output in outputs if output['output_type'] == 'error']
     assert not [output for output in outputs if output.get('name') == 'stderr']
-    assert not re.findall(r'(?<![\w.:])/[\w.-]+/', _text(outputs))
+    assert not re.findall(r'(?<![\w.:])/[A-Za-z][\w.-]+', _text(outputs))
     assert 'Warning' not in _text(outputs)
 
 
