@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format docs test-newest parity bench-input bench-torch bench-programs clean
+.PHONY: demo test test-slow lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
@@ -17,6 +17,10 @@ test: .venv/.tested
 # The deepest networks, whose training steps take XLA minutes to compile; one at a time.
 test-slow: .venv/.tested
 	$(BIN)/python -m pytest -m slow
+
+# Executes the notebooks in full, and keeps what they put out.
+notebooks: .venv/.tested
+	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=1800 notebooks
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError, is_lost_neighbour
@@ -30,6 +31,17 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+@contextlib.contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Keeps the warnings of libraries from notebooks, as commands do all the time."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 class Checkpoints:
     """The checkpoints of a workdir: written beside and renamed, so each is whole or absent.
 
@@ -46,14 +58,15 @@ class Checkpoints:
                 f'the run in {str(workdir)!r} has not saved anything yet, or its folder '
                 'checkpoints is gone; train on, or put it back.'
             )
-        options = ocp.CheckpointManagerOptions(
-            best_fn=rank,
-            preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        with self._access('read', _RESTORE):
+        # Orbax warns that what is opened to be read cannot be written.
+        with self._access('read', _RESTORE), _errors_alone():
+            options = ocp.CheckpointManagerOptions(
+                best_fn=rank,
+                preservation_policy=AnyPreservationPolicy([LatestN(2), best]),
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+            )
             handler = ocp.StandardCheckpointHandler()
             self._manager = _Manager(self._folder, options=options, item_handlers=handler)
 

@@ -64,7 +64,39 @@ def draw_depth(curves: Mapping[str, Sequence[LayerNorms]], title: str, path: pat
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.legend()
-    _save(figure, path)
+    _save_chart(figure, path)
+
+
+def draw_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], title: str, path: pathlib.Path
+) -> None:
+    """Writes a picture of loss and accuracy over the epochs, a colour for each of `histories`.
+
+    Args:
+      histories: name -> the records of a run, as `train_and_evaluate` returns them. Validation is
+        drawn strong, training dashed.
+      title: above the picture.
+      path: of the file.
+    """
+    figure = _figure(10, 3.6, title)
+    for axis, quantity in zip(figure.subplots(1, 2), ('loss', 'accuracy'), strict=True):
+        for index, (name, history) in enumerate(histories.items()):
+            for part, style in (('train', '--'), ('val', '.-')):
+                points = [
+                    (record['epoch'], record[f'{part}/{quantity}'])
+                    for record in history
+                    if f'{part}/{quantity}' in record
+                ]
+                label = name if part == 'val' else None
+                axis.plot(*zip(*points, strict=True), style, color=f'C{index}', label=label)
+        axis.set_xlabel('epoch')
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_ylabel(f'{quantity} (dashed: training)')
+        axis.grid(alpha=0.3)
+        axis.legend()
+        if quantity == 'loss':
+            axis.set_yscale('log')
+    _save_chart(figure, path)
 
 
 def draw_reuse(tables: Sequence[np.ndarray], title: str, path: pathlib.Path) -> None:
@@ -79,7 +111,7 @@ def draw_reuse(tables: Sequence[np.ndarray], title: str, path: pathlib.Path) -> 
         largest = np.maximum(np.nanmax(table, axis=0), np.finfo(np.float32).tiny)
         shown = axis.imshow(table / largest, vmin=0, vmax=1, interpolation='nearest')
         label = "mean absolute weight, of the column's largest"
-        figure.colorbar(shown, ax=axis, shrink=0.7, label=label)
+        figure.colorbar(shown, ax=axis, shrink=0.7).set_label(label, fontsize=7)
         last = len(table) - 1
         every = -(-last // 12)
         places = list(range(0, last, every))
@@ -89,7 +121,7 @@ def draw_reuse(tables: Sequence[np.ndarray], title: str, path: pathlib.Path) -> 
         axis.set_title(f'block {block}')
         axis.set_xlabel('read by layer')
         axis.set_ylabel('made by layer')
-    _save(figure, path)
+    _save_chart(figure, path)
 
 
 def _figure(width: float, height: float, title: str) -> Any:
@@ -102,3 +134,12 @@ def _figure(width: float, height: float, title: str) -> Any:
 
 def _save(figure: Any, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
+
+
+def _save_chart(figure: Any, path: pathlib.Path) -> None:
+    """Saves a picture of few colours; a PNG gets a palette of them, and a third of the bytes."""
+    _save(figure, path)
+    if pathlib.Path(path).suffix.lower() == '.png':
+        with Image.open(path) as image:
+            few = image.convert('RGB').quantize(128, dither=Image.Dither.NONE)
+        few.save(path, optimize=True)

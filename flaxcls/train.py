@@ -35,13 +35,14 @@ from flaxcls.windows import Window
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | os.PathLike
+    config: ConfigDict, workdir: str | os.PathLike, *, brief: bool = False
 ) -> tuple[TrainState, list[writers.Record]]:
     """Trains to the end of the last epoch, evaluating on the way; goes on where a run stopped.
 
     Args:
       config: a full config.
       workdir: gets config.json, class_names.json, metrics.jsonl, record.json and checkpoints/.
+      brief: tells less, as suits a notebook: what is run, notes, and a line for each evaluation.
 
     Returns:
       The final state, and the records of metrics.jsonl.
@@ -56,17 +57,17 @@ def train_and_evaluate(
     with _locked(workdir):
         checkpoints = Checkpoints(workdir)
         try:
-            state = _start_or_resume(setup, workdir, checkpoints)
+            state = _start_or_resume(setup, workdir, checkpoints, brief)
             step, total = int(state.step), setup.total_steps
             if step >= total:
                 print(f'{workdir} is already finished: step {step} of {total}.')
             else:
-                state = _train(setup, state, workdir, checkpoints)
+                state = _train(setup, state, workdir, checkpoints, brief)
             checkpoints.wait()
         finally:
             checkpoints.close()
         history = writers.read_metrics(workdir)
-    _print_result(history, state, workdir)
+    _print_result(history, state, workdir, brief)
     return state, history
 
 
@@ -95,14 +96,16 @@ def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
         print(f'Note: {str(workdir)!r} cannot be locked ({error.strerror}); run once there.')
 
 
-def _start_or_resume(setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints) -> TrainState:
+def _start_or_resume(
+    setup: Setup, workdir: pathlib.Path, checkpoints: Checkpoints, brief: bool
+) -> TrainState:
     """Prints and stores what is to be run, and returns the state it starts from."""
     newest = checkpoints.newest_step
     if newest is not None:
         _require_same_run(setup, workdir, newest)
     state = setup.init_state(take_weights=newest is None)
     on_first(lambda: _store(setup, workdir))
-    _print_plan(setup, state, workdir)
+    _print_plan(setup, state, workdir, brief)
     if newest is None:
         return state
     state = checkpoints.restore_newest(like=state)
@@ -138,7 +141,7 @@ def _require_same_run(setup: Setup, workdir: pathlib.Path, newest: int) -> None:
     require_stored_classes(setup, workdir)
 
 
-def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
+def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path, brief: bool) -> None:
     config, source = setup.config, setup.source
     left_over = len(source.train) - setup.steps_per_epoch * config.batch_size
     remainder = (
@@ -152,7 +155,8 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
     scaling = (
         f' = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}' if base else ''
     )
-    print(config_lib.to_json(config), end='')
+    if not brief:
+        print(config_lib.to_json(config), end='')
     for note in (*source.notes, *_schedule_notes(config)):
         print(f'Note: {note}')
     print(
@@ -186,7 +190,7 @@ def _schedule_notes(config: ConfigDict) -> list[str]:
 
 
 def _train(
-    setup: Setup, state: TrainState, workdir: pathlib.Path, checkpoints: Checkpoints
+    setup: Setup, state: TrainState, workdir: pathlib.Path, checkpoints: Checkpoints, brief: bool
 ) -> TrainState:
     """Runs the loop from `state` to the last step."""
     config, layout = setup.config, setup.layout
@@ -215,7 +219,8 @@ def _train(
                     record['train/learning_rate'] = float(setup.schedule(step - 1))
                     require_finite(record, 'train/loss', config, checkpoints)
                     writer.write(record)
-                    progress.show(record)
+                    if not brief:
+                        progress.show(record)
                 val = None
                 if evaluating:
                     val = evaluate(state)
@@ -269,9 +274,11 @@ def _where(setup: Setup, step: int) -> dict[str, float]:
     return {'step': step, 'epoch': step / setup.steps_per_epoch}
 
 
-def _print_result(history, state: TrainState, workdir: pathlib.Path) -> None:
+def _print_result(history, state: TrainState, workdir: pathlib.Path, brief: bool) -> None:
     evaluations = [record for record in history if 'val/accuracy' in record]
     if not evaluations:  # Somebody has removed metrics.jsonl from a finished run.
+        return
+    if brief:  # The line of the last evaluation stands above.
         return
     best = max(evaluations, key=lambda record: (record['val/accuracy'], record['step']))
     print(

@@ -16,7 +16,7 @@ from flaxcls.features import feature_maps, first_filters, nearest
 from flaxcls.models import model_from_config
 from flaxcls.models.activations import apply_and_record
 from flaxcls.models.initialization import init_variables
-from flaxcls.pictures import overlay
+from flaxcls.pictures import draw_curves, overlay
 
 NETWORKS = {
     'resnet': {'model.name': 'resnet20', 'model.stage_sizes': '1,1'},
@@ -248,6 +248,21 @@ def test_an_overlay_is_strongest_where_the_heat_is():
     assert 8 <= row < 16 and 16 <= column < 24
     assert (changed[24:] == 0).all() and (changed[:, :8] == 0).all()
     np.testing.assert_array_equal(overlay(image, 100 * heat), laid)
+
+
+def test_curves_show_loss_and_accuracy_of_every_run(tmp_path):
+    keys = ('train/loss', 'train/accuracy', 'val/loss', 'val/accuracy')
+    runs = {name: [{'epoch': e, key: 0.5} for e in (1, 2) for key in keys] for name in 'ab'}
+
+    def picture():
+        draw_curves(runs, 'title', tmp_path / 'curves.png')
+        return (tmp_path / 'curves.png').read_bytes()
+
+    seen = {picture()}
+    for record, key in zip(runs['b'], keys, strict=False):
+        record[key] = 0.7
+        seen.add(picture())
+    assert len(seen) == 1 + len(keys)
 
 
 @pytest.fixture(scope='module', params=BY_MEANS)

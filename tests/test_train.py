@@ -56,6 +56,19 @@ def test_history_is_metrics_jsonl_under_the_promised_names(finished):
     assert json.loads((workdir / 'config.json').read_text())['model']['num_classes'] == 10
 
 
+def test_brief_run_is_the_same_and_tells_its_evaluations_and_notes(finished, tmp_path, capsys):
+    config, _, state, history = finished
+    capsys.readouterr()
+    again, brief_history = flaxcls.train_and_evaluate(config, tmp_path / 'brief', brief=True)
+    assert fingerprint(again) == fingerprint(state)
+    assert _untimed(brief_history) == _untimed(history)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith('epoch ') for line in lines) == config.num_epochs
+    assert len(lines) == config.num_epochs + 4  # Network, data, steps, peak learning rate.
+    flaxcls.train_and_evaluate(config, tmp_path / 'brief', brief=True)
+    assert 'already finished' in capsys.readouterr().out
+
+
 def test_training_lowers_the_loss_and_moves_everything(finished):
     config, _, state, history = finished
     losses = [record['train/loss'] for record in history if 'train/loss' in record]
