@@ -19,7 +19,7 @@ import submitit  # noqa: F401 - imported within a test, it closes the stream tha
 from conftest import TINY, with_devices
 from justhtml import JustHTML
 from scipy import stats
-from slurm_cluster import ask, cluster, needs_slurm, wait_for  # noqa: F401 - `cluster` is a fixture
+from slurm_cluster import WAIT, ask, cluster, needs_slurm, wait_for  # noqa: F401 - `cluster` is a fixture
 
 from flaxcls import models, sweep
 from flaxcls.config import options
