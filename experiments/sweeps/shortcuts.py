@@ -5,7 +5,10 @@ shortcuts of option A, which add no parameter, they do not.
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/shortcuts.py
 
-24 runs of one to four minutes on one core.
+40 runs of a quarter of a minute to a minute and a half on two cores. The networks are half as wide
+as the paper's. The rate rises over two epochs to 0.05: at 0.1 from the first step on, one of three
+residual networks of 56 layers stayed at 60 %. The paper warms up its deepest one as well (section
+4.2).
 """
 
 from flaxcls.sweeping import Sweep, zipped
@@ -14,6 +17,11 @@ from flaxcls.sweeping import Sweep, zipped
 def get_sweep():
     return Sweep(
         config='experiments/digits_resnet20.py',
+        overrides={
+            'model.width_multiplier': 0.5,
+            'optimizer.learning_rate': 0.05,
+            'schedule.warmup_epochs': 2,
+        },
         axes={
             'depth': zipped(
                 ['8', '20', '32', '56'],
@@ -22,5 +30,5 @@ def get_sweep():
             'shortcut': {'A': {'model.shortcut': 'A'}, 'plain': {'model.shortcut': 'none'}},
         },
         baseline={'depth': '20'},  # Each depth against depth 20 of the same kind.
-        seeds=3,
+        seeds=5,
     )
