@@ -29,7 +29,7 @@ _CHINESE = r'[\u4e00-\u9fff]'
 _FULL_WIDTH = r'[\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]'
 # What typesetting rules out -> what is expected.
 _MISPRINTS = {
-    rf'{_CHINESE}[A-Za-z0-9]|[A-Za-z0-9%+]{_CHINESE}': 'a space between Chinese and Latin',
+    rf'{_CHINESE}[A-Za-z0-9`]|[A-Za-z0-9%+`]{_CHINESE}': 'a space between Chinese and Latin',
     rf'{_CHINESE} ?[,;:!?()]|[,;:!?()] ?{_CHINESE}': 'full-width punctuation',
     rf'{_CHINESE} ?\.( |$)': 'a full-width stop',
     rf'{_FULL_WIDTH} | {_FULL_WIDTH}': 'no space beside full-width punctuation',
@@ -72,8 +72,12 @@ def _texts(path):
 
 
 def _title(tokens):
-    heads = [token.content for token in tokens if token.type == 'inline']
-    return heads[0][:40] if heads else 'empty'
+    """Returns the first heading, or else how the text begins."""
+    texts = [token.content for token in tokens if token.type == 'inline']
+    kinds = [token.type for token in tokens]
+    if 'heading_open' in kinds:
+        return tokens[kinds.index('heading_open') + 1].content
+    return texts[0][:40] if texts else 'nothing'
 
 
 def _parts(path):
@@ -101,6 +105,17 @@ def _prose(inline):
         else:
             words.append(child.content)
     return ''.join(words)
+
+
+def _inlines(tokens):
+    return [token for token in tokens if token.type == 'inline']
+
+
+def _pairs(path, part):
+    """Returns the paragraphs, headings and cells of tables beside those that translate them."""
+    original, translation = _inlines(part.original), _inlines(part.translation)
+    assert len(translation) == len(original), _follow(path, part)
+    return zip(original, translation, strict=True)
 
 
 def _kinds(tokens):
@@ -146,14 +161,9 @@ def test_has_the_same_blocks_and_blocks_of_code(path, part):
 
 @each_part
 def test_has_the_same_code_links_and_numbers(path, part):
-    pairs = zip(_inlines(part.original), _inlines(part.translation), strict=True)
-    for original, translation in pairs:
+    for original, translation in _pairs(path, part):
         told = f'{_follow(path, part)}: {original.content}'
         assert _facts(translation) == _facts(original), told
-
-
-def _inlines(tokens):
-    return [token for token in tokens if token.type == 'inline']
 
 
 def _english(prose):
@@ -164,8 +174,7 @@ def _english(prose):
 
 @each_part
 def test_prose_is_in_chinese(path, part):
-    pairs = zip(_inlines(part.original), _inlines(part.translation), strict=True)
-    for original, translation in pairs:
+    for original, translation in _pairs(path, part):
         if _english(_prose(original)):
             assert re.search(_CHINESE, _prose(translation)), translation.content
         assert not re.search(r'[a-z]+(,? [a-z]+){3}', _prose(translation)), translation.content
@@ -186,7 +195,7 @@ def test_is_set_as_chinese_is(path, part):
 @pytest.mark.parametrize(
     'misprint',
     [
-        *('用JAX写', '共 20个', '图片, 标签', '图片 (标签)', '图片.', '图 片', '"图"'),
+        *('用JAX写', '共 20个', '用 `x`做', '图片, 标签', '图片 (标签)', '图片.', '图 片', '"图"'),
         *('图片\uff0c 标签', '图片 \uff0c标签'),
     ],
 )
@@ -200,7 +209,7 @@ def test_original_and_translation_link_to_each_other(path):
     for here, there in ((path, original_of(path)), (original_of(path), path)):
         read = _texts if path.suffix == '.ipynb' else _sections
         addresses = [
-            child.attrs['href'].rpartition('/')[2]
+            child.attrs['href'].rpartition('/main/notebooks/')[2]
             for inline in _inlines(read(here)[0])
             for child in inline.children
             if child.type == 'link_open'
