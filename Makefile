@@ -18,9 +18,10 @@ test: .venv/.tested
 test-slow: .venv/.tested
 	$(BIN)/python -m pytest -m slow
 
-# Executes the notebooks in full, and keeps what they put out.
+# Executes the notebooks in full, and keeps what they put out; translations take it over.
 notebooks: .venv/.tested
-	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=1800 notebooks
+	$(BIN)/python -m pytest --nbmake --overwrite --nbmake-timeout=1800 --ignore-glob='*.zh.ipynb' notebooks
+	$(BIN)/python -m notebooks.update_translations
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

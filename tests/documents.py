@@ -11,6 +11,8 @@ DOCUMENTS = [
     pathlib.Path('README.md'),
     *(path.relative_to(ROOT) for path in sorted((ROOT / 'docs').rglob('*.md'))),
 ]
+# Their commands are those of their originals, which test_translations.py compares.
+TRANSLATIONS = [pathlib.Path('README.zh.md')]
 # What a command in prose begins with.
 PROGRAMS = (
     *('python', 'make', 'pip', 'git', 'apt-get', 'sbatch', 'srun', 'mpirun', 'curl', 'npm'),

@@ -6,13 +6,16 @@ import io
 import re
 
 import pytest
-from documents import DOCUMENTS, ROOT, Code, code, commands, parse, prose_code
+from documents import DOCUMENTS, ROOT, TRANSLATIONS, Code, code, commands, parse, prose_code
 
 from flaxcls.config import default_config, options, set_option
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config
 
-_TEXTS = {document: (ROOT / document).read_text(encoding='utf-8') for document in DOCUMENTS}
+_TEXTS = {
+    document: (ROOT / document).read_text(encoding='utf-8')
+    for document in (*DOCUMENTS, *TRANSLATIONS)
+}
 _KEYS = [key for key, _ in options(default_config())]
 _GROUPS = {key.partition('.')[0] for key in _KEYS if '.' in key}
 # Named as mistakes.
@@ -31,7 +34,7 @@ def _slug(heading):
     return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
 
 
-@pytest.mark.parametrize('document', DOCUMENTS, ids=str)
+@pytest.mark.parametrize('document', [*DOCUMENTS, *TRANSLATIONS], ids=str)
 def test_links_lead_somewhere(document):
     links = re.findall(r'\]\(([^)\s]+)\)', _TEXTS[document])
     for link in links:
