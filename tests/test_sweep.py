@@ -330,20 +330,7 @@ def one_device(monkeypatch):
 
 TRIED = """
 '''A sweep of the tests.'''
-from flaxcls.sweeping import (
-    Sweep,
-    commands,
-    commands,
-    definition,
-    figures,
-    page,
-    results,
-    slurm,
-    slurm,
-    tables,
-    values,
-    zipped,
-)
+from flaxcls.sweeping import Sweep, values
 
 def get_sweep():
     return Sweep(
