@@ -67,10 +67,10 @@ clean:
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
 	touch $@
 
-# Besides, what exports and the server take. LiteRT's converter is installed without what it declares
+# Besides, what exports take. LiteRT's converter is installed without what it declares
 # to need, see CONTRIBUTING.md; where it has no wheel, the tests of .tflite files are skipped.
 .venv/.tested: .venv/.ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx,serve,sweep,tflite]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx,serve,tflite]'
 	-$(BIN)/python -m pip install -q --no-deps litert-converter==0.5.0
 	touch $@
 

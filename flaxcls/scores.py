@@ -81,10 +81,6 @@ class Reliability(NamedTuple):
     accuracy: np.ndarray
     count: np.ndarray
 
-    @property
-    def centres(self) -> np.ndarray:
-        return (self.edges[1:] + self.edges[:-1]) / 2
-
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = BINS) -> Reliability:
     """Returns the reliability diagram of `bins` equally wide bins (arXiv:1706.04599, eq. 1, 2)."""

@@ -53,14 +53,14 @@ def prose_code(document: pathlib.Path) -> list[str]:
 def commands(piece: Code) -> Iterator[str]:
     """Yields what a shell would be given, line by line, with the comments of blocks.
 
-    A block that tells no language is for the shell, and so are `sh` and, with its !, `ipython`;
-    of prose, only what begins with a program is, and is no pattern such as `main ...`.
+    A block that tells no language is for the shell; of prose, only what begins with a program is,
+    and is no pattern such as `main ...`.
     """
     if piece.language == 'prose':
         text = piece.text.removeprefix('!')
         if text.split()[0] in PROGRAMS and ' ' in text and not text.endswith('...'):
             yield text
-    elif piece.language in ('', 'sh'):
+    elif not piece.language:
         for line in piece.text.replace('\\\n', ' ').splitlines():
             if line.strip() and not line.startswith('#'):
                 yield line

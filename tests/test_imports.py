@@ -27,7 +27,7 @@ ORDER = [
     {'predictions'},
     {'compiled', 'classifier', 'prediction_writers'},
     {'calibration', 'score_tables'},
-    {'evaluate', 'exporting'},
+    {'evaluate'},
     {'attribution', 'depth'},
     {'features', 'pictures'},
     {'reporting', 'exporting'},
@@ -58,7 +58,7 @@ LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))
 EVERYWHERE = [
     path
-    for folder in ('flaxcls', 'benchmarks', 'experiments', 'tests')
+    for folder in ('flaxcls', 'benchmarks', 'experiments', 'notebooks', 'tests')
     for path in sorted(pathlib.Path(folder).rglob('*.py'))
 ]
 

@@ -86,7 +86,6 @@ def test_reliability_is_a_mean_over_each_bin(example, bins):
         low, high = diagram.edges[place : place + 2]
         inside = (low < sure) & (sure <= high) if place else sure <= high
         assert diagram.count[place] == inside.sum()
-        assert diagram.centres[place] == pytest.approx((low + high) / 2)
         if not inside.any():
             assert np.isnan([diagram.accuracy[place], diagram.confidence[place]]).all()
             continue
