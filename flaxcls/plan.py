@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     targets.prepare_environment(flags.target)  # Before JAX is imported.
     from flaxcls import planning  # noqa: PLC0415
 
-    plan = planning.make_plan(config, flags.target)
+    plan = planning.create_plan(config, flags.target)
     for line in planning.describe(plan):
         print(line, flush=True)
     if targets.is_tpu(flags.target) and effort < 0:

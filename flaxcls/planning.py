@@ -75,7 +75,7 @@ class Plan(NamedTuple):
         return limits
 
 
-def make_plan(
+def create_plan(
     config: ConfigDict, target: str | None = None, *, source: Source | None = None
 ) -> Plan:
     """Returns the plan without what the compiled step tells, which `compile_plan` adds.
@@ -105,7 +105,7 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
     """Returns the plan with what the compiled training step needs.
 
     Args:
-      plan: of `make_plan`.
+      plan: of `create_plan`.
       effort: of a TPU's compiler, from -1 to 0, that of a run. At -1 it takes a fifth of the time;
         of ResNet-50's step, 64 images on each v5e, it then tells 9 % more memory in float32, the
         same in bfloat16, and a quarter to 40 % less traffic.

@@ -5,7 +5,7 @@ import pathlib
 import jinja2
 
 
-def make_environment(folder: pathlib.Path) -> jinja2.Environment:
+def create_environment(folder: pathlib.Path) -> jinja2.Environment:
     """Returns the environment of the templates in a folder; what they lack is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),

@@ -197,7 +197,7 @@ def _train(
     start_step, eval_every = int(state.step), setup.steps_per_epoch * config.eval_every_epochs
     train_step, evaluate = setup.make_train_step(), make_evaluate(setup)
     batches = parallel.parts_to_devices(setup.make_train_batches()(start_step), layout)
-    writer = writers.make_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
+    writer = writers.create_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
     agreement = parallel.Agreement(layout)
     progress = writers.Progress(start_step, setup.total_steps)
     run_record = RunRecord(workdir, config, from_step=start_step, total_steps=setup.total_steps)

@@ -79,7 +79,7 @@ class _NoWriter:
         pass
 
 
-def make_metrics_writer(
+def create_metrics_writer(
     workdir: pathlib.Path, start_step: int, *, tensorboard: bool
 ) -> MetricsWriter | _NoWriter:
     """Returns a writer that writes in the first process alone."""

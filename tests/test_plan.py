@@ -25,7 +25,7 @@ QUICK = ('digits_alexnet',)
 
 def _make_plan(path, **overrides):
     overrides = {key.replace('__', '.'): value for key, value in overrides.items()}
-    return planning.make_plan(load_config(path, overrides))
+    return planning.create_plan(load_config(path, overrides))
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS)
@@ -92,7 +92,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(('overrides', 'says'), IMPOSSIBLE, ids=str)
 def test_impossible_runs_are_refused_by_plan_and_by_training(overrides, says, tmp_path):
     config = load_config(None, overrides)
-    for attempt in (planning.make_plan, lambda c: flaxcls.train_and_evaluate(c, tmp_path)):
+    for attempt in (planning.create_plan, lambda c: flaxcls.train_and_evaluate(c, tmp_path)):
         with pytest.raises(UserError) as caught:
             attempt(config)
         assert says in str(caught.value)
@@ -103,7 +103,7 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
     """Training notes them: a recipe that is cut short on purpose is a common trial."""
     config = {'schedule.name': 'step', 'schedule.milestones': '5,30', 'num_epochs': 10}
     with pytest.raises(UserError, match='go on to epoch 30'):
-        planning.make_plan(load_config(None, config))
+        planning.create_plan(load_config(None, config))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
 )
 def test_planned_memory_is_that_of_the_program_that_trains(options):
     config = load_config(None, TINY | options)
-    found = planning.compile_plan(planning.make_plan(config)).needs.memory
+    found = planning.compile_plan(planning.create_plan(config)).needs.memory
     setup = prepare(config)
     step = parallel.parallelize_train_step(
         steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout

@@ -13,7 +13,7 @@ import flaxcls
 from flaxcls.errors import UserError
 from flaxcls.reporting import examples, figures, svg, tables
 from flaxcls.reporting.runs import Run
-from flaxcls.templates import make_environment
+from flaxcls.templates import create_environment
 
 NOT_EVALUATED = 'Nothing has been evaluated yet.'
 
@@ -115,7 +115,7 @@ def _short_names(workdirs: Sequence[str]) -> list[str]:
 
 def environment() -> jinja2.Environment:
     """Returns the environment of the pages' templates, with the filters below."""
-    made = make_environment(pathlib.Path(__file__).parent / 'templates')
+    made = create_environment(pathlib.Path(__file__).parent / 'templates')
     made.filters |= _FILTERS
     return made
 

@@ -24,7 +24,7 @@ from flaxcls.serving.batching import Batcher
 from flaxcls.serving.bodies import Body, Refusal
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
-from flaxcls.templates import make_environment
+from flaxcls.templates import create_environment
 
 TOP_K = 5
 # The page asks nobody but this server, whatever a class is called.
@@ -232,7 +232,7 @@ async def _fail(request: Request, error: Exception) -> Response:
 
 
 def _render_page(classifier: Classifier, limits: Limits) -> str:
-    environment = make_environment(pathlib.Path(__file__).parent / 'templates')
+    environment = create_environment(pathlib.Path(__file__).parent / 'templates')
     return environment.get_template('serve.html').render(
         **_identity(classifier),
         classes=len(classifier.class_names),

@@ -11,7 +11,7 @@ from flaxcls.config import options
 from flaxcls.data.published import open_or_published
 from flaxcls.data.splits import Source
 from flaxcls.errors import UserError
-from flaxcls.planning import make_plan
+from flaxcls.planning import create_plan
 from flaxcls.sweeping.definition import Cell, Run
 from flaxcls.sweeping.results import Outcome, remaining_seconds
 
@@ -37,7 +37,7 @@ def plan_cells(runs: Sequence[Run]) -> Costs:
 
 def _plan(run: Run, sources: dict[str, Source]) -> dict[str, float]:
     try:
-        plan = make_plan(run.config, source=_open_once(run.config, sources))
+        plan = create_plan(run.config, source=_open_once(run.config, sources))
     except UserError as error:
         raise UserError(f'at {run.cell}: {error}') from None
     return {
