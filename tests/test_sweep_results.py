@@ -153,6 +153,7 @@ def test_all_lines_of_the_legend_can_be_told_apart():
 
 def test_how_differences_are_judged_is_said_only_where_they_are():
     found, outcomes = _made_up(12)
+    outcomes = {run: _outcome(number**2 % 7) for number, run in enumerate(outcomes)}
     assert 'paired by seed' in tables.reading(found, results.tabulate(found, outcomes, {}))
     first = {run: outcome for run, outcome in outcomes.items() if run.seed == 0}
     said = tables.reading(found, results.tabulate(found, first, {}))
