@@ -97,7 +97,7 @@ class Job:
     def _describe_signal(self, number: int) -> str:
         name = signal.Signals(number).name
         if self._asked and number == signal.SIGTERM:
-            return f'{name}: stopped before there was anything to save.'
+            return f'{name}: stopped where nothing can be saved; what was saved before stays.'
         remedy = 'is the memory too small?' if number == signal.SIGKILL else 'try it again.'
         return f'error: the run was ended by {name}; {remedy}'
 
