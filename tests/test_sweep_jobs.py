@@ -15,7 +15,7 @@ from small_sweep import SMALL
 
 from flaxcls import sweep
 from flaxcls.errors import Stopped, UserError
-from flaxcls.sweeping import Sweep, definition, executors, running, slurm
+from flaxcls.sweeping import Sweep, definition, executors, page, running, slurm
 from flaxcls.sweeping.job import LOG_FILE
 
 JOB = """
@@ -163,40 +163,35 @@ def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
     assert out.count('stopping 3 runs') == 1
 
 
-def test_a_run_whose_metrics_are_gone_is_not_begun_again(tmp_path):
-    run = definition.expand(Sweep(**SMALL), tmp_path)[0]
-    run.workdir.mkdir(parents=True)
-    part = {'from_step': 0, 'seconds': 3.0}
-    record = {'seed': 0, 'options': {}, 'total_steps': 20, 'step': 20, 'parts': [part]}
-    record['val'] = {'val/accuracy': 0.5, 'val/loss': 2.0}
-    (run.workdir / 'record.json').write_text(json.dumps(record))
-    failed = {}
-    running.run_unfinished([run], Script([(run, 'never', False)]), failed)
-    assert 'metrics.jsonl' in failed[run] and str(run.workdir) in failed[run]
-
-
-def test_one_folder_takes_one_sweep_at_a_time(tmp_path):
-    words = ['--sweep=experiments/sweeps/shortcuts.py', f'--workdir={tmp_path}']
-    with (
-        running.only_sweep(tmp_path),
-        pytest.raises(UserError, match='another sweep is running'),
-    ):
-        sweep.main(words)
-    with pytest.raises(UserError, match='is a file'), running.only_sweep(tmp_path / '.lock'):
-        pass
-
-
-def test_a_report_needs_no_data(tmp_path, capsys):
-    file = tmp_path / 'gone.py'
-    source = f'folder:{tmp_path / "gone"}'
+def _write_sweep(folder, source):
+    """Returns the words of a command for a sweep of that data."""
+    file = folder / 'of_data.py'
     file.write_text(
         'from flaxcls.sweeping import Sweep, values\n'
         'def get_sweep():\n'
-        f'    common = {{"data.source": {source!r}}}\n'
+        f'    common = {{"data.source": {source!r}, "model.stage_sizes": (1,)}}\n'
         '    axes = {"epochs": values("num_epochs", [3, 4])}\n'
         '    return Sweep("experiments/digits_resnet20.py", axes, common)\n'
     )
-    words = [f'--sweep={file}', f'--workdir={tmp_path / "runs"}']
+    return [f'--sweep={file}', f'--workdir={folder / "runs"}']
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_second_ctrl_c_is_told_as_it_is(tmp_path, monkeypatch):
+    words = _write_sweep(tmp_path, 'digits')
+    monkeypatch.setattr(page, 'write_all', _interrupted)
+    with pytest.raises(Stopped, match='with --report writes them'):
+        sweep.main([*words, '--report'])
+    monkeypatch.setattr(running, 'run_unfinished', _interrupted)
+    with pytest.raises(Stopped, match='no longer waits'):
+        sweep.main(words)
+
+
+def test_a_report_needs_no_data(tmp_path, capsys):
+    words = _write_sweep(tmp_path, f'folder:{tmp_path / "gone"}')
     with pytest.raises(UserError, match='gone'):
         sweep.main([*words, '--dry_run'])
     sweep.main([*words, '--report'])

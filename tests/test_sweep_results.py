@@ -13,7 +13,7 @@ from justhtml import JustHTML
 from scipy import stats
 from small_sweep import ROOT, SMALL, WIDTH
 
-from flaxcls.sweeping import Sweep, definition, figures, page, results, tables
+from flaxcls.sweeping import Sweep, definition, figures, page, results, running, tables
 from flaxcls.sweeping.costs import describe_state
 
 
@@ -184,6 +184,9 @@ def test_the_values_are_those_after_the_last_step_and_over_the_last_epoch(tmp_pa
     outcome = results.read_outcome(run)
     assert not outcome.finished and outcome.lacks_metrics
     assert describe_state(outcome) == 'no metrics.jsonl'
+    failed = {}
+    running.run_unfinished([run], None, failed)  # It would end at once, and be as it is.
+    assert 'metrics.jsonl' in failed[run] and str(run.workdir) in failed[run]
     (run.workdir / 'metrics.jsonl').write_text(lines)
     for saved, step in ((7, 7), (20, 20)):  # The record is written before the last save.
         (run.workdir / 'checkpoints' / str(saved)).mkdir(parents=True)
