@@ -8,8 +8,6 @@
 Without --config and --workdir, the defaults below are run. --config.KEY=VALUE changes an option.
 """
 
-import hashlib
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from flaxcls.config import describe_options, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
 from flaxcls.experiment_files import load_config, split_variant
 from flaxcls.host_memory import keep_freed_memory
+from flaxcls.output_files import LONGEST_NAME, shorten
 
 _FLAGS = (
     *('--config', '--workdir', '--mode', '--checkpoint'),
@@ -83,8 +82,8 @@ def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
     parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
     exact = '-'.join(parts)
     name = re.sub(r'[^\w.=,-]+', '_', exact)
-    if name != exact or len(name) > 100:  # Two names may have become one.
-        name = f'{name[:90]}-{hashlib.sha256(os.fsencode(exact)).hexdigest()[:8]}'
+    if name != exact or len(name) > LONGEST_NAME:  # Two names may have become one.
+        name = shorten(name, exact)
     return f'runs/{name}'
 
 

@@ -91,7 +91,7 @@ def _supervise() -> int:
         stderr=subprocess.PIPE,
         text=True,
         errors='backslashreplace',
-        preexec_fn=_die_with_parent if sys.platform == 'linux' else None,
+        preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: child.send_signal(number))
@@ -128,9 +128,11 @@ def _retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _die_with_parent() -> None:
-    set_death_signal = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+def end_with_parent(number: signal.Signals) -> None:
+    """Lets the kernel send this process a signal when its parent dies; on Linux alone."""
+    if sys.platform == 'linux':
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, number)
 
 
 def _connect(coordinator: str | None, count: int | None, index: int | None) -> None:

@@ -16,7 +16,8 @@ given four hours at a time.
 
 import argparse
 import pathlib
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 
 from flaxcls.config import parse_overrides
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
@@ -38,23 +39,21 @@ def main(argv: Sequence[str]) -> None:
     import jax  # noqa: PLC0415
 
     jax.config.update('jax_platforms', 'cpu')  # The accelerators are for the runs.
-    from flaxcls.sweeping import costs, page, running  # noqa: PLC0415
+    from flaxcls.sweeping import costs, page, results, running  # noqa: PLC0415
 
     executor = None
     if not flags.dry_run and not flags.report:
         executor = running.make_executor(flags, root, sweep.config)
-    planned = costs.plan_cells(runs)
+    planned = costs.plan_or_note(runs) if flags.report else costs.plan_cells(runs)
     if flags.dry_run:
-        for line in costs.describe_runs(running.read_outcomes(runs), planned):
+        for line in costs.describe_runs(results.read_outcomes(runs), planned):
             print(line)
         return
     failed, stopped = {}, None
     if executor:
-        try:
-            failed = running.run_unfinished(runs, executor)
-        except Stopped as stop:
-            stopped = stop
-    page.write_all(sweep, runs, root, planned, failed, overrides)
+        with running.only_sweep(root):
+            stopped = _run(lambda: running.run_unfinished(runs, executor, failed))
+    _write(lambda: page.write_all(sweep, runs, root, planned, failed, overrides))
     if stopped:
         raise stopped
     if failed:
@@ -62,6 +61,32 @@ def main(argv: Sequence[str]) -> None:
             f'{len(failed)} of {len(runs)} runs have failed, see above; the same command tries '
             'them again.'
         )
+
+
+def _run(run_unfinished: Callable[[], None]) -> Stopped | None:
+    """Returns what has stopped the runs, which does not stop the tables."""
+    try:
+        run_unfinished()
+    except Stopped as stop:
+        return stop
+    except KeyboardInterrupt:
+        raise Stopped(
+            'SIGINT: no longer waits for the runs, which may still be saving; the same command '
+            'goes on from there.',
+            signal.SIGINT,
+        ) from None
+    return None
+
+
+def _write(write_all: Callable[[], None]) -> None:
+    try:
+        write_all()
+    except KeyboardInterrupt:
+        raise Stopped(
+            'SIGINT: not all tables and plots are written; the same command with --report writes '
+            'them.',
+            signal.SIGINT,
+        ) from None
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:

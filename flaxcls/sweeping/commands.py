@@ -1,11 +1,13 @@
 """The command of a run, what it finds around it, and the package that takes it somewhere."""
 
+import contextlib
 import datetime
 import os
 import pathlib
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flaxcls.errors import UserError
@@ -33,7 +35,8 @@ def share_of_accelerators(
     visible = environment.get('CUDA_VISIBLE_DEVICES')
     if jobs == 1:
         return {'CUDA_VISIBLE_DEVICES': visible}
-    devices = visible.split(',') if visible else _list_gpus()
+    # Where the variable is empty, the user wants none.
+    devices = _list_gpus() if visible is None else [name for name in visible.split(',') if name]
     if not devices:
         return {'CUDA_VISIBLE_DEVICES': visible}
     if len(devices) >= jobs:
@@ -50,7 +53,9 @@ def _list_gpus() -> list[str]:
         listed = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [str(index) for index, _ in enumerate(listed.stdout.splitlines())]
+    # Below a GPU stand the parts (MIG) that it is divided into.
+    gpus = [line for line in listed.stdout.splitlines() if line.startswith('GPU ')]
+    return [str(index) for index, _ in enumerate(gpus)]
 
 
 def without_caches_of_this_machine(environment: Mapping[str, str]) -> dict[str, str | None]:
@@ -63,6 +68,22 @@ def new_folder(root: pathlib.Path, kind: str) -> pathlib.Path:
     """Returns a folder for submitit's files that no other command has: it names them by process."""
     now = datetime.datetime.now().strftime('%Y%m%d-%H%M%S')
     return root / JOBS_FOLDER / f'{kind}-{now}-{os.getpid()}'
+
+
+def last_line(text: str) -> str:
+    """Returns the last line that is not empty, which of an error is its sentence; '' if none is."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ''
+
+
+@contextlib.contextmanager
+def kept_from_children(number: signal.Signals) -> Iterator[None]:
+    """Blocks a signal in processes started within; this one gets it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def require_submitit() -> Any:

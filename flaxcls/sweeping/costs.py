@@ -35,6 +35,15 @@ def plan_cells(runs: Sequence[Run]) -> Costs:
     return costs
 
 
+def plan_or_note(runs: Sequence[Run]) -> Costs:
+    """Returns what `plan_cells` does, or, where the data is not here, {} with a note."""
+    try:
+        return plan_cells(runs)
+    except UserError as error:
+        print(f'Note: the costs are left out. {error}')
+        return {}
+
+
 def _plan(run: Run, sources: dict[str, Source]) -> dict[str, float]:
     try:
         plan = create_plan(run.config, source=_open_once(run.config, sources))
@@ -84,9 +93,11 @@ def describe_runs(outcomes: Mapping[Run, Outcome], costs: Costs) -> Iterator[str
 
 
 def describe_state(outcome: Outcome) -> str:
-    """Returns finished, to do, or at which step the run goes on."""
+    """Returns finished, to do, at which step the run goes on, or what it lacks."""
     if outcome.finished:
         return 'finished'
+    if outcome.lacks_metrics:
+        return 'no metrics.jsonl'
     return f'goes on at {outcome.step:,}' if outcome.step else 'to do'
 
 

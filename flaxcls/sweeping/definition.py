@@ -9,9 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import OBSERVING_OPTIONS, differences, from_json, nearest, options
+from flaxcls.config import OBSERVING_OPTIONS, differences, from_json, options
 from flaxcls.errors import UserError
 from flaxcls.experiment_files import load_config, load_module, told_of
+from flaxcls.output_files import LONGEST_NAME, shorten
+from flaxcls.sweeping.checks import check_sweep
 from flaxcls.validation import validate
 
 Options = Mapping[str, Any]
@@ -57,10 +59,18 @@ class Sweep:
 
     def base_of(self, cell: 'Cell') -> 'Cell':
         """Returns the cell that this one is compared with; it may be itself, or skipped."""
-        base = self.baseline
-        if base is None:
-            base = {axis: next(iter(levels)) for axis, levels in self.axes.items()}
-        return Cell(tuple((axis, base.get(axis, level)) for axis, level in cell.levels))
+        return Cell(tuple((axis, self.base.get(axis, level)) for axis, level in cell.levels))
+
+    @property
+    def base(self) -> Mapping[str, str]:
+        """The baseline, filled in: {axis: level}."""
+        if self.baseline is not None:
+            return self.baseline
+        return {axis: next(iter(levels)) for axis, levels in self.axes.items()}
+
+    def common_options(self, overrides: Options | None = None) -> dict[str, Any]:
+        """Returns the options of all runs, with further ones of the command."""
+        return {**self.overrides, **(overrides or {})}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +85,9 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """A name that file systems take."""
-        return re.sub(r'[^\w.=,+-]+', '_', str(self))
+        """A name that file systems take, which may be that of another cell."""
+        name = re.sub(r'[^\w.=,+-]+', '_', str(self))
+        return shorten(name, str(self)) if len(name) > LONGEST_NAME else name
 
     def __str__(self) -> str:
         return ','.join(f'{axis}={level}' for axis, level in self.levels)
@@ -174,19 +185,18 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
     Raises:
       UserError: an axis, a level, an option, a value or a seed does not fit.
     """
-    _check_axes(sweep)
-    common = {**sweep.overrides, **(overrides or {})}
-    _check_options(sweep, overrides or {})
+    check_sweep(sweep, overrides or {})
+    common = sweep.common_options(overrides)
     cells = sweep.cells
     if not cells:
         raise UserError('all combinations of the axes are skipped; leave some.')
-    configs: dict[Cell, ConfigDict] = {}
-    for cell in cells:
-        configs[cell] = _load(sweep, cell, common)
-        _require_another(cell, configs)
-    if len({cell.folder for cell in cells}) < len(cells):
+    configs = {cell: _load(sweep, cell, common) for cell in cells}
+    _require_different(configs)
+    # Some file systems take 'a' and 'A' for one.
+    if len({cell.folder.casefold() for cell in cells}) < len(cells):
         raise UserError(
-            'two levels have names that are the same in names of files; use letters and digits.'
+            'two levels have names that are the same in names of files; use letters and digits, '
+            'and not the same word in capital and small letters.'
         )
     runs = []
     for seed, cell in itertools.product(sweep.seed_list, cells):
@@ -213,58 +223,11 @@ def _level_options(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     return found
 
 
-def _check_axes(sweep: Sweep) -> None:
-    if not sweep.axes:
-        raise UserError('the sweep has no axes; name at least one, with its levels.')
-    for axis, levels in sweep.axes.items():
-        for name in (axis, *levels):
-            if not isinstance(name, str) or not name:
-                raise UserError(f'{name!r} is no name of an axis or a level; write it as a text.')
-        if not levels:
-            raise UserError(f'the axis {axis!r} has no levels; name at least one.')
-    for what, part in [
-        ('baseline', sweep.baseline or {}),
-        *(('skip', part) for part in sweep.skip),
-    ]:
-        for axis, level in part.items():
-            if axis not in sweep.axes:
-                raise UserError(
-                    f'{what} names {axis!r}, which is no axis{_near(axis, sweep.axes)}.'
-                )
-            if level not in sweep.axes[axis]:
-                remedy = _near(level, sweep.axes[axis])
-                raise UserError(f'{what} names {level!r}, which is no level of {axis!r}{remedy}.')
-    seeds = sweep.seed_list
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f'seeds={sweep.seeds!r} must be at least one seed, and none twice.')
-
-
-def _near(word: str, known: Mapping[str, Any]) -> str:
-    return nearest(word, list(known)) or f'; there are {", ".join(known)}'
-
-
-def _check_options(sweep: Sweep, overrides: Options) -> None:
-    """Refuses an option that two axes set, or an axis and the command line."""
-    owner: dict[str, str] = {}
-    for axis, levels in sweep.axes.items():
-        for key in {key for chosen in levels.values() for key in chosen}:
-            if key == 'seed':
-                raise UserError(f'the axis {axis!r} sets the seed; give seeds=... for that.')
-            if key in owner:
-                raise UserError(
-                    f'{key} is set by the axes {owner[key]!r} and {axis!r}; make one of them.'
-                )
-            if key in overrides:
-                raise UserError(f'--config.{key} is set by the axis {axis!r}; leave it out.')
-            owner[key] = axis
-    for where in (sweep.overrides, overrides):
-        if 'seed' in where:
-            raise UserError('the seed is no override of a sweep; give seeds=... in its file.')
-
-
-def _require_another(cell: Cell, configs: Mapping[Cell, ConfigDict]) -> None:
-    for other, config in configs.items():
-        if other != cell and not differences(config, configs[cell]):
+def _require_different(configs: Mapping[Cell, ConfigDict]) -> None:
+    cells: dict[tuple, Cell] = {}
+    for cell, config in configs.items():
+        other = cells.setdefault(tuple(options(config)), cell)
+        if other != cell:
             raise UserError(
                 f'{other} and {cell} are the same config; change one of them, or leave it out.'
             )

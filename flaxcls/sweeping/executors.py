@@ -1,17 +1,20 @@
 """Runs that go on until all have ended, and their jobs on this machine, through submitit."""
 
-import contextlib
 import os
 import pathlib
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+import tqdm
 
 from flaxcls.errors import Stopped
 from flaxcls.interrupts import SignalFlag
 from flaxcls.sweeping.commands import (
     command_of,
+    kept_from_children,
     new_folder,
     require_submitit,
     share_of_accelerators,
@@ -20,6 +23,7 @@ from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
 
 _LOOK_SECONDS = 0.2
+_ASK_AGAIN_SECONDS = 5.0  # A job that has not quite begun may not hear that it is to stop.
 _FOREVER_MINUTES = 60 * 24 * 365
 
 
@@ -33,18 +37,26 @@ class Executor(Protocol):
         """Returns the runs that have ended since the last call, in whatever way."""
 
     def cancel(self) -> None:
-        """Asks all to save and stop, and begins no others; they still have to end."""
+        """Asks all to save and stop, and begins no others; they still have to end.
+
+        It may be called again and again.
+        """
 
     @property
-    def going_on(self) -> bool:
-        """Whether any has not ended."""
+    def going_on(self) -> int:
+        """How many have begun, or are in a queue, and have not ended."""
 
     def said(self, run: Run) -> str:
         """Returns what a job left that has not come to the point of writing its log."""
 
 
-def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run], None]) -> None:
-    """Runs all; calls `on_end` with each that has ended, in whatever way.
+def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run, bool], None]) -> None:
+    """Runs all; calls `on_end(run, stopping)` with each that has ended, in whatever way.
+
+    Args:
+      executor: that has none yet.
+      runs: to begin.
+      on_end: is told as well whether the runs have been asked to stop.
 
     Raises:
       UserError: they cannot be begun.
@@ -52,21 +64,29 @@ def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run], Non
     """
     with SignalFlag() as stop:
         executor.start(runs)
-        cancelled = False
+        cancelled = None
         while executor.going_on:
-            if stop.signal and not cancelled:
+            now = time.monotonic()
+            if stop.signal and (cancelled is None or now > cancelled + _ASK_AGAIN_SECONDS):
                 executor.cancel()
-                cancelled = True
+                if cancelled is None:
+                    _tell_stopping(stop.signal, executor.going_on)
+                cancelled = now
             for run in executor.ended():
-                if not cancelled:
-                    on_end(run)
+                on_end(run, cancelled is not None)
             time.sleep(_LOOK_SECONDS)
-    if cancelled:
+    if cancelled is not None:
         raise Stopped(
             f'{signal.Signals(stop.signal).name}: the runs that went on have saved and stopped; '
             'the same command goes on from there.',
             stop.signal,
         )
+
+
+def _tell_stopping(number: int, count: int) -> None:
+    runs = '1 run, which saves' if count == 1 else f'{count} runs, which save'
+    tqdm.tqdm.write(f'{signal.Signals(number).name}: stopping {runs} first ...')
+    sys.stdout.flush()
 
 
 class Local:
@@ -102,8 +122,8 @@ class Local:
             going[1]._process.terminate()
 
     @property
-    def going_on(self) -> bool:
-        return any(self._slots) or bool(self._waiting)
+    def going_on(self) -> int:
+        return sum(going is not None for going in self._slots) + len(self._waiting)
 
     def said(self, run: Run) -> str:
         return self._last[run].stderr() or ''
@@ -119,16 +139,6 @@ class Local:
                     environment=environment,
                     starter=os.getpid(),
                 )
-                with _kept_from_children(signal.SIGINT):
+                with kept_from_children(signal.SIGINT):
                     self._last[run] = self._executor.submit(job)
                 self._slots[slot] = run, self._last[run]
-
-
-@contextlib.contextmanager
-def _kept_from_children(number: signal.Signals) -> Iterator[None]:
-    """Blocks a signal in processes started within; this one gets it afterwards."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from flaxcls.reporting import svg
-from flaxcls.sweeping.definition import Cell, Sweep
-from flaxcls.sweeping.results import ACCURACY, TRAIN_LOSS, Metric, Outcome, Row, Run
+from flaxcls.sweeping.definition import Cell, Run
+from flaxcls.sweeping.results import ACCURACY, SHOWN, TRAIN_LOSS, Metric, Outcome, Row
 
 # Of the page's light style, for files that stand by themselves.
 _PAPER = ('#0072b2', '#d55e00', '#00845f', '#b0568c', '#a87400', '#2b8fc9')
 _DASHES = ('-', '--', ':', '-.')
+# With each dash a mark, since levels that are no numbers have no lines between them: matplotlib's
+# name, and a letter like it.
+_MARKS = (('o', '●'), ('s', '■'), ('^', '▲'), ('D', '◆'))
 _MOST_LINES = svg.NUM_COLOURS * len(_DASHES)
-PANELS = (ACCURACY, TRAIN_LOSS)
 
 
 class Line(NamedTuple):
@@ -26,7 +28,34 @@ class Line(NamedTuple):
     rows: Sequence[Row]
 
 
-def lines_over(sweep: Sweep, axis: str, rows: Sequence[Row]) -> list[Line]:
+class Key(NamedTuple):
+    """A line of the legend.
+
+    Attributes:
+      name: of the line.
+      colour: its index among those of the page.
+      mark: a letter like the marks on the line.
+    """
+
+    name: str
+    colour: int
+    mark: str
+
+
+def legend_of(lines: Sequence[Line]) -> list[Key]:
+    """Returns what a page needs for a legend of its own: [] where there is only one line."""
+    return [
+        Key(line.name, index % svg.NUM_COLOURS, _mark(index)[1])
+        for index, line in enumerate(lines)
+        if line.name
+    ]
+
+
+def _mark(index: int) -> tuple[str, str]:
+    return _MARKS[index // svg.NUM_COLOURS]
+
+
+def lines_over(axis: str, rows: Sequence[Row]) -> list[Line]:
     """Returns the lines of the plot over an axis."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -37,8 +66,8 @@ def lines_over(sweep: Sweep, axis: str, rows: Sequence[Row]) -> list[Line]:
 
 
 def draw(
-    sweep: Sweep,
     axis: str,
+    levels: Sequence[str],
     rows: Sequence[Row],
     outcomes: dict[Run, Outcome],
     colour: Callable[[int], str] = svg.run_colour,
@@ -48,24 +77,23 @@ def draw(
     """Returns a matplotlib Figure of means, deviations and single runs; None: too little for one.
 
     Args:
-      sweep: whose axis it is.
       axis: of the abscissa.
+      levels: of it, in their order.
       rows: of the table.
       outcomes: of the runs, which become small points.
       colour: of the line of an index.
       legend: whether it is drawn; a page has its own.
     """
-    lines = lines_over(sweep, axis, rows)
+    lines = lines_over(axis, rows)
     if not lines or len(lines) > _MOST_LINES:
         return None
-    levels = list(sweep.axes[axis])
     with svg.figure(8.6 if len(levels) * len(lines) < 40 else 11, 3.3) as figure:
-        for plot, metric in zip(figure.subplots(1, len(PANELS)), PANELS, strict=True):
+        for plot, metric in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
             for index, line in enumerate(lines):
                 _draw_line(plot, metric, line, index, len(lines), axis, levels, outcomes, colour)
             _finish(plot, metric, axis, levels)
         if legend and lines[0].name:
-            others = ', '.join(name for name in sweep.axes if name != axis)
+            others = ', '.join(name for name, _ in rows[0].cell.levels if name != axis)
             figure.legend(
                 *figure.axes[0].get_legend_handles_labels(),
                 title=others,
@@ -88,7 +116,7 @@ def _draw_line(plot, metric, line, index, count, axis, levels, outcomes, colour)
             [place] * len(values),
             [scale * value for value in values],
             linestyle='none',
-            marker='o',
+            marker=_mark(index)[0],
             markersize=4,
             markeredgewidth=0.7,
             fillstyle='none',
@@ -104,7 +132,7 @@ def _draw_line(plot, metric, line, index, count, axis, levels, outcomes, colour)
         linewidth=1.4,
         elinewidth=1,
         capsize=2.5,
-        marker='o',
+        marker=_mark(index)[0],
         markersize=4.5,
         label=line.name,
     )
@@ -135,7 +163,7 @@ def _finish(plot: Any, metric: Metric, axis: str, levels: Sequence[str]) -> None
     plot.set_xlim(-0.5, len(levels) - 0.5)
     plot.grid(visible=False, axis='x')
     plot.set_xlabel(axis)
-    plot.set_ylabel(f'{metric.title}{", %" if metric.share else ""}')
+    plot.set_ylabel(metric.label)
     if metric is TRAIN_LOSS:
         plot.set_ylim(bottom=0)
 

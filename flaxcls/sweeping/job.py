@@ -8,12 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
+
+from flaxcls.processes import end_with_parent
 
 LOG_FILE = 'log.txt'
 _SAVED = 75  # What a run exits with that was asked to stop, and has saved.
 _LOOK_SECONDS = 0.5
-_WAIT_FOR_OTHER = 60
+_WAIT_FOR_OTHER = 60  # Seconds.
 
 
 class Job:
@@ -42,13 +44,17 @@ class Job:
         self._command, self._workdir = list(command), pathlib.Path(workdir)
         self._environment, self._starter = dict(environment), starter
         self._child: subprocess.Popen | None = None
+        self._asked = False
 
     def __call__(self) -> int:
         """Returns the exit code of a run that has ended by itself."""
-        self._asked = False
         signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        # A closed terminal ends the sweep, which `_wait` finds out, so that the run saves.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._workdir.mkdir(parents=True, exist_ok=True)
-        _wait_until_free(self._workdir)
+        self._wait_until_free()
+        if self._asked:
+            self._leave()
         with (self._workdir / LOG_FILE).open('a', encoding='utf-8') as log:
             print(f'$ {shlex.join(self._command)}', file=log, flush=True)
             self._child = subprocess.Popen(
@@ -57,18 +63,15 @@ class Job:
                 stderr=subprocess.STDOUT,
                 env=self._make_environment(),
                 start_new_session=True,  # Ctrl-C at a terminal is for the sweep, which tells us.
-                # submitit's signal for a job that is out of time, which Slurm sends to all.
-                preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+                preexec_fn=_prepare_run,
             )
             if self._asked:  # Before there was a child to hand it on to.
                 self._child.terminate()
             code = self._wait()
-            if code < 0 and not self._asked:
-                name = signal.Signals(-code).name
-                print(f'error: the run was ended by {name}; is the memory too small?', file=log)
+            if code < 0:
+                print(self._describe_signal(-code), file=log)
         if self._asked and code != 0:
-            _requeue_if_preempted()
-            raise SystemExit(_SAVED)  # No result: the job has not come to its end.
+            self._leave()
         return code
 
     def checkpoint(self) -> Any:
@@ -85,13 +88,43 @@ class Job:
             self._child.terminate()
         self._asked = True  # A second signal would end the run at once.
 
+    def _leave(self) -> NoReturn:
+        """Ends this process without a result: the job has not come to its end."""
+        if self._starter is None:  # The allocation that a local sweep runs in is its user's.
+            _requeue_if_preempted()
+        raise SystemExit(_SAVED)
+
+    def _describe_signal(self, number: int) -> str:
+        name = signal.Signals(number).name
+        if self._asked and number == signal.SIGTERM:
+            return f'{name}: stopped where nothing can be saved; what was saved before stays.'
+        remedy = 'is the memory too small?' if number == signal.SIGKILL else 'try it again.'
+        return f'error: the run was ended by {name}; {remedy}'
+
     def _wait(self) -> int:
         while True:
             try:
                 return self._child.wait(_LOOK_SECONDS)
             except subprocess.TimeoutExpired:
-                if self._starter is not None and not _is_alive(self._starter):
-                    self._stop()
+                self._stop_without_starter()
+
+    def _stop_without_starter(self) -> None:
+        if self._starter is not None and not _is_alive(self._starter):
+            self._stop()
+
+    def _wait_until_free(self) -> None:
+        """Waits for a run that a sweep before this one has left, and that may still be saving."""
+        with (self._workdir / '.lock').open('w') as file:
+            until = time.monotonic() + _WAIT_FOR_OTHER
+            while not self._asked and time.monotonic() < until:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    time.sleep(_LOOK_SECONDS)
+                    self._stop_without_starter()
+                except OSError:  # Some network file systems have no locks; the run says so.
+                    return
 
     def _make_environment(self) -> dict[str, str]:
         environment = dict(os.environ)
@@ -102,7 +135,14 @@ class Job:
         return environment
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_child': None}
+        return {**self.__dict__, '_child': None, '_asked': False}
+
+
+def _prepare_run() -> None:
+    # submitit's signal for a job that is out of time, which Slurm sends to all.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    end_with_parent(signal.SIGTERM)  # Where the job itself is killed, the run saves and stops.
 
 
 def _is_alive(process: int) -> bool:
@@ -113,19 +153,6 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _wait_until_free(workdir: pathlib.Path) -> None:
-    """Waits for a run that a sweep before this one has left, and that may still be saving."""
-    with (workdir / '.lock').open('w') as file:
-        for _ in range(_WAIT_FOR_OTHER):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(1)
-            except OSError:  # Some network file systems have no locks; the run says so.
-                return
 
 
 def _requeue_if_preempted() -> None:

@@ -2,7 +2,6 @@
 
 import datetime
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,9 +11,10 @@ import flaxcls
 from flaxcls.reporting import svg
 from flaxcls.reporting.page import environment, percent
 from flaxcls.sweeping import figures, tables
+from flaxcls.sweeping.checks import axis_file
 from flaxcls.sweeping.costs import Costs, describe_state
 from flaxcls.sweeping.definition import Options, Run, Sweep
-from flaxcls.sweeping.results import ACCURACY, Outcome, Row, read_outcome, tabulate
+from flaxcls.sweeping.results import ACCURACY, SHOWN, Outcome, Row, read_outcomes, tabulate
 from flaxcls.writers import write_atomically
 
 PAGE = 'sweep.html'
@@ -38,8 +38,7 @@ def write_all(
       failed: {run: sentence} of those that have just failed.
       overrides: of all runs, besides the sweep's own.
     """
-    common = {**sweep.overrides, **(overrides or {})}
-    outcomes = {run: read_outcome(run) for run in runs}
+    outcomes = read_outcomes(runs)
     rows = tabulate(sweep, outcomes, costs)
     root.mkdir(parents=True, exist_ok=True)
     print(f'{tables.as_text(sweep, rows)}\n{tables.reading(sweep, rows)}', flush=True)
@@ -51,7 +50,7 @@ def write_all(
     for name, text in written.items():
         write_atomically(root / name, text)
     _write_plots(sweep, rows, outcomes, root)
-    text = render(sweep, rows, outcomes, common, failed)
+    text = render(sweep, rows, outcomes, sweep.common_options(overrides), failed)
     # Names of files need not be valid text.
     write_atomically(root / PAGE, text.encode('utf-8', 'backslashreplace'))
     done = sum(outcome.finished for outcome in outcomes.values())
@@ -62,13 +61,12 @@ def _write_plots(
     sweep: Sweep, rows: Sequence[Row], outcomes: dict[Run, Outcome], root: pathlib.Path
 ) -> None:
     """Writes AXIS.svg and AXIS.png for each axis, on white."""
-    for axis in sweep.axes:
-        drawn = figures.draw(sweep, axis, rows, outcomes, figures.paper_colour)
+    for axis, levels in sweep.axes.items():
+        drawn = figures.draw(axis, list(levels), rows, outcomes, figures.paper_colour)
         if drawn is None:
             continue
-        name = re.sub(r'[^\w.-]+', '_', axis)
         for kind in ('svg', 'png'):
-            svg.save(drawn, root / f'{name}.{kind}')
+            svg.save(drawn, root / f'{axis_file(axis)}.{kind}')
 
 
 class AxisPlot(NamedTuple):
@@ -77,13 +75,13 @@ class AxisPlot(NamedTuple):
     Attributes:
       title: the axis.
       svg: the element; None: there is nothing to draw.
-      names: of the lines, in the order of their colours; empty where there is one.
+      keys: of the legend; empty where there is one line.
       why: a sentence that says why there is none.
     """
 
     title: str
     svg: Markup | None
-    names: Sequence[str]
+    keys: Sequence[figures.Key]
     why: str = ''
 
 
@@ -110,6 +108,7 @@ def render(
         paragraphs=[' '.join(part.split()) for part in sweep.text.split('\n\n')],
         header=tables.header(sweep),
         rows=[tables.cells(row) for row in rows],
+        shown=SHOWN,
         reading=tables.reading(sweep, rows),
         best=_reached(max(reached, key=mean)) if reached else None,
         base=_reached(bases[0]) if len(bases) == 1 else None,
@@ -132,10 +131,10 @@ def _reached(row: Row) -> Reached:
 
 def _plot(sweep: Sweep, index: int, rows: Sequence[Row], outcomes: dict[Run, Outcome]) -> AxisPlot:
     axis = list(sweep.axes)[index]
-    lines = figures.lines_over(sweep, axis, rows)
-    drawn = figures.draw(sweep, axis, rows, outcomes, legend=False)
+    lines = figures.lines_over(axis, rows)
+    drawn = figures.draw(axis, list(sweep.axes[axis]), rows, outcomes, legend=False)
     if drawn is None:
         why = 'The combinations of the other axes are too many for lines.'
         return AxisPlot(axis, None, [], why if lines else 'Nothing is finished yet.')
     element = svg.render(drawn, f'axis-{index}', 'Accuracy and training loss over the levels.')
-    return AxisPlot(axis, Markup(element), [line.name for line in lines if line.name])
+    return AxisPlot(axis, Markup(element), figures.legend_of(lines))

@@ -25,6 +25,11 @@ class Metric(NamedTuple):
     title: str
     share: bool
 
+    @property
+    def label(self) -> str:
+        """The title, with the unit of a share."""
+        return f'{self.title}, %' if self.share else self.title
+
     def format(self, value: float, *, sign: bool = False) -> str:
         """Returns the number for people; a share in percent, without the sign for it."""
         form = '+' if sign else ''
@@ -38,6 +43,8 @@ METRICS = (
     Metric('train/loss', 'training loss', False),
 )
 ACCURACY, TRAIN_LOSS = METRICS[0], METRICS[3]
+SHOWN = (ACCURACY, TRAIN_LOSS)  # To people; the tables that are written have all.
+_CHECKPOINTS = 'checkpoints'
 
 
 class Outcome(NamedTuple):
@@ -60,22 +67,43 @@ class Outcome(NamedTuple):
     def finished(self) -> bool:
         return bool(self.values)
 
+    @property
+    def lacks_metrics(self) -> bool:
+        """Whether all steps are made, and metrics.jsonl does not tell of them."""
+        return not self.values and self.step == self.total_steps
+
+
+def read_outcomes(runs: Sequence[Run]) -> dict[Run, Outcome]:
+    """Returns what each run has left."""
+    return {run: read_outcome(run) for run in runs}
+
 
 def read_outcome(run: Run) -> Outcome:
     """Returns what the workdir of a run tells."""
     record = read_record(run.workdir)
     if not record:
         return Outcome(0, None, {}, None)
-    total, seconds = record['total_steps'], None
+    step, total, seconds = _saved_step(run, record['step']), record['total_steps'], None
     if not record['parts'][0]['from_step']:
         seconds = sum(part['seconds'] for part in record['parts'])
     values = {}
-    if record['step'] >= total and record['val']:
+    if step >= total and record['val']:
         values = {m.key: record['val'][m.key] for m in METRICS if m.key in record['val']}
         values |= _last_epoch(run, total)
         if values.keys() != {metric.key for metric in METRICS}:
-            values = {}  # Somebody has removed metrics.jsonl.
-    return Outcome(record['step'], total, values, seconds)
+            values = {}  # See `Outcome.lacks_metrics`.
+    return Outcome(step, total, values, seconds)
+
+
+def _saved_step(run: Run, step: int) -> int:
+    """Returns the recorded step, or that of the newest checkpoint where its save has failed.
+
+    Where somebody has removed all checkpoints, for room, the record is believed.
+    """
+    folder = run.workdir / _CHECKPOINTS
+    if not folder.is_dir() or (folder / str(step)).is_dir():
+        return step
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
 
 
 def _last_epoch(run: Run, total_steps: int) -> dict[str, float]:

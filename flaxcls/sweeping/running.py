@@ -1,18 +1,22 @@
 """The runs of a sweep that are not finished, one after another or side by side."""
 
 import argparse
+import contextlib
+import fcntl
 import pathlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import tqdm
 
-from flaxcls.sweeping.commands import require_submitit
+from flaxcls.errors import UserError
+from flaxcls.sweeping.commands import last_line, require_submitit
 from flaxcls.sweeping.costs import as_duration
 from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
-from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome
+from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
 from flaxcls.sweeping.slurm import Slurm, require_slurm
 
 
@@ -25,28 +29,55 @@ def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) ->
     return Slurm(root, config, flags.jobs, dict(given.split('=', 1) for given in flags.slurm))
 
 
-def read_outcomes(runs: Sequence[Run]) -> dict[Run, Outcome]:
-    """Returns what each run has left."""
-    return {run: read_outcome(run) for run in runs}
+@contextlib.contextmanager
+def only_sweep(root: pathlib.Path) -> Iterator[None]:
+    """Creates the sweep's folder and keeps other sweeps out of it, as long as the block lasts.
+
+    Raises:
+      UserError: another one runs there, or it is a file.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f'--workdir={root} is a file, or lies below one.') from None
+    with (root / '.lock').open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'another sweep is running in {str(root)!r}; wait for it, or choose another '
+                '--workdir.'
+            ) from None
+        except OSError as error:  # Some network file systems have no locks.
+            print(f'Note: {str(root)!r} cannot be locked ({error.strerror}); run once there.')
+        yield
 
 
-def run_unfinished(runs: Sequence[Run], executor: Executor) -> dict[Run, str]:
-    """Runs what is not finished; returns {failed run: sentence}.
+def run_unfinished(runs: Sequence[Run], executor: Executor, failed: dict[Run, str]) -> None:
+    """Runs what is not finished.
+
+    Args:
+      runs: of the sweep.
+      executor: that has none yet.
+      failed: gets {failed run: sentence}, whatever is raised.
 
     Raises:
       UserError: the runs cannot be begun.
       Stopped: a signal came, and all have saved.
     """
-    left = [run for run in runs if not read_outcome(run).finished]
-    done = len(runs) - len(left)
+    before = read_outcomes(runs)
+    done = sum(outcome.finished for outcome in before.values())
     print(f'{len(runs)} runs, {done} of them finished before', flush=True)
+    _refuse_without_metrics(before, failed)
+    left = [run for run in runs if not before[run].finished and run not in failed]
     logged = {run: _log_size(run) for run in left}
-    failed: dict[Run, str] = {}
     bar = tqdm.tqdm(initial=done, total=len(runs), unit='run', disable=None, dynamic_ncols=True)
     ended = 0
 
-    def on_end(run: Run) -> None:
+    def on_end(run: Run, stopping: bool) -> None:
         nonlocal ended
+        if stopping and _was_stopped(run, logged[run]):
+            return
         ended += 1
         outcome = read_outcome(run)
         if outcome.finished:
@@ -64,7 +95,16 @@ def run_unfinished(runs: Sequence[Run], executor: Executor) -> dict[Run, str]:
             run_all(executor, left, on_end)
     finally:
         bar.close()
-    return failed
+
+
+def _refuse_without_metrics(outcomes: dict[Run, Outcome], failed: dict[Run, str]) -> None:
+    for run, outcome in outcomes.items():
+        if outcome.lacks_metrics:
+            failed[run] = (
+                f'it has made all its steps, but its metrics.jsonl is gone or cut short; put it '
+                f'back, or remove {str(run.workdir)!r}, and it runs again.'
+            )
+            print(f'{run}: not started: {failed[run]}', flush=True)
 
 
 def _log_size(run: Run) -> int:
@@ -72,11 +112,23 @@ def _log_size(run: Run) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def _said(run: Run, logged: int) -> str:
+    """Returns what a run has said since its log had the size `logged`."""
+    path = run.workdir / LOG_FILE
+    return path.read_bytes()[logged:].decode(errors='backslashreplace') if path.exists() else ''
+
+
+def _was_stopped(run: Run, logged: int) -> bool:
+    """Tells whether a run, of those asked to stop, has neither finished nor failed by itself."""
+    if read_outcome(run).finished:
+        return False
+    last = last_line(_said(run, logged))
+    return not last or last.startswith('$ ') or bool(re.match(r'SIG\w+: stopped ', last))
+
+
 def _why(run: Run, executor: Executor, logged: int) -> str:
     """Returns the last that a failed run has said since its log had the size `logged`."""
-    path = run.workdir / LOG_FILE
-    said = path.read_bytes()[logged:].decode(errors='backslashreplace') if path.exists() else ''
-    lines = [line.strip() for line in (said or executor.said(run)).splitlines() if line.strip()]
-    if not lines or lines[-1].startswith('$ '):
+    last = last_line(_said(run, logged) or executor.said(run))
+    if not last or last.startswith('$ '):
         return 'it has ended without a word.'
-    return lines[-1].removeprefix('error: ')
+    return last.removeprefix('error: ')

@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,8 @@ from typing import Any
 from flaxcls.errors import UserError
 from flaxcls.sweeping.commands import (
     command_of,
+    kept_from_children,
+    last_line,
     new_folder,
     require_submitit,
     without_caches_of_this_machine,
@@ -20,6 +24,7 @@ from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
 from flaxcls.writers import write_atomically
 
+_TRIES = 5
 _ASK_SECONDS = 4.0  # Between two questions to the scheduler, which all its users ask.
 _ARRAY_FILE = 'slurm_jobs.json'
 _MINUTES = 240  # A run that takes longer goes back into the queue, and continues.
@@ -48,27 +53,29 @@ class Slurm:
         self._asked = 0.0
 
     def start(self, runs: Sequence[Run]) -> None:
-        queued, stored = _queued_jobs(), self._read()
+        queued = _require_queued_jobs()
+        stored = {name: job for name, job in self._read().items() if job in queued}
         names = {_name_in(self._root, run): run for run in runs}
-        for name, job in stored.items():
-            if name in names and job in (queued or ()):
-                self._going[names[name]] = job
+        self._going = {names[name]: job for name, job in stored.items() if name in names}
         if self._going:
             print(f'{len(self._going)} of the runs are in the queue already.', flush=True)
         rest = [run for run in runs if run not in self._going]
-        if rest:
-            self._submit(rest)
-        jobs = {_name_in(self._root, run): job for run, job in self._going.items()}
-        write_atomically(self._root / _ARRAY_FILE, json.dumps(jobs, indent=1) + '\n')
+        # sbatch would die of Ctrl-C, and leave an array that nobody knows of.
+        with kept_from_children(signal.SIGINT):
+            if rest:
+                self._submit(rest)
+            jobs = {_name_in(self._root, run): job for run, job in self._going.items()}
+            text = json.dumps(stored | jobs, indent=1) + '\n'
+            write_atomically(self._root / _ARRAY_FILE, text)
 
     def _submit(self, runs: Sequence[Run]) -> None:
         submitit = require_submitit()
+        _require_room_in_array(len(runs))
         folder = new_folder(self._root, 'slurm')
         # A job may be preempted or run out of time as often as it comes.
         executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
         executor.update_parameters(**self._parameters)
-        if self._jobs:
-            executor.update_parameters(array_parallelism=self._jobs)
+        executor.update_parameters(array_parallelism=self._jobs or len(runs))
         environment = without_caches_of_this_machine(os.environ)
         jobs = [
             Job(command_of(run, self._config), run.workdir, environment=environment, starter=None)
@@ -79,7 +86,7 @@ class Slurm:
                 submitted = [executor.submit(job) for job in jobs]
         except submitit.core.utils.FailedJobError as error:
             raise UserError(
-                f'sbatch refuses the jobs ({_last_line(str(error))}); change --slurm KEY=VALUE.'
+                f'sbatch refuses the jobs ({last_line(str(error))}); change --slurm KEY=VALUE.'
             ) from None
         for run, job in zip(runs, submitted, strict=True):
             self._going[run], self._last[run] = job.job_id, job.paths.stderr
@@ -96,11 +103,12 @@ class Slurm:
         return found
 
     def cancel(self) -> None:
-        subprocess.run(['scancel', *self._going.values()], check=False, capture_output=True)
+        if self._going:  # Without a name, scancel only complains.
+            _ask('scancel', *self._going.values())
 
     @property
-    def going_on(self) -> bool:
-        return bool(self._going)
+    def going_on(self) -> int:
+        return len(self._going)
 
     def said(self, run: Run) -> str:
         path = self._last.get(run)
@@ -122,9 +130,39 @@ def _queued_jobs() -> set[str] | None:
 
     squeue, and not submitit's sacct, which needs a data base that not every cluster has.
     """
-    ask = ['squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i']
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    answer = _ask('squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i')
     return set(answer.stdout.split()) if answer.returncode == 0 else None
+
+
+def _require_queued_jobs() -> set[str]:
+    """Returns what `_queued_jobs` does, after a few questions; raises UserError if in vain."""
+    for _ in range(_TRIES):
+        queued = _queued_jobs()
+        if queued is not None:
+            return queued
+        time.sleep(_ASK_SECONDS)
+    raise UserError(
+        f'squeue has given no answer {_TRIES} times, and which runs are in the queue already is '
+        'not known; start the same command when Slurm answers again.'
+    )
+
+
+def _require_room_in_array(count: int) -> None:
+    """Raises UserError if an array of this cluster cannot have so many jobs."""
+    found = re.search(r'^MaxArraySize\s*=\s*(\d+)', _ask('scontrol', 'show', 'config').stdout, re.M)
+    if found and count > int(found[1]):
+        raise UserError(
+            f'{count} runs are left, and an array of this cluster has at most {found[1]} jobs '
+            '(MaxArraySize); begin with fewer seeds in the file of the sweep, and give all of them '
+            'when those are finished, which stay.'
+        )
+
+
+def _ask(*words: str) -> subprocess.CompletedProcess:
+    """Runs a command of Slurm, which does not hear the terminal's Ctrl-C."""
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
 def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
@@ -156,8 +194,3 @@ def require_slurm() -> None:
         )
     if _queued_jobs() is None:
         raise UserError('--executor=slurm: squeue gets no answer; is Slurm running?')
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ''

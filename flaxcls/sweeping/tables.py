@@ -10,7 +10,7 @@ from flaxcls.sweeping.definition import Run, Sweep
 from flaxcls.sweeping.results import (
     ACCURACY,
     METRICS,
-    TRAIN_LOSS,
+    SHOWN,
     Difference,
     Metric,
     Outcome,
@@ -19,15 +19,13 @@ from flaxcls.sweeping.results import (
 )
 
 _NOTHING = '-'
-_SHOWN = (ACCURACY, TRAIN_LOSS)
 
 
 def header(sweep: Sweep) -> list[str]:
     """Returns the titles of the columns that people read."""
     titles = [*sweep.axes, 'parameters', 'GFLOPs/image', 'runs']
-    for metric in _SHOWN:
-        unit = ', %' if metric.share else ''
-        titles += [f'{metric.title}{unit}', 'difference']
+    for metric in SHOWN:
+        titles += [metric.label, 'difference']
     return titles
 
 
@@ -39,7 +37,7 @@ def cells(row: Row) -> list[str]:
     texts.append(f'{cost["parameters"]:,}' if cost else _NOTHING)
     texts.append(f'{cost["forward_flops"] / 1e9:.4f}' if cost else _NOTHING)
     texts.append(str(summary.count))
-    for metric in _SHOWN:
+    for metric in SHOWN:
         texts.append(mean_and_deviation(metric, row.summaries[metric.key]))
         texts.append('base' if row.base else difference(metric, row.differences[metric.key]))
     return texts
@@ -89,25 +87,24 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
 
 def reading(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Returns how the table is read, in a few sentences."""
-    found = [d for row in rows for d in row.differences.values() if d]
+    shown = [row.differences[metric.key] for row in rows for metric in SHOWN]
+    found = [difference for difference in shown if difference and difference.interval]
     tests = {True: "paired by seed (Student's t)", False: "between unpaired seeds (Welch's t)"}
     kinds = ' or '.join(
         tests[kind] for kind in (True, False) if any(d.paired == kind for d in found)
     )
+    interval = f', with its 95 % interval, {kinds}' if kinds else ''
     return (
         'Mean and sample standard deviation over the seeds, after the last epoch; the training '
         'loss is its mean over the last epoch. The difference is that '
-        f'from {describe_base(sweep)}, with its 95 % interval{", " + kinds if kinds else ""}.'
+        f'from {describe_base(sweep)}{interval}.'
     )
 
 
 def describe_base(sweep: Sweep) -> str:
     """Returns what cells are compared with, in words."""
-    base = sweep.baseline
-    if base is None:
-        base = {axis: next(iter(levels)) for axis, levels in sweep.axes.items()}
-    text = ', '.join(f'{axis} {level}' for axis, level in base.items())
-    others = [axis for axis in sweep.axes if axis not in base]
+    text = ', '.join(f'{axis} {level}' for axis, level in sweep.base.items())
+    others = [axis for axis in sweep.axes if axis not in sweep.base]
     return f'{text} at the same {" and ".join(others)}' if others else text
 
 
