@@ -63,7 +63,6 @@ def train_and_evaluate(
                 print(f'{workdir} is already finished: step {step} of {total}.')
             else:
                 state = _train(setup, state, workdir, checkpoints, brief)
-            checkpoints.wait()
         finally:
             checkpoints.close()
         history = writers.read_metrics(workdir)
@@ -237,6 +236,7 @@ def _train(
                     raise _stopped(number, step, setup.total_steps)
                 if saving:
                     window.restart()
+            checkpoints.wait()  # A signal now would end the process, and the last save with it.
     finally:
         progress.close()
         writer.close()

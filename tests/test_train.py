@@ -1,6 +1,7 @@
 """Runs: training, resuming, evaluating, failing."""
 
 import json
+import os
 import shutil
 import signal
 
@@ -362,3 +363,24 @@ def test_fingerprint_sees_names_types_shapes_and_values():
     ]
     assert len({fingerprint(state) for state in states}) == len(states)
     assert fingerprint({'a': np.zeros(4, np.float32)}) == fingerprint(states[0])
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_lose_it(
+    tiny_config, tmp_path, monkeypatch
+):
+    config = tiny_config(num_epochs=1)
+    wait, asked, reached = Checkpoints.wait, [], []
+
+    def wait_and_be_asked_to_stop(self):
+        if not asked:  # The first time; later there is nothing left to write.
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, 'wait', wait_and_be_asked_to_stop)
+    before = signal.signal(signal.SIGTERM, lambda *_: reached.append('what ends a process'))
+    try:
+        state, _ = flaxcls.train_and_evaluate(config, tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not reached
+    assert Checkpoints(tmp_path, read_only=True).newest_step == int(state.step)
