@@ -1,8 +1,10 @@
-"""Loading of configs: experiment files, their variants, and overrides."""
+"""Loading of configs: experiment files, their variants, overrides; and where such a run lives."""
 
 import contextlib
 import importlib.util
 import os
+import pathlib
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 
 from flaxcls.config import default_config, nearest, options, set_option
 from flaxcls.errors import UserError
+from flaxcls.output_files import LONGEST_NAME, shorten
 
 
 def load_config(
@@ -112,3 +115,18 @@ def _require_all_options(config: Any, path: str) -> None:
             raise UserError(
                 f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'
             )
+
+
+def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
+    """Returns a folder below runs/ that differs wherever the experiment does.
+
+    So another override is another run, and the same command goes on with the same one.
+    """
+    file, variant = split_variant(path) if path else ('default', None)
+    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
+    parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
+    exact = '-'.join(parts)
+    name = re.sub(r'[^\w.=,-]+', '_', exact)
+    if name != exact or len(name) > LONGEST_NAME:  # Two names may have become one.
+        name = shorten(name, exact)
+    return f'runs/{name}'

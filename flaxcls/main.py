@@ -8,8 +8,6 @@
 Without --config and --workdir, the defaults below are run. --config.KEY=VALUE changes an option.
 """
 
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -17,9 +15,8 @@ from ml_collections import ConfigDict
 from flaxcls import processes
 from flaxcls.config import describe_options, parse_overrides
 from flaxcls.errors import CommandParser, UserError, run_command
-from flaxcls.experiment_files import load_config, split_variant
+from flaxcls.experiment_files import default_workdir, load_config
 from flaxcls.host_memory import keep_freed_memory
-from flaxcls.output_files import LONGEST_NAME, shorten
 
 _FLAGS = (
     *('--config', '--workdir', '--mode', '--checkpoint'),
@@ -70,21 +67,6 @@ def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> No
 
     values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
     print(f'step {values["step"]}: {describe(values)}')
-
-
-def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
-    """Returns a folder below runs/ that differs wherever the experiment does.
-
-    So another override is another run, and the same command goes on with the same one.
-    """
-    file, variant = split_variant(path) if path else ('default', None)
-    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
-    parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
-    exact = '-'.join(parts)
-    name = re.sub(r'[^\w.=,-]+', '_', exact)
-    if name != exact or len(name) > LONGEST_NAME:  # Two names may have become one.
-        name = shorten(name, exact)
-    return f'runs/{name}'
 
 
 if __name__ == '__main__':

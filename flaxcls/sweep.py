@@ -8,9 +8,10 @@
 
 The same command goes on where it stopped: finished runs stay, unfinished ones continue, failed ones
 are tried again. A run that fails is told, and the others go on. Ctrl-C lets those that go on save,
-and stops; with Slurm it cancels the array, which saves as well. Where the connection breaks, the
-array goes on, and the same command finds it again. --dry_run tells what would be run and what it
-costs. --config.KEY=VALUE changes an option of all runs. A run that has no --slurm time=MINUTES is
+and stops, as does a terminal that is closed; with Slurm it cancels the array, which saves as well.
+Where the connection breaks, the array goes on, and the same command finds it again. One sweep at a
+time runs in a folder. --dry_run tells what would be run and what it costs, --report shows what is
+there. --config.KEY=VALUE changes an option of all runs. A run that has no --slurm time=MINUTES is
 given four hours at a time.
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 
 from flaxcls.config import parse_overrides
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
-from flaxcls.main import default_workdir
+from flaxcls.experiment_files import default_workdir
 from flaxcls.sweeping.definition import expand, load_sweep, require_same_configs
 
 _FLAGS = ('--sweep', '--workdir', '--executor', '--jobs', '--slurm', '--dry_run', '--report')

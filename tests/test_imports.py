@@ -51,8 +51,8 @@ ORDER = [
         'export',
         'serve',
         'option_reference',
+        'sweep',
     },
-    {'sweep'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

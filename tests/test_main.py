@@ -15,7 +15,7 @@ from flaxcls.checkpoint import fingerprint
 from flaxcls.config import parse_overrides
 from flaxcls.errors import UserError
 from flaxcls.evaluate import load_run
-from flaxcls.main import default_workdir
+from flaxcls.experiment_files import default_workdir
 
 ENVIRONMENT = with_devices(1)  # As most users have.
 # And the program that they run.

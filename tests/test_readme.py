@@ -31,8 +31,8 @@ import flaxcls
 from benchmarks.parity_cases import make_tensor
 from flaxcls.config import parse_overrides
 from flaxcls.errors import RunError
+from flaxcls.experiment_files import default_workdir
 from flaxcls.exporting import web
-from flaxcls.main import default_workdir
 from flaxcls.models import MODELS, create_model
 from flaxcls.torch_layout import torch_layout
 

@@ -52,6 +52,8 @@ def _start(*words):
         [sys.executable, '-m', 'flaxcls.sweep', *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
+        # The tests may have been started with nohup, which children would ignore it with.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )  # fmt: skip
 
 
