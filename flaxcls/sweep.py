@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from flaxcls.config import parse_overrides
 from flaxcls.errors import CommandParser, RunError, Stopped, UserError, run_command
 from flaxcls.experiment_files import default_workdir
+from flaxcls.folder_lock import locked_folder
 from flaxcls.sweeping.definition import expand, load_sweep, require_same_configs
 
 _FLAGS = ('--sweep', '--workdir', '--executor', '--jobs', '--slurm', '--dry_run', '--report')
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         return
     failed, stopped = {}, None
     if executor:
-        with running.only_sweep(root):
+        with locked_folder(root, 'sweep is running'):
             stopped = _run(lambda: running.run_unfinished(runs, executor, failed))
     _write(lambda: page.write_all(sweep, runs, root, planned, failed, overrides))
     if stopped:

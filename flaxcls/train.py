@@ -1,7 +1,6 @@
 """The training loop, and all its input and output."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.divergence import require_finite, require_finite_state
 from flaxcls.errors import Stopped, UserError
 from flaxcls.evaluate import describe, make_evaluate
+from flaxcls.folder_lock import locked_folder
 from flaxcls.interrupts import SignalFlag
 from flaxcls.processes import on_first
 from flaxcls.records import RunRecord
@@ -74,25 +74,8 @@ def train_and_evaluate(
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
     """Creates the workdir and keeps other runs out of it, as long as this process lives."""
     with contextlib.ExitStack() as stack:
-        on_first(lambda: _lock(workdir, stack))
+        on_first(lambda: stack.enter_context(locked_folder(workdir, 'run is training')))
         yield
-
-
-def _lock(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f'--workdir={workdir} is a file, or lies below one.') from None
-    file = stack.enter_context((workdir / '.lock').open('w'))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f'another run is training in {str(workdir)!r}; wait for it, or choose another '
-            '--workdir.'
-        ) from None
-    except OSError as error:  # Some network file systems have no locks.
-        print(f'Note: {str(workdir)!r} cannot be locked ({error.strerror}); run once there.')
 
 
 def _start_or_resume(

@@ -12,7 +12,7 @@ import pytest
 ORDER = [
     {'compilation_cache', 'host_memory', 'templates'},
     {'errors'},
-    {'config', 'processes', 'output_files'},
+    {'config', 'processes', 'output_files', 'folder_lock'},
     {'experiment_files', 'validation', 'data', 'targets'},
     {'models'},
     {'metrics', 'scores', 'optim', 'torch_layout'},

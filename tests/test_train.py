@@ -16,6 +16,7 @@ from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.evaluate import evaluate_workdir, load_run
+from flaxcls.folder_lock import locked_folder
 from flaxcls.interrupts import SignalFlag
 from flaxcls.run_setup import prepare
 from flaxcls.writers import MetricsWriter, read_metrics
@@ -304,7 +305,8 @@ def test_evaluating_what_is_not_there_is_one_sentence(tmp_path):
         evaluate_workdir(tmp_path)
     with pytest.raises(UserError, match='is a file'):
         (tmp_path / 'file').write_text('')
-        train._lock(tmp_path / 'file', None)
+        with locked_folder(tmp_path / 'file', 'run is training'):
+            pass
 
 
 def test_checkpoint_of_another_network_is_refused_by_name(finished, tmp_path):

@@ -1,6 +1,5 @@
 """What a job does, in a process that submitit starts: one run, as a child, until it ends."""
 
-import fcntl
 import os
 import pathlib
 import shlex
@@ -10,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from flaxcls import folder_lock
 from flaxcls.processes import end_with_parent
 
 LOG_FILE = 'log.txt'
@@ -114,11 +114,11 @@ class Job:
 
     def _wait_until_free(self) -> None:
         """Waits for a run that a sweep before this one has left, and that may still be saving."""
-        with (self._workdir / '.lock').open('w') as file:
+        with folder_lock.open_lock(self._workdir) as file:
             until = time.monotonic() + _WAIT_FOR_OTHER
             while not self._asked and time.monotonic() < until:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    folder_lock.take(file)
                     return
                 except BlockingIOError:
                     time.sleep(_LOOK_SECONDS)

@@ -1,16 +1,13 @@
 """The runs of a sweep that are not finished, one after another or side by side."""
 
 import argparse
-import contextlib
-import fcntl
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import tqdm
 
-from flaxcls.errors import UserError
 from flaxcls.sweeping.commands import last_line, require_submitit
 from flaxcls.sweeping.costs import as_duration
 from flaxcls.sweeping.definition import Run
@@ -27,30 +24,6 @@ def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) ->
         return Local(root, config, flags.jobs or 1)
     require_slurm()
     return Slurm(root, config, flags.jobs, dict(given.split('=', 1) for given in flags.slurm))
-
-
-@contextlib.contextmanager
-def only_sweep(root: pathlib.Path) -> Iterator[None]:
-    """Creates the sweep's folder and keeps other sweeps out of it, as long as the block lasts.
-
-    Raises:
-      UserError: another one runs there, or it is a file.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f'--workdir={root} is a file, or lies below one.') from None
-    with (root / '.lock').open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'another sweep is running in {str(root)!r}; wait for it, or choose another '
-                '--workdir.'
-            ) from None
-        except OSError as error:  # Some network file systems have no locks.
-            print(f'Note: {str(root)!r} cannot be locked ({error.strerror}); run once there.')
-        yield
 
 
 def run_unfinished(runs: Sequence[Run], executor: Executor, failed: dict[Run, str]) -> None:
