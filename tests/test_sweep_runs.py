@@ -48,13 +48,16 @@ def _write_sweep(folder, rates, seeds, **changes):
 
 
 def _start(*words):
-    return subprocess.Popen(
-        [sys.executable, '-m', 'flaxcls.sweep', *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-        # The tests may have been started with nohup, which children would ignore it with.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
-    )  # fmt: skip
+    # The tests may have been started with nohup, which children would ignore it with.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'flaxcls.sweep', *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _records(root):
