@@ -6,7 +6,7 @@ and takes learning rates that are too high without it (arXiv:1502.03167, section
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/alexnet_norm.py
 
-27 runs of half a minute on one core.
+27 runs. Not run yet; --dry_run tells what they cost.
 """
 
 from flaxcls.sweeping import Sweep, values

@@ -7,7 +7,7 @@ flipping should do harm.
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/augmentation.py
 
-21 runs of a minute and a half on one core.
+21 runs. Not run yet; --dry_run tells what they cost.
 """
 
 from flaxcls.sweeping import Sweep

@@ -6,7 +6,7 @@ figure 1); groups somewhat smaller than the batch ("ghost" batches) do no harm, 
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/batch_norm_groups.py
 
-18 runs of a minute and a half on one core.
+18 runs of a minute and a quarter, two at a time on two cores. Run; see docs/ablations.md.
 """
 
 from flaxcls.sweeping import Sweep, values

@@ -9,7 +9,7 @@ Claim: at equal parameters, and at equal FLOPs, a DenseNet is more accurate than
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/densenet_vs_resnet.py
 
-15 runs of one to four minutes on one core.
+15 runs of one to five minutes, two at a time on two cores. Run; see docs/ablations.md.
 """
 
 from flaxcls.sweeping import Sweep

@@ -6,7 +6,7 @@ All have 28 layers: 8 convolutions in each block, which with bottlenecks are 4 p
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/growth_and_compression.py
 
-27 runs of one to two minutes on one core.
+27 runs. Not run yet; --dry_run tells what they cost.
 """
 
 from flaxcls.sweeping import Sweep, values

@@ -6,7 +6,7 @@ make the fixed deviation too small by far.
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/initializers.py
 
-18 runs of half a minute on one core.
+18 runs. Not run yet; --dry_run tells what they cost.
 """
 
 from flaxcls.sweeping import Sweep, values

@@ -6,7 +6,7 @@ that projections are not essential against degradation.
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/shortcut_options.py
 
-9 runs of a minute and a half on one core.
+9 runs. Not run yet; --dry_run tells what they cost.
 """
 
 from flaxcls.sweeping import Sweep, values

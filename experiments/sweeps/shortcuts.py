@@ -5,10 +5,10 @@ shortcuts of option A, which add no parameter, they do not.
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/shortcuts.py
 
-40 runs of a quarter of a minute to a minute and a half on two cores. The networks are half as wide
-as the paper's. The rate rises over two epochs to 0.05: at 0.1 from the first step on, one of three
-residual networks of 56 layers stayed at 60 %. The paper warms up its deepest one as well (section
-4.2).
+40 runs of a quarter of a minute to a minute and a half, two at a time on two cores. Run; see
+docs/ablations.md. The networks are half as wide as the paper's. The rate rises over two epochs to
+0.05: at 0.1 from the first step on, one of three residual networks of 56 layers stayed at 60 %. The
+paper warms up its deepest one as well (section 4.2).
 """
 
 from flaxcls.sweeping import Sweep, zipped

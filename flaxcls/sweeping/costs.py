@@ -86,7 +86,7 @@ def describe_runs(outcomes: Mapping[Run, Outcome], costs: Costs) -> Iterator[str
     )
     seconds = remaining_seconds(outcomes, costs)
     if left and seconds is not None:
-        took = datetime.timedelta(seconds=round(seconds))
+        took = as_duration(seconds)
         yield f'{took} for what is left, one run at a time, as long as the finished ones took'
     elif left:
         yield 'How long they take is known when the first has finished.'
