@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import pathlib
 import subprocess
 import sys
@@ -101,7 +102,10 @@ def test_names_that_are_imported_from_flaxcls_exist(path):
 
 def _modules_after(code):
     listing = f'{code}; import sys; print(" ".join(sys.modules))'
-    result = subprocess.run([sys.executable, '-c', listing], capture_output=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    result = subprocess.run(
+        [sys.executable, '-c', listing], env=environment, capture_output=True, check=True
+    )
     return set(result.stdout.decode().split())
 
 
@@ -110,9 +114,12 @@ def test_importing_flaxcls_loads_nothing_heavy():
     assert not _modules_after('import flaxcls') & heavy
 
 
-def test_no_module_needs_tensorflow_or_torch():
+def test_no_module_needs_tensorflow_or_torch_or_takes_the_devices():
     names = ['.'.join(path.with_suffix('').parts) for path in FILES]
-    loaded = _modules_after('; '.join(f'import {name}' for name in names))
+    imports = '; '.join(f'import {name}' for name in names)
+    # Refused once the devices are taken, as are other processes.
+    settings = 'import jax; jax.config.update("jax_num_cpu_devices", 3)'
+    loaded = _modules_after(f'{imports}; {settings}')
     assert not loaded & {'tensorflow', 'torch', 'tensorboardX'}
 
 

@@ -8,6 +8,7 @@ three passes once, two of them with parameters that change nothing.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
 # The operations of RandAugment (arXiv:1909.13719, section 3) and TrivialAugment.
@@ -16,7 +17,7 @@ OPERATIONS = (
     'brightness', 'color', 'contrast', 'sharpness',
     'posterize', 'solarize', 'autocontrast', 'equalize',
 )  # fmt: skip
-_LEVELS = jnp.arange(256)
+_LEVELS = np.arange(256, dtype=np.int32)  # Of NumPy: an import leaves the devices alone.
 
 
 def apply_operation(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
