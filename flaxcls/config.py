@@ -2,10 +2,12 @@
 
 import ast
 import difflib
+import functools
 import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -148,6 +150,12 @@ def options(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
             yield f'{prefix}{key}', value
 
 
+@functools.cache
+def default_options() -> Mapping[str, Any]:
+    """Returns dotted key -> value of every option of `default_config`, which takes long to make."""
+    return types.MappingProxyType(dict(options(default_config())))
+
+
 def option_comments() -> dict[str, str]:
     """Returns what `default_config` says of each option, and of each group of them."""
     source = inspect.getsource(default_config)
@@ -157,7 +165,7 @@ def option_comments() -> dict[str, str]:
 def describe_options() -> str:
     """Returns a line for each option: key, default, and what `default_config` says of it."""
     comments, lines = option_comments(), []
-    for key, value in options(default_config()):
+    for key, value in default_options().items():
         lines.append(f'  --config.{key}={value}'.ljust(44) + f'  {comments[key]}')
     return '\n'.join(lines)
 
@@ -168,22 +176,21 @@ def set_option(config: ConfigDict, key: str, value: Any) -> None:
     Raises:
       UserError: there is no such option, or the value is of another type.
     """
-    keys = [known for known, _ in options(config)]
-    if key not in keys:
-        raise UserError(f'there is no option config.{key}{nearest(key, keys)}.')
+    defaults = default_options()
+    if key not in defaults:
+        raise UserError(f'there is no option config.{key}{nearest(key, list(defaults))}.')
     *parents, name = key.split('.')
     for parent in parents:
         config = config[parent]
-    if (value is None or value == 'None') and _is_optional(key):
+    if (value is None or value == 'None') and defaults[key] is None:
         config[name] = None
         return
     kind = config.get_type(name)
     try:
         config[name] = _convert(value, kind)
     except (ValueError, SyntaxError, TypeError, KeyError, OverflowError):
-        default = dict(options(default_config()))[key]
         raise UserError(
-            f'config.{key}={value!r} is not {_KINDS[kind]}; the default is {default!r}.'
+            f'config.{key}={value!r} is not {_KINDS[kind]}; the default is {defaults[key]!r}.'
         ) from None
 
 
@@ -194,10 +201,6 @@ _KINDS = {
     str: 'a text',
     tuple: 'a list of numbers such as 3,4,6',
 }
-
-
-def _is_optional(key: str) -> bool:
-    return dict(options(default_config()))[key] is None
 
 
 def _convert(value: Any, kind: type) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import default_config, nearest, options, set_option
+from flaxcls.config import default_config, default_options, nearest, options, set_option
 from flaxcls.errors import UserError
 from flaxcls.output_files import LONGEST_NAME, shorten
 
@@ -106,7 +106,7 @@ def _require_all_options(config: Any, path: str) -> None:
             f'get_config() of {path!r} returns {type(config).__name__}; let it return '
             'flaxcls.default_config(), modified.'
         )
-    theirs, ours = ([key for key, _ in options(c)] for c in (config, default_config()))
+    theirs, ours = dict(options(config)), default_options()
     for key in theirs:
         if key not in ours:
             raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')

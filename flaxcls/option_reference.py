@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import OBSERVING_OPTIONS, default_config, option_comments, options
+from flaxcls.config import OBSERVING_OPTIONS, default_config, default_options, option_comments
 from flaxcls.errors import CommandParser, run_command
 from flaxcls.output_files import require_place
 from flaxcls.validation import BELONGS_TO, CHOICES, RANGES
@@ -58,7 +58,7 @@ def to_markdown() -> str:
 
 
 def _row(key: str, config: ConfigDict, comment: str) -> str:
-    value = dict(options(config))[key]
+    value = default_options()[key]
     star = ' *' if key in OBSERVING_OPTIONS else ''
     cells = [f'`{key}`{star}', _code(value), _values(key, config), _meaning(key, comment)]
     return f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |'

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import default_config, options, require_choice
+from flaxcls.config import default_options, options, require_choice
 from flaxcls.errors import UserError
 
 # Option -> (test, what it must be). None is allowed where the default is None.
@@ -120,7 +120,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _refuse_ineffective(values: dict[str, Any]) -> None:
-    defaults = dict(options(default_config()))
+    defaults = default_options()
     for key, (choice, allowed) in BELONGS_TO.items():
         if values[key] != defaults[key] and values[choice] not in allowed:
             raise UserError(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.config import default_config, options
+from flaxcls.config import default_options, options
 from flaxcls.errors import UserError
 from flaxcls.predictions import Predictions
 from flaxcls.reporting.runs import Run
@@ -37,7 +37,7 @@ class Option(NamedTuple):
 
 def list_options(run: Run) -> list[Option]:
     """Returns all options of a run in the order of `default_config`."""
-    defaults = dict(options(default_config()))
+    defaults = default_options()
     return [Option(key, value, defaults[key]) for key, value in options(run.config)]
 
 
