@@ -130,10 +130,10 @@ def prepare(
         raise UserError(f'{config.data.source} has {classes} class; a classifier needs two.')
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
-    for key in ('image_size', 'train_image_size'):
-        if config.data[key] is not None:
-            models.require_image_size(model, config.model.name, config.data[key], f'data.{key}')
-    variables = initialization.abstract_variables(model, config.data.image_size)
+    name, train_size = config.model.name, config.data.train_image_size
+    variables = models.require_image_size(model, name, config.data.image_size)
+    if train_size is not None:
+        models.require_image_size(model, name, train_size, 'data.train_image_size')
     if for_training:
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
     if for_training:

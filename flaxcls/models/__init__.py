@@ -88,18 +88,29 @@ def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
 
 def require_image_size(
     model: nn.Module, name: str, image_size: int, key: str = 'data.image_size'
-) -> None:
-    """Raises UserError, naming the smallest size, if images of this side are too small."""
-    if not _fits(model, image_size):
-        too_small, fits = image_size, 512
-        while not _fits(model, fits):
-            fits *= 2
-        while fits - too_small > 1:
-            middle = (too_small + fits) // 2
-            too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
-        raise UserError(
-            f'config.{key}={image_size} is too small for {name}; the smallest is {fits} pixels.'
-        )
+) -> dict[str, Any]:
+    """Returns the `abstract_variables` of a network for images of this side.
+
+    Raises:
+      UserError: the images are too small; names the smallest that are not.
+    """
+    try:
+        return abstract_variables(model, image_size)
+    except ImageTooSmall:
+        smallest = _smallest_image_size(model, image_size)
+    raise UserError(
+        f'config.{key}={image_size} is too small for {name}; the smallest is {smallest} pixels.'
+    )
+
+
+def _smallest_image_size(model: nn.Module, too_small: int) -> int:
+    fits = 512
+    while not _fits(model, fits):
+        fits *= 2
+    while fits - too_small > 1:
+        middle = (too_small + fits) // 2
+        too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
+    return fits
 
 
 def _fits(model: nn.Module, image_size: int) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from flaxcls.host_memory import garbage_collection_paused
 from flaxcls.models.initialization import abstract_variables
 
 
@@ -76,10 +77,14 @@ def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
     ]
 
 
+@garbage_collection_paused()
 def count_cost(model: nn.Module, image_size: int) -> Cost:
     """Returns the cost of an image of `image_size` x `image_size` pixels."""
-    variables = abstract_variables(model, image_size)
-    products = [_cost_of_product(equation) for equation in _trace(model, variables, image_size)]
+    # Which runs the network, and draws its weights without any product.
+    init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    program, variables = jax.make_jaxpr(init, return_shape=True)(images)
+    products = [_cost_of_product(equation) for equation in _flatten(program.jaxpr)]
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
         macs=sum(macs for macs, _ in products),
