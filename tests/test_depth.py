@@ -1,5 +1,7 @@
 """Signals and gradients over depth, and which layers of a dense block read which."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +37,13 @@ def _training_keys(images):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_signals_are_those_of_training(name):
     model, variables, images, labels = _network(name)
-    logits, state = model.apply(
-        variables,
-        images,
+    apply = functools.partial(
+        model.apply,
         train=True,
-        example_keys=_training_keys(images),
         mutable=['batch_stats', 'intermediates'],
         capture_intermediates=True,
     )
+    logits, state = jax.jit(apply)(variables, images, example_keys=_training_keys(images))
     norms = signal_and_gradient_norms(model, variables, images, labels)
     for layer in norms:
         output = state['intermediates'][layer.layer]['__call__'][0]
@@ -108,7 +109,7 @@ def test_gradients_explode_towards_the_first_layer_without_shortcuts():
         gradients = [layer.gradient for layer in norms if 'block' in layer.layer]
         return gradients[0] / gradients[-1]
 
-    for seed in range(3):
+    for seed in range(2):
         plain, residual = growth('none', 12, seed), growth('A', 12, seed)
         assert plain > 5 * residual
         assert plain > 4 * growth('none', 4, seed)

@@ -140,7 +140,7 @@ def test_smooth_grad_without_noise_is_the_gradient(classifier):
         normalized = classifier.normalize(pixels)
         return classifier.model.apply(classifier.variables, normalized, train=False)[:, 1].sum()
 
-    expected = jax.grad(logit)(images.astype(np.float32))
+    expected = jax.jit(jax.grad(logit))(images.astype(np.float32))
     heat = smooth_grad(classifier, images, classes, samples=2, noise=0)
     np.testing.assert_allclose(heat, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
     first, again, other = (
@@ -283,8 +283,7 @@ def test_every_method_draws_a_picture(workdir, capsys):
         _run(workdir, f'--method={method}')
         path = workdir / f'{method}.png'
         assert f'wrote {path}' in capsys.readouterr().out
-        pixels = np.asarray(Image.open(path).convert('RGB'))
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10, method
+        assert Image.open(path).convert('RGB').getcolors(10) is None, method  # It has more.
     if of_a_resnet:
         with pytest.raises(UserError, match='take a DenseNet'):
             _run(workdir, '--method=reuse')

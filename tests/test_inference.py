@@ -11,6 +11,7 @@ from flaxcls import folding, inference, models, steps
 from flaxcls.attribution import cam
 from flaxcls.classifier import Classifier
 from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.initialization import init_variables
 from flaxcls.models.layers import Conv
 
 # Of each family, with every kind of shortcut, convolution, pooling and place of BatchNorm.
@@ -50,10 +51,6 @@ def make_config(name, **options):
 def draw_variables(config, seed=0):
     """Returns variables of which none has the value that makes its place of no account."""
     model, rng = models.model_from_config(config), np.random.default_rng(seed)
-    side = config.data.image_size
-
-    def init(key):
-        return model.init(key, jnp.zeros((1, side, side, 3)), train=False)
 
     def draw(path, value):
         if path[-1].key == 'kernel':  # As large as keeps what comes in; some begin smaller.
@@ -63,7 +60,8 @@ def draw_variables(config, seed=0):
             return rng.uniform(0.5, 2, value.shape).astype(np.float32)
         return (value + rng.normal(0, 0.3, value.shape)).astype(np.float32)
 
-    return jax.tree.map_with_path(draw, jax.jit(init)(jax.random.key(seed)))
+    variables = init_variables(model, jax.random.key(seed), config.data.image_size)
+    return jax.tree.map_with_path(draw, variables)
 
 
 def draw_images(config, count, seed=1):

@@ -350,8 +350,12 @@ def test_dense_layers_share_the_moments_that_each_would_take(monkeypatch):
             )
             return jnp.sin(logits * jnp.arange(logits.size).reshape(logits.shape)).sum(), updates
 
-        shared = jax.grad(weigh, has_aux=True)(variables['params'])
-        monkeypatch.setattr(DenseNet, '_measure', lambda self, x, train: Features(x, None))
-        own = jax.grad(weigh, has_aux=True)(variables['params'])
+        shared = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
+        measured = []
+        monkeypatch.setattr(
+            DenseNet, '_measure', lambda self, x, train: measured.append(x) or Features(x, None)
+        )
+        own = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
+    assert measured
     # Parameters, and so gradients, are float32.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, own)

@@ -30,11 +30,11 @@ FAMILIES = {
         'data.image_size': 224,
         'optimizer.learning_rate': 1e-3,
     },
-    'resnet20': {'model.stage_sizes': '1,1,1', 'data.image_size': 64, 'num_epochs': 5},
+    'resnet20': {'model.stage_sizes': '1,1,1', 'data.image_size': 48, 'num_epochs': 5},
     'densenet_bc_100_12': {
         'model.block_sizes': '2,2,2',
         'model.growth_rate': 8,
-        'data.image_size': 64,
+        'data.image_size': 48,
         'num_epochs': 5,
     },
 }
@@ -86,6 +86,7 @@ def test_the_maximum_lies_on_the_patch(name, tmp_path):
     config = {
         'model.name': name,
         'data.source': f'folder:{tmp_path / "set"}',
+        'data.cache': 'memory',
         'batch_size': 32,
         'num_epochs': 8,
         'eval_every_epochs': 8,  # At the end alone.

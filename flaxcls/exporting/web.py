@@ -5,6 +5,7 @@ its files come from the npm registry, once, and are kept in the user's cache.
 """
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -148,6 +149,11 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def _read_runtime(given: str | os.PathLike | None) -> dict[str, bytes]:
     """Returns {name in the page's folder: content} of the files of ONNX Runtime Web."""
     package = _read_given(pathlib.Path(given).expanduser()) if given else _cached_or_fetched()
+    return _unpack(package)
+
+
+@functools.lru_cache(maxsize=1)  # A second page of a process need not take these seconds again.
+def _unpack(package: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(package), mode='r:gz') as archive:
         return {name: archive.extractfile(member).read() for member, name in _RUNTIME_FILES.items()}
 
