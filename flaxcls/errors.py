@@ -86,7 +86,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        _exit(f'error: {error.strerror}: {error.filename or "while writing the run"}', 1)
+        _exit(f'error: {error.strerror}: {error.filename or "while writing"}', 1)
     except Exception as error:
         message = _explain(error)
         if message is None:

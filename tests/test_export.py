@@ -1,9 +1,11 @@
 """Exported networks answer as flaxcls does, where there is no flaxcls, or are not kept."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -22,6 +24,7 @@ from flaxcls.evaluate import load_run
 from flaxcls.exporting import formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
+from flaxcls.exporting.onnx_model import full_disk_told
 from flaxcls.exporting.samples import Samples, take_samples
 
 
@@ -80,6 +83,25 @@ def test_exported_network_answers_as_the_network(name, form, tmp_path):
         found = answer(images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[:count], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('form', _if_installed(sorted(FORMATS.keys() - {'web'})))
+def test_a_full_disk_is_told_as_such(form, tmp_path):
+    classifier = make_classifier('resnet20')
+    images = draw_images(classifier.config, 8)
+    file = tmp_path / FORMATS[form].file
+    file.symlink_to('/dev/full')
+    with pytest.raises(OSError) as caught:
+        FORMATS[form].write(Request(classifier, ABOUT, images), file)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize(('free', 'told'), [(1000, OSError), (2**30, ValueError)])
+def test_what_fails_for_want_of_room_alone_is_a_full_disk(free, told, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+    with pytest.raises(told), full_disk_told(tmp_path / 'model.onnx'):
+        raise ValueError('a network cannot be parsed')
 
 
 @pytest.mark.parametrize('form', FORMS)

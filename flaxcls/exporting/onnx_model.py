@@ -1,11 +1,15 @@
 """Networks as ONNX files, through jax2onnx, and their int8 form through onnxruntime's quantizer."""
 
 import collections
+import contextlib
+import errno
 import json
 import logging
+import os
 import pathlib
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 from flaxcls.inference import Inference
 
 OPSET = 21
+_LITTLE_ROOM = 2**20  # Bytes that a disk may have left when a file has just not fitted.
 
 
 def write_onnx(
@@ -49,10 +54,11 @@ def write_onnx(
         output_names=names,
     )
     with tempfile.TemporaryDirectory() as folder:
-        raw = pathlib.Path(folder) / 'raw.onnx'
+        raw, simplified = (pathlib.Path(folder, f'{name}.onnx') for name in ('raw', 'simplified'))
         save_model(model, raw, about={})
-        _simplify(raw, path)
-    save_model(load_model(path), path, about)
+        _simplify(raw, simplified)
+        model = load_model(simplified)
+    save_model(model, path, about)
 
 
 def load_model(path: pathlib.Path) -> Any:
@@ -118,4 +124,20 @@ def _simplify(path: pathlib.Path, simplified: pathlib.Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(simplified)
     options.log_severity_level = 3
-    onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    with full_disk_told(simplified):
+        onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+
+
+@contextlib.contextmanager
+def full_disk_told(path: pathlib.Path) -> Iterator[None]:
+    """Raises OSError where the block fails and there is no room for a file.
+
+    ONNX and its runtime write files without looking whether that succeeds, and then tell that a
+    network cannot be parsed or serialized.
+    """
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(path.parent).free < _LITTLE_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise

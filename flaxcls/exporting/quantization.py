@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcls.exporting.onnx_model import load_model, save_model
+from flaxcls.exporting.onnx_model import full_disk_told, load_model, save_model
 
 _IMAGES_AT_ONCE = 16
 # Not the factors of a BatchNorm that is not folded: they are few, and int8 is coarse for them.
@@ -39,7 +39,8 @@ def quantize(
 
     logging.disable(logging.WARNING)  # Of shapes, which are no numbers to quantize.
     try:
-        with np.errstate(invalid='ignore', divide='ignore'):  # Of what is zero for all images.
+        # What is zero for all images is divided by its range.
+        with np.errstate(invalid='ignore', divide='ignore'), full_disk_told(path):
             quantization.quantize_static(
                 model,
                 path,
