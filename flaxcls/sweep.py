@@ -16,6 +16,7 @@ given four hours at a time.
 """
 
 import argparse
+import contextlib
 import pathlib
 import signal
 from collections.abc import Callable, Sequence
@@ -52,10 +53,10 @@ def main(argv: Sequence[str]) -> None:
             print(line)
         return
     failed, stopped = {}, None
-    if executor:
-        with locked_folder(root, 'sweep is running'):
+    with locked_folder(root, 'sweep is running') if executor else contextlib.nullcontext():
+        if executor:
             stopped = _run(lambda: running.run_unfinished(runs, executor, failed))
-    _write(lambda: page.write_all(sweep, runs, root, planned, failed, overrides))
+        _write(lambda: page.write_all(sweep, runs, root, planned, failed, overrides))
     if stopped:
         raise stopped
     if failed:
