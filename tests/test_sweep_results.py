@@ -132,6 +132,21 @@ def test_each_axis_is_drawn_with_a_line_for_each_combination_of_the_others():
         assert figures.draw(axis, levels, rows, outcomes, figures.paper_colour) is not None
 
 
+def test_an_axis_of_accuracy_ends_where_accuracies_do():
+    found, outcomes = _made_up(12)
+
+    def limits():
+        rows = results.tabulate(found, outcomes, {})
+        return figures.draw('width', list(WIDTH), rows, outcomes).axes[0].get_ylim()
+
+    bottom, top = limits()
+    assert 40 < bottom < top < 70
+    for run, outcome in outcomes.items():  # Spread as far as can be.
+        outcome.values[results.ACCURACY.key] = float(run.seed % 2)
+    bottom, top = limits()
+    assert -5 < bottom < 0 and 100 < top < 105
+
+
 def test_all_lines_of_the_legend_can_be_told_apart():
     many = {str(place): {'num_epochs': 2 + place} for place in range(24)}
     found = Sweep('experiments/digits_resnet20.py', {'width': WIDTH, 'epochs': many}, seeds=1)

@@ -13,6 +13,7 @@ _DASHES = ('-', '--', ':', '-.')
 # With each dash a mark, since levels that are no numbers have no lines between them: matplotlib's
 # name, and a letter like it.
 _MARKS = (('o', '●'), ('s', '■'), ('^', '▲'), ('D', '◆'))
+_MARGIN = 3  # Percentage points beside what an accuracy can be, for the marks at the border.
 _MOST_LINES = svg.NUM_COLOURS * len(_DASHES)
 
 
@@ -166,6 +167,9 @@ def _finish(plot: Any, metric: Metric, axis: str, levels: Sequence[str]) -> None
     plot.set_ylabel(metric.label)
     if metric is TRAIN_LOSS:
         plot.set_ylim(bottom=0)
+    if metric is ACCURACY:  # A deviation may reach further than any value can.
+        bottom, top = plot.get_ylim()
+        plot.set_ylim(max(bottom, -_MARGIN), min(top, 100 + _MARGIN))
 
 
 def paper_colour(index: int) -> str:
