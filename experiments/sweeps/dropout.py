@@ -14,6 +14,7 @@ from flaxcls.sweeping import Sweep, values
 def get_sweep():
     return Sweep(
         config='experiments/digits_alexnet.py',
+        overrides={'optimizer.learning_rate': 0.005},  # At more, AlexNet needs BatchNorm.
         axes={
             'dropout': values('model.dropout_rate', [0.0, 0.25, 0.5, 0.75]),
             'network': values('model.name', ['alexnet', 'alexnet_bn']),
