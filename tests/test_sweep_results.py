@@ -132,6 +132,14 @@ def test_each_axis_is_drawn_with_a_line_for_each_combination_of_the_others():
         assert figures.draw(axis, levels, rows, outcomes, figures.paper_colour) is not None
 
 
+@pytest.mark.parametrize('metric', results.METRICS, ids=lambda metric: metric.key)
+def test_zero_has_no_minus(metric):
+    for value in (-1e-9, 0.0, 1e-9):
+        assert set(metric.format(value, sign=True)) == set('+0.')
+        assert set(metric.format(value)) == set('0.')
+    assert metric.format(-0.5, sign=True).startswith('-')
+
+
 def test_an_axis_of_accuracy_ends_where_accuracies_do():
     found, outcomes = _made_up(12)
 

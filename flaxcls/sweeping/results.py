@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
     def format(self, value: float, *, sign: bool = False) -> str:
         """Returns the number for people; a share in percent, without the sign for it."""
-        form = '+' if sign else ''
+        form = '+z' if sign else 'z'  # What is rounded to zero has no minus.
         return f'{100 * value:{form}.2f}' if self.share else f'{value:{form}.4f}'
 
 
