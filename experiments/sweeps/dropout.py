@@ -5,7 +5,7 @@ dropout can be reduced or left out (arXiv:1502.03167, section 3.4).
 
   python -m flaxcls.sweep --sweep=experiments/sweeps/dropout.py
 
-24 runs. Not run yet; --dry_run tells what they cost.
+24 runs of half a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
 
 from flaxcls.sweeping import Sweep, values
