@@ -24,7 +24,6 @@ from flaxcls.evaluate import load_run
 from flaxcls.exporting import formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
-from flaxcls.exporting.onnx_model import full_disk_told
 from flaxcls.exporting.samples import Samples, take_samples
 
 
@@ -100,12 +99,30 @@ def test_a_full_disk_is_told_as_such(form, tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.parametrize(
+    ('form', 'writer'),
+    [
+        ('onnx', 'onnxruntime.InferenceSession'),
+        ('onnx-int8', 'onnxruntime.quantization.quantize_static'),
+    ],
+)
 @pytest.mark.parametrize(('free', 'told'), [(1000, OSError), (2**30, ValueError)])
-def test_what_fails_for_want_of_room_alone_is_a_full_disk(free, told, tmp_path, monkeypatch):
+def test_what_fails_for_want_of_room_alone_is_a_full_disk(
+    form, writer, free, told, tmp_path, monkeypatch
+):
+    """Of libraries that do not look whether a file is written whole."""
+    pytest.importorskip('jax2onnx')
+    classifier = make_classifier('resnet20')
+    request = Request(classifier, ABOUT, draw_images(classifier.config, 8))
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
-    with pytest.raises(told), full_disk_told(tmp_path / 'model.onnx'):
+
+    def fail(*_, **__):
         raise ValueError('a network cannot be parsed')
+
+    monkeypatch.setattr(writer, fail)
+    with pytest.raises(told):
+        FORMATS[form].write(request, tmp_path / 'model.onnx')
 
 
 @pytest.mark.parametrize('form', FORMS)

@@ -101,6 +101,7 @@ def test_names_that_are_imported_from_flaxcls_exist(path):
 
 
 def _modules_after(code):
+    # The flags name a number of devices, beside which no other may be set.
     listing = f'{code}; import sys; print(" ".join(sys.modules))'
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     result = subprocess.run(

@@ -94,10 +94,7 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
 
 def trace(model: nn.Module, image_size: int) -> Iterator[Any]:
     """Returns the equations (jax.core.JaxprEqn) that classify an image, of inner programs too."""
-    return _trace(model, abstract_variables(model, image_size), image_size)
-
-
-def _trace(model: nn.Module, variables: Any, image_size: int) -> Iterator[Any]:
+    variables = abstract_variables(model, image_size)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     apply = lambda variables, x: model.apply(variables, x, train=False)  # noqa: E731
     return _flatten(jax.make_jaxpr(apply)(variables, images).jaxpr)
