@@ -183,8 +183,10 @@ def draw_depth(run: Run) -> None:
     images = classifier.normalize(examples.images)
 
     def norms(model, variables=None):
-        new = init_variables(model, jax.random.key(config.seed), config.data.image_size)
-        return signal_and_gradient_norms(model, variables or new, images, examples.labels)
+        if variables is None:
+            key = jax.random.key(config.seed)
+            variables = init_variables(model, key, config.data.image_size)
+        return signal_and_gradient_norms(model, variables, images, examples.labels)
 
     curves = {'trained': norms(classifier.model, classifier.variables)}
     curves['at initialisation'] = norms(classifier.model)

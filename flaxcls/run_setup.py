@@ -19,7 +19,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.sources import prepare_source
 from flaxcls.data.splits import Source
 from flaxcls.errors import UserError
-from flaxcls.models import initialization
+from flaxcls.models.initialization import Initialization
 from flaxcls.parallel import Layout
 from flaxcls.train_state import TrainState
 from flaxcls.validation import validate
@@ -33,6 +33,7 @@ class Setup(NamedTuple):
     config: ConfigDict  # Resolved: what the data and the model decide is filled in.
     source: Source
     model: nn.Module
+    initialization: Initialization
     layout: Layout
     steps_per_epoch: int
     schedule: optax.Schedule
@@ -48,18 +49,15 @@ class Setup(NamedTuple):
         Args:
           take_weights: heed config.init_from, which a resumed run has no more use for.
         """
-        config = self.config
-        variables = initialization.init_variables(
-            self.model, jax.random.key(config.seed), config.data.image_size
-        )
-        if config.init_from and take_weights:
-            variables = _take_weights(variables, config.init_from)
+        variables = self.initialization.draw(jax.random.key(self.config.seed))
+        if self.config.init_from and take_weights:
+            variables = _take_weights(variables, self.config.init_from)
         return parallel.replicate(self._state_from(variables), self.layout)
 
     def abstract_state(self) -> TrainState:
         """Returns the shapes and dtypes of the state, with nothing computed."""
-        variables = initialization.abstract_variables(self.model, self.config.data.image_size)
-        return jax.eval_shape(self._state_from, {'batch_stats': {}} | variables)
+        variables = {'batch_stats': {}} | self.initialization.abstract
+        return jax.eval_shape(self._state_from, variables)
 
     def make_train_step(self) -> Callable[..., Any]:
         """Returns `steps.make_train_step`'s for these devices, which gives up the old state."""
@@ -131,19 +129,20 @@ def prepare(
     config.model.num_classes = classes
     model = models.model_from_config(config, axis_name=steps.AXIS)
     name, train_size = config.model.name, config.data.train_image_size
-    variables = models.require_image_size(model, name, config.data.image_size)
+    initialization = models.require_image_size(model, name, config.data.image_size)
+    variables = initialization.abstract
     if train_size is not None:
         models.require_image_size(model, name, train_size, 'data.train_image_size')
     if for_training:
         parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
-    if for_training:
         per_epoch = pipeline.steps_per_epoch(config, source.train)
     else:  # A set to evaluate may be as small as it is.
         per_epoch = max(1, len(source.train) // config.batch_size)
     schedule = optim.make_schedule(config, per_epoch)
     trained, _ = optim.split_frozen(variables['params'], models.frozen_patterns(config))
     optimizer = optim.make_optimizer(config, schedule, trained)
-    return Setup(config.lock(), source, model, layout, per_epoch, schedule, optimizer)
+    config.lock()
+    return Setup(config, source, model, initialization, layout, per_epoch, schedule, optimizer)
 
 
 def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:

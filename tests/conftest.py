@@ -42,7 +42,6 @@ TINY = {
     'batch_size': 64,
     'num_epochs': 2,
     'log_every_steps': 5,
-    'checkpoint_every_steps': 10,
 }
 
 _VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}

@@ -73,8 +73,9 @@ def draw_images(config, count, seed=1):
 def test_folded_network_is_the_network(name):
     config = make_config(name)
     variables, images = draw_variables(config), draw_images(config, 3)
-    logits = steps.make_classify(config, models.model_from_config(config))(variables, images)
-    infer = inference.make_inference(config, variables, temperature=2.0)
+    classify = jax.jit(steps.make_classify(config, models.model_from_config(config)))
+    infer = jax.jit(inference.make_inference(config, variables, temperature=2.0))
+    logits = classify(variables, images)
     expected = jax.nn.softmax(logits / 2)
     assert np.ptp(expected, axis=0).max() > 1e-3  # The images matter.
     np.testing.assert_allclose(infer(images)['probabilities'], expected, rtol=1e-4, atol=1e-6)

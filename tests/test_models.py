@@ -17,7 +17,7 @@ from flaxcls.models import (
 from flaxcls.models.__main__ import summary, table
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.densenet import DenseNet, Features
-from flaxcls.models.initialization import init_variables
+from flaxcls.models.initialization import abstract_variables, init_variables
 from flaxcls.models.summary import count_cost, list_layers
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
@@ -319,6 +319,8 @@ def test_initial_weights_are_those_of_linens_init(name, options):
     expected = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(3))
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     jax.tree.map(compare, got, {'batch_stats': {}} | expected)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes({'batch_stats': {}} | abstract_variables(model, 80)) == shapes(got)
 
 
 @pytest.mark.parametrize(

@@ -23,24 +23,24 @@ NETWORKS = {
 }
 
 
-def _setup(name, remat, **options):
+def _setup(name, **options):
     options = {
-        'model.name': name, 'model.remat': remat, 'data.source': 'synthetic:32', 'batch_size': 16,
+        'model.name': name, 'data.source': 'synthetic:32', 'batch_size': 16,
         'data.image_size': 16, 'batch_norm.group_size': 8,
     } | NETWORKS[name] | options  # fmt: skip
     return prepare(load_config(None, options))
 
 
-def _train_step(setup, **options):
-    model = setup.model.clone(**options)
-    return steps.make_train_step(setup.config, model, setup.optimizer)
+def _train_step(setup, remat, **options):
+    config = setup.config.copy_and_resolve_references()
+    config.model.remat = remat
+    return steps.make_train_step(config, setup.model.clone(**options), setup.optimizer)
 
 
-def _state_after_a_step(name, remat):
+def _state_after_a_step(setup, remat):
     """In float64, so that another order of the same sums does not show."""
-    setup = _setup(name, remat)
     layout = parallel.create_layout(setup.config, jax.devices()[:1])
-    step = parallel.parallelize_train_step(_train_step(setup, dtype='float64'), layout)
+    step = parallel.parallelize_train_step(_train_step(setup, remat, dtype='float64'), layout)
     widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     rng = np.random.default_rng(0)
@@ -52,10 +52,11 @@ def _state_after_a_step(name, remat):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_gradients_and_statistics_are_those_without(name):
+    setup = _setup(name)
     with jax.enable_x64(True):
-        expected = _state_after_a_step(name, 'none')
+        expected = _state_after_a_step(setup, 'none')
         for remat in ('norm', 'block'):
-            got = _state_after_a_step(name, remat)
+            got = _state_after_a_step(setup, remat)
             for leaves in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
                 np.testing.assert_allclose(*leaves, rtol=1e-9, atol=1e-12)
 
@@ -63,12 +64,12 @@ def test_gradients_and_statistics_are_those_without(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_convolutions_are_made_anew_within_blocks_alone_and_nothing_is_sent_twice(name):
     """With groups over two devices, whose statistics are a message."""
+    setup = _setup(name, **{'batch_norm.group_size': None})
+    batch = {'image': jnp.zeros((1, 8, *[setup.config.data.image_size] * 2, 3), jnp.uint8)}
+    batch['label'] = jnp.zeros((1, 8), jnp.int32)
     counts = {}
     for remat in ('none', 'norm', 'block'):
-        setup = _setup(name, remat, **{'batch_norm.group_size': None})
-        batch = {'image': jnp.zeros((1, 8, *[setup.config.data.image_size] * 2, 3), jnp.uint8)}
-        batch['label'] = jnp.zeros((1, 8), jnp.int32)
-        trace = jax.make_jaxpr(_train_step(setup), axis_env=[(steps.AXIS, 2)])
+        trace = jax.make_jaxpr(_train_step(setup, remat), axis_env=[(steps.AXIS, 2)])
         counts[remat] = _count(trace(setup.abstract_state(), batch).jaxpr)
     costly = {remat: n['conv_general_dilated'] + n['dot_general'] for remat, n in counts.items()}
     assert costly['none'] == costly['norm'] < costly['block']

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +80,22 @@ def test_training_lowers_the_loss_and_moves_everything(finished):
     for before, after in zip(jax.tree.leaves(initial), jax.tree.leaves(state), strict=True):
         assert (before != after).any()
         assert before.dtype == after.dtype
+
+
+def test_a_network_is_traced_once_for_all_that_precedes_a_run(tiny_config):
+    calls = []
+
+    def count(call, args, kwargs, context):
+        if (context.module.path, context.method_name) == ((), '__call__'):
+            calls.append(context)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        setup = prepare(tiny_config())
+        state, abstract = setup.init_state(), setup.abstract_state()
+    assert len(calls) == 1
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert shapes(abstract) == shapes(state)
 
 
 def test_other_optimizer_loss_and_size_train_and_are_evaluated(tiny_config, tmp_path):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from flaxcls.config import require_choice
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initialization import abstract_variables
+from flaxcls.models.initialization import Initialization, trace_initialization
 from flaxcls.models.layers import ImageTooSmall
 from flaxcls.models.zoo import MODELS
 
@@ -88,14 +88,14 @@ def frozen_patterns(config: ConfigDict) -> tuple[str, ...]:
 
 def require_image_size(
     model: nn.Module, name: str, image_size: int, key: str = 'data.image_size'
-) -> dict[str, Any]:
-    """Returns the `abstract_variables` of a network for images of this side.
+) -> Initialization:
+    """Returns the `trace_initialization` of a network for images of this side.
 
     Raises:
       UserError: the images are too small; names the smallest that are not.
     """
     try:
-        return abstract_variables(model, image_size)
+        return trace_initialization(model, image_size)
     except ImageTooSmall:
         smallest = _smallest_image_size(model, image_size)
     raise UserError(
@@ -115,7 +115,7 @@ def _smallest_image_size(model: nn.Module, too_small: int) -> int:
 
 def _fits(model: nn.Module, image_size: int) -> bool:
     try:
-        abstract_variables(model, image_size)
+        trace_initialization(model, image_size)
     except ImageTooSmall:
         return False
     return True

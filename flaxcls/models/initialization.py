@@ -1,7 +1,8 @@
 """A network's weights before training, without compiling or computing its forward pass."""
 
 import contextlib
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,75 +14,72 @@ from flaxcls.host_memory import garbage_collection_paused
 from flaxcls.models import initializers
 
 
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """A network's `init`, traced once for all that is asked of it."""
+
+    abstract: dict[str, Any]  # The shapes and dtypes of the variables.
+    _fills: dict[int, initializers.Fill]  # By the place among the leaves.
+    _program: core.ClosedJaxpr  # A key -> those of fills, and the leaves that have none.
+    _outputs: Any  # The structure of what the program returns.
+
+    @garbage_collection_paused()
+    def draw(self, key: jax.Array) -> dict[str, Any]:
+        """Returns {'params': ..., 'batch_stats': ...}; the latter is empty without BatchNorm.
+
+        The values are those of `model.init(key, images, train=False)`, which XLA takes up to a
+        quarter of a minute to compile.
+        """
+        # The initializers draw on the host.
+        with _on_cpu():
+            variables = self._draw(key)
+        return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+    def _draw(self, key: jax.Array) -> dict[str, Any]:
+        # Primitive by primitive: hundreds of keys are one small program, and not a large one.
+        values = core.jaxpr_as_fun(self._program)(key)
+        keys, leaves = jax.tree.unflatten(self._outputs, values)
+        abstract, structure = jax.tree.flatten(self.abstract)
+        fills = [
+            (fill, np.asarray(keys.get(place, [0, 0])), abstract[place].shape)
+            for place, fill in self._fills.items()
+        ]
+        for place, value in zip(self._fills, initializers.draw_all(fills), strict=True):
+            leaves[place] = jnp.asarray(value, abstract[place].dtype)
+        return jax.tree.unflatten(structure, [leaves[place] for place in sorted(leaves)])
+
+
 @garbage_collection_paused()
+def trace_initialization(model: nn.Module, image_size: int) -> Initialization:
+    """Returns the `init` of a network for images of this side, with nothing computed."""
+    draws: dict[int, initializers.Draw] = {}
+
+    def init(key: jax.Array) -> tuple[Any, dict[int, jax.Array], dict[int, jax.Array]]:
+        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+        with initializers.recording() as asked:
+            variables = model.init(key, images, train=False)
+        by_stand_in = {id(draw.stand_in): draw for draw in asked}
+        leaves = dict(enumerate(jax.tree.leaves(variables)))
+        draws.update({p: by_stand_in[id(x)] for p, x in leaves.items() if id(x) in by_stand_in})
+        keys = {place: draw.key for place, draw in draws.items() if draw.key is not None}
+        others = {place: leaf for place, leaf in leaves.items() if place not in draws}
+        return variables, jax.tree.map(jax.random.key_data, keys), others
+
+    traced, (abstract, *outputs) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+    results = traced.jaxpr.outvars[len(jax.tree.leaves(abstract)) :]
+    program = _what_is_needed(traced.replace(jaxpr=traced.jaxpr.replace(outvars=results)))
+    fills = {place: draw.fill for place, draw in draws.items()}
+    return Initialization(abstract, fills, program, jax.tree.structure(outputs))
+
+
 def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
     """Returns shapes and dtypes of what `init_variables` would, with nothing computed."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return trace_initialization(model, image_size).abstract
 
 
-@garbage_collection_paused()
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
-    """Returns {'params': ..., 'batch_stats': ...}; the latter is empty without BatchNorm.
-
-    The values are those of `model.init(key, images, train=False)`, which XLA takes up to a quarter
-    of a minute to compile. Here `init` is traced alone, to learn what is drawn with which key.
-    """
-    # The initializers draw on the host.
-    with _on_cpu():
-        variables = _draw(model, key, image_size)
-    return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-
-
-class _Asked(NamedTuple):
-    """What the trace of an `init` asks for, by the place among the leaves of the variables."""
-
-    structure: Any  # Of the variables.
-    drawn: dict[int, initializers.Draw]
-    others: dict[int, jax.Array]  # Leaves that no initializer of ours has made.
-
-    @property
-    def keys(self) -> dict[int, jax.Array]:
-        """uint32 [2] of each draw that has a key."""
-        keys = {place: draw.key for place, draw in self.drawn.items() if draw.key is not None}
-        return jax.tree.map(jax.random.key_data, keys)
-
-
-def _draw(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
-    asked: _Asked
-
-    def keys_and_others(key: jax.Array) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-        nonlocal asked
-        asked = _ask(model, key, image_size)
-        return asked.keys, asked.others
-
-    traced, shapes = jax.make_jaxpr(keys_and_others, return_shape=True)(key)
-    # Primitive by primitive: hundreds of keys are one small program, and not a large one.
-    values = core.jaxpr_as_fun(_what_is_needed(traced))(key)
-    keys, leaves = jax.tree.unflatten(jax.tree.structure(shapes), values)
-    fills = [
-        (draw.fill, np.asarray(keys.get(place, [0, 0])), draw.stand_in.shape)
-        for place, draw in asked.drawn.items()
-    ]
-    for (place, draw), value in zip(asked.drawn.items(), initializers.draw_all(fills), strict=True):
-        leaves[place] = jnp.asarray(value, draw.stand_in.dtype)
-    return jax.tree.unflatten(asked.structure, [leaves[place] for place in sorted(leaves)])
-
-
-def _ask(model: nn.Module, key: jax.Array, image_size: int) -> _Asked:
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    with initializers.recording() as draws:
-        variables = model.init(key, images, train=False)
-    by_stand_in = {id(draw.stand_in): draw for draw in draws}
-    leaves, structure = jax.tree.flatten(variables)
-    drawn, others = {}, {}
-    for place, leaf in enumerate(leaves):
-        draw = by_stand_in.get(id(leaf))
-        if draw is None:
-            others[place] = leaf
-        else:
-            drawn[place] = draw
-    return _Asked(structure, drawn, others)
+    """Returns a network's variables before training; see `Initialization.draw`."""
+    return trace_initialization(model, image_size).draw(key)
 
 
 def _what_is_needed(traced: core.ClosedJaxpr) -> core.ClosedJaxpr:
