@@ -100,6 +100,10 @@ def test_names_that_are_imported_from_flaxcls_exist(path):
                 assert exists, f'{path} imports {alias.name} from {node.module}'
 
 
+# As are other processes.
+_REFUSED_ONCE_DEVICES_ARE_TAKEN = 'import jax; jax.config.update("jax_num_cpu_devices", 3)'
+
+
 def _modules_after(code):
     # The flags name a number of devices, beside which no other may be set.
     listing = f'{code}; import sys; print(" ".join(sys.modules))'
@@ -118,10 +122,14 @@ def test_importing_flaxcls_loads_nothing_heavy():
 def test_no_module_needs_tensorflow_or_torch_or_takes_the_devices():
     names = ['.'.join(path.with_suffix('').parts) for path in FILES]
     imports = '; '.join(f'import {name}' for name in names)
-    # Refused once the devices are taken, as are other processes.
-    settings = 'import jax; jax.config.update("jax_num_cpu_devices", 3)'
-    loaded = _modules_after(f'{imports}; {settings}')
+    loaded = _modules_after(f'{imports}; {_REFUSED_ONCE_DEVICES_ARE_TAKEN}')
     assert not loaded & {'tensorflow', 'torch', 'tensorboardX'}
+
+
+def test_networks_are_described_without_taking_the_devices():
+    """Which another run may hold, or be about to."""
+    describe = 'from flaxcls.models.__main__ import summary, table; table(); summary("resnet20")'
+    _modules_after(f'{describe}; {_REFUSED_ONCE_DEVICES_ARE_TAKEN}')
 
 
 def test_every_public_name_exists():

@@ -319,6 +319,9 @@ def test_initial_weights_are_those_of_linens_init(name, options):
     expected = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(3))
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     jax.tree.map(compare, got, {'batch_stats': {}} | expected)
+    jax.tree.map(
+        np.testing.assert_array_equal, got, init_variables(model, jax.random.PRNGKey(3), 80)
+    )
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
     assert shapes({'batch_stats': {}} | abstract_variables(model, 80)) == shapes(got)
 

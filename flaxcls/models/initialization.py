@@ -30,6 +30,8 @@ class Initialization:
         The values are those of `model.init(key, images, train=False)`, which XLA takes up to a
         quarter of a minute to compile.
         """
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # Of jax.random.PRNGKey.
+            key = jax.random.wrap_key_data(key)
         # The initializers draw on the host.
         with _on_cpu():
             variables = self._draw(key)
@@ -65,7 +67,8 @@ def trace_initialization(model: nn.Module, image_size: int) -> Initialization:
         others = {place: leaf for place, leaf in leaves.items() if place not in draws}
         return variables, jax.tree.map(jax.random.key_data, keys), others
 
-    traced, (abstract, *outputs) = jax.make_jaxpr(init, return_shape=True)(jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # A real one would take the devices.
+    traced, (abstract, *outputs) = jax.make_jaxpr(init, return_shape=True)(key)
     results = traced.jaxpr.outvars[len(jax.tree.leaves(abstract)) :]
     program = _what_is_needed(traced.replace(jaxpr=traced.jaxpr.replace(outvars=results)))
     fills = {place: draw.fill for place, draw in draws.items()}
