@@ -9,7 +9,7 @@ BIN := .venv/bin
 
 demo: .venv/.ready
 	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
-	$(BIN)/python -m flaxcls.report --workdir=runs/demo
+	$(BIN)/python -m flaxcls.commands.report --workdir=runs/demo
 
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
@@ -33,7 +33,7 @@ format: .venv/.ready
 
 # The reference of all options, which a test compares with the code.
 docs: .venv/.ready
-	$(BIN)/python -m flaxcls.option_reference --out=docs/config.md
+	$(BIN)/python -m benchmarks.option_reference --out=docs/config.md
 
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -16,14 +16,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import flax_imagenet
 from benchmarks.programs import EXAMPLE, Facts, Program
-from flaxcls import parallel, steps
-from flaxcls.compiled import abstract_inputs, collectives, compile_train_step
-from flaxcls.config import image_size
-from flaxcls.errors import UserError, run_command
-from flaxcls.experiment_files import load_config
-from flaxcls.models import MODELS
-from flaxcls.run_setup import Setup, prepare
-from flaxcls.targets import is_tpu, open_target
+from flaxcls.config.defaults import image_size
+from flaxcls.config.files import load_config
+from flaxcls.errors import UserError
+from flaxcls.models.registry import MODELS
+from flaxcls.planning.compiled import abstract_inputs, collectives, compile_train_step
+from flaxcls.planning.hardware import is_tpu, open_target
+from flaxcls.system.cli import run_command
+from flaxcls.training import parallel, steps
+from flaxcls.training import state as state_lib
+from flaxcls.training.setup import Setup, prepare
 
 _CUSTOM_CALL = re.compile(r' custom-call\(.*custom_call_target="([^"]+)"')
 _FUSION = re.compile(r' fusion\(.*kind=(\w+)')
@@ -106,7 +108,7 @@ def compile_eval_step(setup: Setup, compiler_options: dict[str, Any] | None = No
     """Returns the evaluation step of `setup`, compiled for its layout with nothing computed."""
     rows = (setup.config.batch_size,)
     size = image_size(setup.config, training=False)
-    split = NamedSharding(setup.layout.mesh, PartitionSpec(steps.AXIS))
+    split = NamedSharding(setup.layout.mesh, PartitionSpec(state_lib.AXIS))
     batch = {
         'image': jax.ShapeDtypeStruct((*rows, size, size, 3), 'uint8', sharding=split),
         'label': jax.ShapeDtypeStruct(rows, 'int32', sharding=split),

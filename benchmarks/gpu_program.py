@@ -23,7 +23,7 @@ from benchmarks.programs import (
     print_table,
     require_all,
 )
-from flaxcls.errors import run_command
+from flaxcls.system.cli import run_command
 
 _KINDS = ('cuDNN', 'cuBLAS', 'Triton', 'fused')
 

@@ -54,10 +54,10 @@ def write_photographs(folder: pathlib.Path, height: int, width: int, count: int)
 
 
 def flaxcls_batches(folder: str, cores: int) -> Iterator[np.ndarray]:
+    from flaxcls.config.files import load_config
+    from flaxcls.data.datasets import Division
     from flaxcls.data.folder import open_folder
     from flaxcls.data.pipeline import make_train_batches
-    from flaxcls.data.splits import Division
-    from flaxcls.experiment_files import load_config
 
     overrides = {'data.image_size': SIZE, 'batch_size': BATCH_SIZE, 'num_epochs': 10**6}
     overrides |= {'augment.crop': 'random_resized', 'data.num_threads': cores}
@@ -193,8 +193,8 @@ def measure_augmentations(seconds: float) -> Iterator[str]:
     """Yields the lines of a Markdown table: images/s of each augmentation, jitted, batch 64."""
     import jax
 
-    from flaxcls.data.augment import make_augment
-    from flaxcls.experiment_files import load_config
+    from flaxcls.augment.transforms import make_augment
+    from flaxcls.config.files import load_config
 
     sizes = (32, 224)
     yield f'| on {jax.devices()[0].device_kind} | ' + ' | '.join(f'{s} x {s}' for s in sizes) + ' |'

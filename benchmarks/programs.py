@@ -16,9 +16,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.config import nearest
-from flaxcls.errors import CommandParser, RunError, UserError
-from flaxcls.targets import prepare_environment
+from flaxcls.errors import RunError, UserError
+from flaxcls.planning.hardware import prepare_environment
+from flaxcls.system.cli import CommandParser
+from flaxcls.system.text import nearest
 
 EXAMPLE = 'flax_example'
 # One of each kind of block, stem, head and image size.
@@ -38,8 +39,8 @@ class Program(NamedTuple):
       dtype: of the computation.
       remat: as config.model.remat.
       per_chip: images of each device, which are a group of BatchNorm's in ours.
-      target: as for `flaxcls.targets.open_target`.
-      effort: of a TPU's compiler, see `flaxcls.planning.compile_plan`.
+      target: as for `flaxcls.planning.hardware.open_target`.
+      effort: of a TPU's compiler, see `flaxcls.planning.estimate.compile_plan`.
     """
 
     network: str
@@ -125,7 +126,7 @@ def list_programs(flags: argparse.Namespace, platform: str) -> list[Program]:
     if not -1 <= effort <= 0:
         raise UserError(f'--effort={effort:g} must lie between -1 and 0.')
     prepare_environment(flags.target)  # Before JAX is imported, here and where programs compile.
-    from flaxcls.models import MODELS
+    from flaxcls.models.registry import MODELS
 
     words = _choices('models', flags.models, [*MODELS, EXAMPLE, 'families'])
     networks = [name for word in words for name in (FAMILIES if word == 'families' else [word])]

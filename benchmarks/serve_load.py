@@ -44,7 +44,14 @@ def make_images(side: int) -> list[bytes]:
 
 def start(workdir: str, rest: list[str]) -> tuple[subprocess.Popen, int]:
     """Returns the server, ready, and its port."""
-    command = [sys.executable, '-m', 'flaxcls.serve', f'--workdir={workdir}', '--port=0', *rest]
+    command = [
+        sys.executable,
+        '-m',
+        'flaxcls.commands.serve',
+        f'--workdir={workdir}',
+        '--port=0',
+        *rest,
+    ]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     line = server.stdout.readline()
     if not line:

@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flaxcls import parallel, steps
-from flaxcls.compiled import abstract_inputs
-from flaxcls.experiment_files import load_config
-from flaxcls.models import MODELS, create_model
-from flaxcls.models.initialization import init_variables
-from flaxcls.run_setup import prepare
+from flaxcls.config.files import load_config
+from flaxcls.models.init import init_variables
+from flaxcls.models.registry import MODELS, create_model
+from flaxcls.planning.compiled import abstract_inputs
+from flaxcls.training import parallel, steps
+from flaxcls.training.setup import prepare
 
 BATCH, SIZE = 16, 224
 PARTS = ('init', 'compile', 'starts')

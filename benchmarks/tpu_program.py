@@ -28,7 +28,7 @@ from benchmarks.programs import (
     print_table,
     require_all,
 )
-from flaxcls.errors import run_command
+from flaxcls.system.cli import run_command
 
 
 def _per_image(amount: float | None, unit: float, program: Program) -> float:

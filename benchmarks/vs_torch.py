@@ -22,7 +22,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from flaxcls.host_memory import keep_freed_memory
+from flaxcls.config.files import load_config
+from flaxcls.models.registry import MODELS
+from flaxcls.system.host_memory import keep_freed_memory
+from flaxcls.training import parallel
+from flaxcls.training.setup import prepare
 
 if __name__ == '__main__':  # As flaxcls.main does; before PyTorch starts threads.
     keep_freed_memory()
@@ -33,10 +37,6 @@ import torch
 import torchvision
 
 from benchmarks import torch_cifar
-from flaxcls import parallel
-from flaxcls.experiment_files import load_config
-from flaxcls.models import MODELS
-from flaxcls.run_setup import prepare
 
 LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
 Call = Callable[[], None]  # One step, waited for.

@@ -1,6 +1,6 @@
 """ResNet-20 (arXiv:1512.03385, section 4.2) on CIFAR-10, by the paper's recipe.
 
-  python -m flaxcls.prepare_data --name=cifar10        (once; needs the extra [prepare])
+  python -m flaxcls.commands.prepare_data --name=cifar10        (once; needs the extra [prepare])
   python -m flaxcls.main --config=experiments/cifar10_resnet20.py
 
 The paper trains for 64,000 steps and divides the rate at 32,000 and 48,000, which are epochs 164,

@@ -1,6 +1,6 @@
 """ResNet-101 v1.5 (arXiv:1512.03385, table 1) on ImageNet, by ResNet-50's recipe.
 
-  python -m flaxcls.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
   python -m flaxcls.main --config=experiments/resnet101.py
 
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).

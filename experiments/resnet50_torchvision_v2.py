@@ -1,6 +1,6 @@
 """ResNet-50 v1.5 on ImageNet by the recipe of the weights that torchvision calls IMAGENET1K_V2.
 
-  python -m flaxcls.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
   python -m flaxcls.main --config=experiments/resnet50_torchvision_v2.py
 
 ResNet-101 and -152 (81.9 % and 82.3 %) were trained without repeats, and on 224 pixels:

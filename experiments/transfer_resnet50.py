@@ -1,6 +1,6 @@
 r"""A ResNet-50 that has learnt ImageNet, fine-tuned on a small folder of your own images.
 
-  python -m flaxcls.torch_weights import --model=resnet50 --weights=resnet50.safetensors \
+  python -m flaxcls.commands.torch_weights import --model=resnet50 --weights=resnet50.safetensors \
       --workdir=runs/resnet50_imported
   python -m flaxcls.main --config=experiments/transfer_resnet50.py \
       --config.data.source=folder:PATH

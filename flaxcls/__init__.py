@@ -8,13 +8,13 @@ import importlib
 __version__ = '0.1.0'
 
 _HOME = {
-    'default_config': 'flaxcls.config',
-    'load_config': 'flaxcls.experiment_files',
-    'MODELS': 'flaxcls.models',
-    'create_model': 'flaxcls.models',
-    'train_and_evaluate': 'flaxcls.train',
-    'evaluate_workdir': 'flaxcls.evaluate',
-    'Classifier': 'flaxcls.classifier',
+    'default_config': 'flaxcls.config.defaults',
+    'load_config': 'flaxcls.config.files',
+    'MODELS': 'flaxcls.models.registry',
+    'create_model': 'flaxcls.models.registry',
+    'train_and_evaluate': 'flaxcls.training.loop',
+    'evaluate_workdir': 'flaxcls.training.restore',
+    'Classifier': 'flaxcls.inference.classifier',
     'UserError': 'flaxcls.errors',
     'RunError': 'flaxcls.errors',
 }

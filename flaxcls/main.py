@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from flaxcls import processes
-from flaxcls.config import describe_options, parse_overrides
-from flaxcls.errors import CommandParser, UserError, run_command
-from flaxcls.experiment_files import default_workdir, load_config
-from flaxcls.host_memory import keep_freed_memory
+from flaxcls.config.files import default_workdir, load_config
+from flaxcls.config.options import describe_options
+from flaxcls.errors import UserError
+from flaxcls.system import distributed
+from flaxcls.system.cli import CommandParser, parse_overrides, run_command
+from flaxcls.system.host_memory import keep_freed_memory
 
 _FLAGS = (
     *('--config', '--workdir', '--mode', '--checkpoint'),
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
     parser.add_argument('--checkpoint', help='to evaluate: newest (the default), best or a step')
-    processes.add_flags(parser)
+    distributed.add_flags(parser)
     flags, rest = parser.parse_known_args(argv)
     overrides = parse_overrides(rest, _FLAGS)
     workdir = flags.workdir or default_workdir(flags.config, overrides)
@@ -44,26 +45,27 @@ def main(argv: Sequence[str]) -> None:
                 f'--config={flags.config} is not read, since --mode=evaluate takes the config '
                 f'that {workdir!r} has stored; leave it out.'
             )
-        processes.start(flags)
+        distributed.start(flags)
         _evaluate(workdir, flags.checkpoint or 'newest', overrides)
     elif flags.checkpoint:
         raise UserError(f'--checkpoint={flags.checkpoint} belongs to --mode=evaluate.')
     else:
         # Checked before the imports below, which take seconds.
         config = load_config(flags.config, overrides)
-        processes.start(flags)
+        distributed.start(flags)
         _train(config, workdir, overrides, resume=bool(flags.workdir and flags.config is None))
 
 
 def _train(config: ConfigDict, workdir: str, overrides: Mapping[str, str], *, resume: bool) -> None:
-    from flaxcls.run_setup import load_stored_config  # noqa: PLC0415
-    from flaxcls.train import train_and_evaluate  # noqa: PLC0415
+    from flaxcls.training.loop import train_and_evaluate  # noqa: PLC0415
+    from flaxcls.training.workdir import load_stored_config  # noqa: PLC0415
 
     train_and_evaluate(load_stored_config(workdir, overrides) if resume else config, workdir)
 
 
 def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> None:
-    from flaxcls.evaluate import describe, evaluate_workdir  # noqa: PLC0415
+    from flaxcls.training.evaluation import describe  # noqa: PLC0415
+    from flaxcls.training.restore import evaluate_workdir  # noqa: PLC0415
 
     values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
     print(f'step {values["step"]}: {describe(values)}')

@@ -9,7 +9,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from flaxcls.errors import CommandParser, RunError, run_command
+from flaxcls.errors import RunError
+from flaxcls.system.cli import CommandParser, run_command
 
 FOLDER = pathlib.Path(__file__).parent
 

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from flaxcls.sweeping import values, zipped
+from flaxcls.sweeping.definition import values, zipped
 
 ROOT = pathlib.Path('somewhere')
 DEPTH = zipped(['4', '6'], {'model.stage_sizes': [(1,), (1, 1)]})

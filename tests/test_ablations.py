@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from flaxcls.sweeping import definition, results, tables
+from flaxcls.sweeping import expand, results, tables
 
 PAGE = pathlib.Path('docs/ablations.md').read_text(encoding='utf-8')
 FOLDERS = sorted(path.parent for path in pathlib.Path('docs/ablations').glob('*/sweep.csv'))
@@ -17,10 +17,10 @@ each_sweep = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folde
 
 def _read(folder):
     """Returns the sweep, and the outcome of each of its runs as the table has it."""
-    sweep = definition.load_sweep(f'experiments/sweeps/{folder.name}.py')
+    sweep = expand.load_sweep(f'experiments/sweeps/{folder.name}.py')
     runs = {
         (*(level for _, level in run.cell.levels), str(run.seed)): run
-        for run in definition.expand(sweep, pathlib.Path('runs'))
+        for run in expand.expand(sweep, pathlib.Path('runs'))
     }
     outcomes = {}
     with (folder / 'sweep.csv').open(encoding='utf-8', newline='') as file:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from flaxcls.errors import UserError
-from flaxcls.models import MODELS, create_model
-from flaxcls.models.activations import apply_and_record
-from flaxcls.models.initialization import abstract_variables, init_variables
+from flaxcls.models.init import abstract_variables, init_variables
+from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.registry import MODELS, create_model
 
 TAPS = ['feature_map', 'features']
 SMALL = {

@@ -8,14 +8,14 @@ from conftest import TINY
 from jax.sharding import Mesh, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from flaxcls.data import augment, image_ops
-from flaxcls.data.mixing import make_mix
+from flaxcls.augment import image_ops, transforms
+from flaxcls.augment.mixup import make_mix
+from flaxcls.config.files import load_config
+from flaxcls.config.validation import validate
+from flaxcls.data.datasets import ArraySplit
 from flaxcls.data.pipeline import make_train_batches
-from flaxcls.data.splits import ArraySplit
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.steps import AXIS
-from flaxcls.validation import validate
+from flaxcls.training.state import AXIS
 
 HEIGHT, WIDTH = 40, 32
 
@@ -140,7 +140,7 @@ def _config(**overrides):
 def _augmented(config, seed=0, count=64):
     keys = jax.random.split(jax.random.key(seed), count)
     images = np.stack([_photograph(i) for i in range(count)]).astype(np.float32)
-    return images, np.asarray(jax.jit(augment.make_augment(config))(keys, images))
+    return images, np.asarray(jax.jit(transforms.make_augment(config))(keys, images))
 
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -205,7 +205,7 @@ def test_crops_on_the_device_show_a_part_of_the_image():
     """A ramp stays a ramp, over a shorter range: its ends tell which part was cut."""
     ramp = np.stack(np.broadcast_arrays(*np.mgrid[0:64, 0:64], 0), -1).astype(np.float32) * 4
     keys = jax.random.split(jax.random.key(0), 500)
-    crop = lambda key: augment.random_resized_crop(key, ramp, min_area=0.08)  # noqa: E731
+    crop = lambda key: transforms.random_resized_crop(key, ramp, min_area=0.08)  # noqa: E731
     got = np.asarray(jax.jit(jax.vmap(crop))(keys))
     inner = got[:, 8:-8, 8:-8]
     heights = (inner[:, -1, 0, 0] - inner[:, 0, 0, 0]) / 4 / 47
@@ -222,11 +222,11 @@ def test_lighting_is_the_papers_formula():
     image = np.full((3, 3, 3), 128, np.float32)
     shifts = np.stack(
         [
-            np.asarray(augment.pca_lighting(key, image, std=0.1))[0, 0] - 128
+            np.asarray(transforms.pca_lighting(key, image, std=0.1))[0, 0] - 128
             for key in jax.random.split(jax.random.key(0), 500)
         ]
     )
-    vectors, values = np.array(augment._PCA_VECTORS), np.array(augment._PCA_VALUES)
+    vectors, values = np.array(transforms._PCA_VECTORS), np.array(transforms._PCA_VALUES)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-3)
     deviations = (shifts / 255 @ vectors).std(0)
     np.testing.assert_allclose(deviations, 0.1 * values, rtol=0.12)
@@ -242,7 +242,7 @@ def test_policies_use_every_operation(name, monkeypatch):
     monkeypatch.setattr(image_ops, 'apply_operation', record)
     options = {'randaugment': {'layers': 2, 'magnitude': 9.0}, 'trivialaugment': {}}[name]
     for key in jax.random.split(jax.random.key(0), 150):
-        getattr(augment, name)(key, jnp.zeros((32, 32, 3)), **options)
+        getattr(transforms, name)(key, jnp.zeros((32, 32, 3)), **options)
     assert len(seen) == 150 * (2 if name == 'randaugment' else 1)
     assert {operation for operation, _ in seen} == set(range(len(image_ops.OPERATIONS)))
     by_name = {n: [s for o, s in seen if o == i] for i, n in enumerate(image_ops.OPERATIONS)}
@@ -347,8 +347,8 @@ def test_options_that_contradict_are_refused(overrides, says):
 
 @pytest.mark.parametrize('options', [{}, {'augment__mixup': 0.4, 'augment__cutmix': 1.0}], ids=str)
 def test_picture_of_what_training_sees(tmp_path, options):
-    from flaxcls.data.__main__ import augmented_images, draw
-    from flaxcls.run_setup import prepare
+    from flaxcls.explaining.training_images import augmented_images, draw
+    from flaxcls.training.setup import prepare
 
     setup = prepare(_config(augment__flip=True, data__image_size=16, **options))
     evaluated, mixed, _ = augmented_images(setup, epochs=5)

@@ -11,21 +11,22 @@ import pytest
 from conftest import TINY
 
 import flaxcls
-from flaxcls import benchmark, measuring, targets
-from flaxcls.checkpoint import fingerprint
+from flaxcls.commands import benchmark
+from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.measurements import Compilation, Measurements, Rate, describe
 from flaxcls.models.summary import count_cost
-from flaxcls.run_setup import prepare
+from flaxcls.planning import hardware, timing
+from flaxcls.planning.results import Compilation, Measurements, Rate, describe
+from flaxcls.training.checkpoints import fingerprint
+from flaxcls.training.setup import prepare
 
 TINY_FLAGS = [f'--config.{key}={value}' for key, value in TINY.items()]
-CHIP = targets.CHIPS['gpu:h100']
+CHIP = hardware.CHIPS['gpu:h100']
 
 
 @pytest.fixture(scope='module')
 def measured():
-    return measuring.benchmark(load_config(None, TINY), steps=3, rounds=3)
+    return timing.benchmark(load_config(None, TINY), steps=3, rounds=3)
 
 
 def _numbers(value):
@@ -59,13 +60,13 @@ def test_the_loop_that_is_timed_takes_the_steps_of_the_run(tmp_path):
     trained, _ = flaxcls.train_and_evaluate(config, tmp_path)
     setup = prepare(config)
     state = setup.init_state()
-    programs = measuring.compile_programs(setup, state)
+    programs = timing.compile_programs(setup, state)
     timed = 18
-    assert timed + measuring.untimed_steps(timed) == setup.total_steps == 22
-    state, round_ = measuring.time_loop(programs, state, timed)
+    assert timed + timing.untimed_steps(timed) == setup.total_steps == 22
+    state, round_ = timing.time_loop(programs, state, timed)
     assert fingerprint(state) == fingerprint(trained)
     assert 0 < round_.waited < round_.seconds
-    state, _ = measuring.time_loop(programs, state, 1)
+    state, _ = timing.time_loop(programs, state, 1)
     assert int(state.step) == 22 + 3  # Past the end of the run, which has no more batches.
 
 
@@ -73,7 +74,7 @@ def test_the_loop_that_is_timed_takes_the_steps_of_the_run(tmp_path):
 def test_every_layout_and_ten_crops_can_be_measured(mode):
     options = {'parallel.mode': mode, 'parallel.accumulation_steps': 2, 'data.eval_crops': 'ten'}
     options |= {'data.eval_crop_fraction': 0.8, 'batch_norm.group_size': 16}
-    found = measuring.benchmark(load_config(None, TINY | options), steps=1, rounds=2)
+    found = timing.benchmark(load_config(None, TINY | options), steps=1, rounds=2)
     assert found.eval_flops == 10 * found.train_flops / 3
     assert '\n'.join(describe(found)).count('\n') > 9
 
@@ -117,30 +118,30 @@ def test_mfu_names_the_peak_that_it_is_of():
 
 
 def test_devices_are_known_by_the_names_that_jax_gives_them():
-    assert targets.chip_of('NVIDIA H100 80GB HBM3') == CHIP
-    assert targets.chip_of('TPU v5 lite') == targets.CHIPS['tpu:v5e']
-    assert targets.chip_of('NVIDIA A100-SXM4-80GB').flops == 312e12
-    assert targets.chip_of('cpu') is None
+    assert hardware.chip_of('NVIDIA H100 80GB HBM3') == CHIP
+    assert hardware.chip_of('TPU v5 lite') == hardware.CHIPS['tpu:v5e']
+    assert hardware.chip_of('NVIDIA A100-SXM4-80GB').flops == 312e12
+    assert hardware.chip_of('cpu') is None
 
 
 def test_memory_is_the_fullest_devices_where_devices_tell():
     devices = [SimpleNamespace(memory_stats=lambda n=n: {'peak_bytes_in_use': n}) for n in (5, 7)]
-    assert measuring.peak_memory(devices) == 7
-    assert measuring.peak_memory([SimpleNamespace(memory_stats=lambda: None)]) > 2**20
+    assert timing.peak_memory(devices) == 7
+    assert timing.peak_memory([SimpleNamespace(memory_stats=lambda: None)]) > 2**20
 
 
 def test_rounds_are_short_and_many_unless_steps_take_long():
     for seconds in (1e-4, 1e-2, 1.0, 100.0):
-        steps, rounds = measuring.choose_rounds(seconds, None, None)
+        steps, rounds = timing.choose_rounds(seconds, None, None)
         assert steps >= 4
         assert 5 <= rounds <= 20
-    assert measuring.choose_rounds(1e-2, None, None) == (100, 20)
-    assert measuring.choose_rounds(1.0, None, None) == (4, 5)
-    assert measuring.choose_rounds(1.0, 3, 2) == (3, 2)
+    assert timing.choose_rounds(1e-2, None, None) == (100, 20)
+    assert timing.choose_rounds(1.0, None, None) == (4, 5)
+    assert timing.choose_rounds(1.0, 3, 2) == (3, 2)
 
 
 def test_a_program_that_the_cache_has_is_told_of():
-    found = [measuring.compile_step(jax.jit(lambda x, y: x - y), 1.0, 2.0) for _ in range(2)]
+    found = [timing.compile_step(jax.jit(lambda x, y: x - y), 1.0, 2.0) for _ in range(2)]
     assert found[1].compilation.from_cache is True
 
 
@@ -174,7 +175,7 @@ def test_a_users_mistake_is_one_sentence(flags, says):
 
 
 def test_a_wrong_flag_ends_the_command_with_2():
-    command = [sys.executable, '-m', 'flaxcls.benchmark', '--step=3']
+    command = [sys.executable, '-m', 'flaxcls.commands.benchmark', '--step=3']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the argument '--step=3' is unknown")

@@ -1,4 +1,4 @@
-"""python -m flaxcls.check_data finds what was planted, and nothing else."""
+"""python -m flaxcls.commands.check_data finds what was planted, and nothing else."""
 
 import io
 import json
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from flaxcls import check_data
+from flaxcls.config.files import load_config
+from flaxcls.data import inspection
 from flaxcls.data.inspection import inspect_source
-from flaxcls.data.look_alikes import groups_of_equals, linked, near_pairs, thumbnail
+from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
 from flaxcls.data.sources import open_source
-from flaxcls.experiment_files import load_config
 
 FINDINGS = (
     'unreadable', 'across_splits', 'conflicts', 'within_splits', 'near_duplicates', 'odd_sizes',
@@ -186,7 +186,7 @@ def test_sets_in_memory_are_inspected_too():
 
 
 def _run(*arguments):
-    command = [sys.executable, '-m', 'flaxcls.check_data', *map(str, arguments)]
+    command = [sys.executable, '-m', 'flaxcls.commands.check_data', *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -237,7 +237,7 @@ def test_mistakes_are_one_sentence_and_exit_2(arguments, says):
 def test_long_lists_are_cut_for_the_terminal(clean):
     for index in range(30):
         (clean / 'train/a' / f'bad{index}.jpg').write_bytes(io.BytesIO().getvalue())
-    lines = list(check_data.describe(_inspect(clean), classes_shown=1))
+    lines = list(inspection.describe(_inspect(clean), classes_shown=1))
     assert '... and 1 more classes; --json has all.' in lines
     assert 'WRONG: 30 files cannot be read' in lines
     assert '  ... and 20 more; --json has all.' in lines

@@ -9,11 +9,12 @@ from conftest import TINY
 from PIL import Image
 
 import flaxcls
-from flaxcls import steps
-from flaxcls.classifier import CALIBRATION_FILE, Classifier
 from flaxcls.data import pipeline
 from flaxcls.errors import RunError, UserError
-from flaxcls.evaluate import load_run
+from flaxcls.inference.calibration import CALIBRATION_FILE
+from flaxcls.inference.classifier import Classifier
+from flaxcls.training import steps
+from flaxcls.training.restore import load_run
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import sys
 
 from conftest import with_devices
 
-from flaxcls.compilation_cache import keep_compiled_programs
+from flaxcls.system.compilation_cache import keep_compiled_programs
 
 
 def test_programs_are_kept_in_the_users_cache_folder_unless_they_name_another(tmp_path):

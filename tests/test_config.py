@@ -9,20 +9,12 @@ import pytest
 from ml_collections import ConfigDict
 
 import flaxcls
-from flaxcls import option_reference
-from flaxcls.config import (
-    OBSERVING_OPTIONS,
-    default_config,
-    describe_options,
-    differences,
-    from_json,
-    options,
-    set_option,
-    to_json,
-)
+from benchmarks import option_reference
+from flaxcls.config.defaults import OBSERVING_OPTIONS, default_config, options
+from flaxcls.config.files import load_config
+from flaxcls.config.options import describe_options, differences, from_json, set_option, to_json
+from flaxcls.config.validation import CHOICES, validate
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.validation import CHOICES, validate
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
 

@@ -8,14 +8,15 @@ import struct
 import numpy as np
 import pytest
 
-from flaxcls.data import crops, images
+from flaxcls.config.files import load_config
+from flaxcls.data import crops
+from flaxcls.data import images as images_lib
+from flaxcls.data.datasets import ArraySplit, Subset
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.sources import open_source
-from flaxcls.data.splits import ArraySplit, Subset
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
-from flaxcls.experiment_files import load_config
 
 
 def _config(**overrides):
@@ -51,7 +52,9 @@ def test_digits_are_split_once_and_for_all():
     expected = np.round(digits.images * 255 / 16).astype(np.uint8)
     labels = np.concatenate([source.train.labels, source.val.labels])
     pairs = [
-        sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
+        sorted(
+            (int(label), image.tobytes()) for image, label in zip(images_lib, labels, strict=True)
+        )
         for images, labels in ((every, labels), (expected, digits.target))
     ]
     assert pairs[0] == pairs[1]
@@ -203,7 +206,7 @@ def test_manifest_names_images_labels_and_splits(write_images, delimiter):
     assert source.val.labels.tolist() == [1]
     assert source.notes == ("1 rows of the split 'holdout' were left out.",)
     for split in (source.train, source.val):
-        assert images.decode(split[0][0]).shape == (8, 8, 3)
+        assert images_lib.decode(split[0][0]).shape == (8, 8, 3)
 
 
 def test_manifest_without_splits_holds_out_a_share_of_every_class(tmp_path):
@@ -433,7 +436,10 @@ def test_real_fashion_mnist_has_its_70000_images():
 @pytest.mark.parametrize(
     ('source', 'says'),
     [
-        ('tfds:imagenet2012', 'python -m flaxcls.prepare_data --name=imagenet2012 --data_dir='),
+        (
+            'tfds:imagenet2012',
+            'python -m flaxcls.commands.prepare_data --name=imagenet2012 --data_dir=',
+        ),
         ('tfds:', 'choose digits'),
         ('mnist', 'choose digits'),
         ('folder:/no/such/place', 'there is no folder'),

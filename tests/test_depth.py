@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from flaxcls.depth import feature_reuse, signal_and_gradient_norms
 from flaxcls.errors import UserError
-from flaxcls.models import create_model
-from flaxcls.models.activations import apply_and_record, layer_names
-from flaxcls.models.initialization import init_variables
+from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
+from flaxcls.models.init import init_variables
+from flaxcls.models.intermediates import apply_and_record, layer_names
+from flaxcls.models.registry import create_model
 
 NETWORKS = {
     'alexnet': {'width_multiplier': 0.1},

@@ -8,9 +8,10 @@ import re
 import pytest
 from documents import DOCUMENTS, ROOT, TRANSLATIONS, Code, code, commands, parse, prose_code
 
-from flaxcls.config import default_config, options, set_option
+from flaxcls.config.defaults import default_config, options
+from flaxcls.config.files import load_config
+from flaxcls.config.options import set_option
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
 
 _TEXTS = {
     document: (ROOT / document).read_text(encoding='utf-8')

@@ -8,15 +8,22 @@ from conftest import TINY
 from PIL import Image
 
 import flaxcls
-from flaxcls import explain
-from flaxcls.attribution import cam, grad_cam, integrated_gradients, occlusion, smooth_grad
-from flaxcls.classifier import Classifier
+from flaxcls.commands import explain
 from flaxcls.errors import RunError, UserError
-from flaxcls.features import feature_maps, first_filters, nearest
-from flaxcls.models import model_from_config
-from flaxcls.models.activations import apply_and_record
-from flaxcls.models.initialization import init_variables
-from flaxcls.pictures import draw_curves, overlay
+from flaxcls.explaining import methods
+from flaxcls.explaining.attribution import (
+    cam,
+    grad_cam,
+    integrated_gradients,
+    occlusion,
+    smooth_grad,
+)
+from flaxcls.explaining.features import feature_maps, first_filters, nearest
+from flaxcls.explaining.plots import draw_curves, overlay
+from flaxcls.inference.classifier import Classifier
+from flaxcls.models.from_config import model_from_config
+from flaxcls.models.init import init_variables
+from flaxcls.models.intermediates import apply_and_record
 
 NETWORKS = {
     'resnet': {'model.name': 'resnet20', 'model.stage_sizes': '1,1'},
@@ -279,7 +286,7 @@ def _run(workdir, *arguments):
 
 def test_every_method_draws_a_picture(workdir, capsys):
     of_a_resnet = 'resnet' in str(workdir)  # Which has no other picture than a DenseNet but depth.
-    for method in ['depth'] if of_a_resnet else explain.METHODS:
+    for method in ['depth'] if of_a_resnet else methods.METHODS:
         _run(workdir, f'--method={method}')
         path = workdir / f'{method}.png'
         assert f'wrote {path}' in capsys.readouterr().out

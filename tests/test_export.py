@@ -17,14 +17,14 @@ from PIL import Image
 from test_inference import NETWORKS, draw_images, draw_variables, make_config
 
 import flaxcls
-from flaxcls import export as export_lib
-from flaxcls.classifier import Classifier
+from flaxcls.commands import export as export_command
 from flaxcls.errors import RunError, UserError
-from flaxcls.evaluate import load_run
-from flaxcls.exporting import formats, run
+from flaxcls.exporting import export, formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
 from flaxcls.exporting.samples import Samples, take_samples
+from flaxcls.inference.classifier import Classifier
+from flaxcls.training.restore import load_run
 
 
 def _if_installed(names):
@@ -71,7 +71,7 @@ def workdir(tmp_path_factory):
 def exported(workdir, tmp_path_factory):
     """The folder of a StableHLO export of that run, and its certificate."""
     folder = tmp_path_factory.mktemp('exported') / 'out'
-    return folder, export_lib.export(workdir, 'stablehlo', folder, images=20)
+    return folder, export.export(workdir, 'stablehlo', folder, images=20)
 
 
 @pytest.mark.parametrize(('name', 'form'), ANSWERING)
@@ -127,7 +127,7 @@ def test_what_fails_for_want_of_room_alone_is_a_full_disk(
 
 @pytest.mark.parametrize('form', FORMS)
 def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
-    certificate = export_lib.export(workdir, form, tmp_path / 'new' / 'out', images=100)
+    certificate = export.export(workdir, form, tmp_path / 'new' / 'out', images=100)
     folder = tmp_path / 'new' / 'out'
     files = {path.name for path in folder.iterdir()}
     network = FORMATS[form].file
@@ -148,7 +148,7 @@ def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
 
 def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
     pytest.importorskip('jax2onnx')
-    export_lib.export(workdir, 'onnx', tmp_path, images=20)
+    export.export(workdir, 'onnx', tmp_path, images=20)
     classifier = Classifier.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     np.save(tmp_path / 'images.npy', images)
@@ -167,7 +167,7 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
     form, workdir, tmp_path, monkeypatch
 ):
     out = tmp_path / 'out'
-    export_lib.export(workdir, form, out, images=50)
+    export.export(workdir, form, out, images=50)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     right = Classifier.load
 
@@ -182,9 +182,9 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
         FORMATS[form].write(request._replace(classifier=classifier), path)
 
     broken = FORMATS[form]._replace(write=write)
-    monkeypatch.setattr(export_lib, 'find_format', lambda _: broken)
+    monkeypatch.setattr(export, 'find_format', lambda _: broken)
     with pytest.raises(RunError, match=r'answers are the same .* kept in .*\.rejected'):
-        export_lib.export(workdir, form, out, images=50)
+        export.export(workdir, form, out, images=50)
     for name, content in before.items():
         assert (out / name).read_bytes() == content
     rejected = tmp_path / 'out.rejected'
@@ -214,7 +214,7 @@ def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
 def test_bounds_are_the_users(workdir, tmp_path):
     strict = Bounds(agreement=1.0, difference=0.0)
     with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0 allow'):
-        export_lib.export(workdir, 'stablehlo', tmp_path, images=20, bounds=strict)
+        export.export(workdir, 'stablehlo', tmp_path, images=20, bounds=strict)
 
 
 def test_samples_are_spread_over_the_split(workdir):
@@ -258,7 +258,7 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
 )
 def test_mistakes_are_told_in_a_sentence(flags, says, workdir, tmp_path):
     with pytest.raises(UserError) as caught:
-        export_lib.main([f'--workdir={workdir}', f'--out={tmp_path / "out"}', *flags])
+        export_command.main([f'--workdir={workdir}', f'--out={tmp_path / "out"}', *flags])
     assert says in str(caught.value)
     assert not (tmp_path / 'out').exists()
 
@@ -266,9 +266,9 @@ def test_mistakes_are_told_in_a_sentence(flags, says, workdir, tmp_path):
 def test_a_folder_that_cannot_be_is_told_before_any_work(workdir, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='is a file'):
-        export_lib.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')
+        export.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')
     with pytest.raises(UserError, match='is empty'):
-        export_lib.export(workdir, 'stablehlo', '')
+        export.export(workdir, 'stablehlo', '')
 
 
 def test_files_that_no_export_has_written_are_left_alone(workdir, tmp_path):
@@ -277,25 +277,25 @@ def test_files_that_no_export_has_written_are_left_alone(workdir, tmp_path):
         folder.mkdir()
         (folder / name).write_text('mine')
         with pytest.raises(UserError, match=f'no export, such as {name}'):
-            export_lib.export(workdir, 'stablehlo', folder, images=20)
+            export.export(workdir, 'stablehlo', folder, images=20)
         assert [path.name for path in folder.iterdir()] == [name]
-    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    export.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
     (tmp_path / 'out' / 'notes.txt').write_text('mine')
     with pytest.raises(UserError, match=r'such as notes\.txt'):
-        export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+        export.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
     with pytest.raises(UserError, match='no export'):
-        export_lib.export(workdir, 'stablehlo', workdir, images=20)
+        export.export(workdir, 'stablehlo', workdir, images=20)
     (tmp_path / 'new.rejected').mkdir()
     (tmp_path / 'new.rejected' / 'mine.txt').write_text('mine')
     with pytest.raises(UserError, match=r'new\.rejected has files .* such as mine'):
-        export_lib.export(workdir, 'stablehlo', tmp_path / 'new', images=20)
+        export.export(workdir, 'stablehlo', tmp_path / 'new', images=20)
 
 
 def test_another_format_takes_the_place_of_the_earlier_one(workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, 'other', FORMATS['stablehlo']._replace(file='other.stablehlo'))
-    monkeypatch.setattr(export_lib, 'EXPORT_FILES', export_lib.EXPORT_FILES | {'other.stablehlo'})
-    export_lib.export(workdir, 'other', tmp_path / 'out', images=20)
-    export_lib.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
+    monkeypatch.setattr(export, 'EXPORT_FILES', export.EXPORT_FILES | {'other.stablehlo'})
+    export.export(workdir, 'other', tmp_path / 'out', images=20)
+    export.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
     assert not (tmp_path / 'out' / 'other.stablehlo').exists()
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
@@ -377,7 +377,7 @@ def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[index, ..., 0]).save(folder / f'{index}.png')
     overrides = {'data.source': f'folder:{tmp_path / "set"}'}
-    found = export_lib.export(workdir, 'stablehlo', tmp_path / 'out', overrides=overrides)
+    found = export.export(workdir, 'stablehlo', tmp_path / 'out', overrides=overrides)
     assert found.images == 20
     assert found.data == overrides['data.source']
 

@@ -9,16 +9,16 @@ from flax.traverse_util import flatten_dict
 
 import flaxcls
 from benchmarks.parity_cases import make_tensor
+from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
-from flaxcls.evaluate import load_run
-from flaxcls.experiment_files import load_config
-from flaxcls.models import MODELS, create_model
-from flaxcls.models.initialization import abstract_variables
-from flaxcls.models.layers import matches
-from flaxcls.optim import merge_frozen, split_frozen
-from flaxcls.run_setup import prepare
-from flaxcls.torch_layout import torch_layout
-from flaxcls.torch_weights import import_weights
+from flaxcls.models.init import abstract_variables
+from flaxcls.models.patterns import matches
+from flaxcls.models.registry import MODELS, create_model
+from flaxcls.training.freezing import merge_frozen, split_frozen
+from flaxcls.training.restore import load_run
+from flaxcls.training.setup import prepare
+from flaxcls.training.torch_weights import import_weights
+from flaxcls.weights.state_dict import torch_layout
 
 # ResNet-18 with two stages of one block, and few channels.
 SMALL = {'model.stage_sizes': '1,1', 'model.width_multiplier': 0.125}
@@ -76,7 +76,7 @@ def test_frozen_backbone_keeps_every_byte_for_five_steps(imported, tmp_path, cap
 
 
 def _saved(workdir):
-    from flaxcls.checkpoint import Checkpoints
+    from flaxcls.training.checkpoints import Checkpoints
 
     checkpoints = Checkpoints(workdir, read_only=True)
     saved = checkpoints.restore_weights(checkpoints.find('newest'))

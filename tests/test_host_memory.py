@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flaxcls.host_memory import garbage_collection_paused
+from flaxcls.system.host_memory import garbage_collection_paused
 
 _PROGRAM = """
 import resource, sys, threading

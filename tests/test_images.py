@@ -14,11 +14,11 @@ from conftest import TINY
 from PIL import Image, ImageFile
 
 import flaxcls
+from flaxcls.config.files import load_config
 from flaxcls.data import cache, crops, images
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.sources import prepare_source
 from flaxcls.errors import RunError, UserError
-from flaxcls.experiment_files import load_config
 
 HEIGHT, WIDTH = 24, 40
 # Smooth, so that lossy files stay near it; no two corners alike, so that no turn goes unseen.

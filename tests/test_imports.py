@@ -9,51 +9,19 @@ import sys
 
 import pytest
 
-# Each may import those before it, and its own group.
+# Each may import those before it, and its own package.
 ORDER = [
-    {'compilation_cache', 'host_memory', 'templates'},
     {'errors'},
-    {'config', 'processes', 'output_files', 'folder_lock'},
-    {'experiment_files', 'validation', 'data', 'targets'},
+    {'system'},
+    {'config'},
+    {'augment', 'data', 'ops'},
     {'models'},
-    {'metrics', 'scores', 'optim', 'torch_layout'},
-    {'train_state'},
-    {'steps'},
-    {'compiler_options', 'folding'},
+    {'weights'},
+    {'training'},
     {'inference'},
-    {'parallel'},
-    {'checkpoint', 'writers', 'interrupts', 'windows'},
-    {'divergence'},
-    {'run_setup', 'records'},
-    {'predictions'},
-    {'compiled', 'classifier', 'prediction_writers'},
-    {'calibration', 'score_tables'},
-    {'evaluate'},
-    {'attribution', 'depth'},
-    {'features', 'pictures'},
-    {'reporting', 'exporting'},
-    {'train', 'planning'},
-    {'sweeping'},
-    {'measurements'},
-    {'measuring'},
-    {'explain'},
-    {'serving'},
-    {
-        'main',
-        'benchmark',
-        'plan',
-        'ledger',
-        'report',
-        'prepare_data',
-        'torch_weights',
-        'check_data',
-        'recalibrate',
-        'predict',
-        'export',
-        'serve',
-        'option_reference',
-        'sweep',
-    },
+    {'evaluation', 'explaining', 'exporting', 'planning', 'serving'},
+    {'reporting', 'sweeping'},
+    {'commands', 'main'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))
@@ -78,8 +46,6 @@ def _imported(path):
 @pytest.mark.parametrize('path', FILES, ids=str)
 def test_imports_point_one_way(path):
     group = path.parts[1].removesuffix('.py')
-    if path.name == '__main__.py':
-        group = 'main'  # A command, wherever it lies.
     if group == '__init__':
         assert list(_imported(path)) == []  # It loads the rest on first use.
         return

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 import flaxcls
-from flaxcls import folding, inference, models, steps
-from flaxcls.attribution import cam
-from flaxcls.classifier import Classifier
+from flaxcls.explaining.attribution import cam
+from flaxcls.inference import export_function, fold_batch_norm
+from flaxcls.inference.classifier import Classifier
+from flaxcls.models import from_config
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initialization import init_variables
+from flaxcls.models.init import init_variables
 from flaxcls.models.layers import Conv
+from flaxcls.training import steps
 
 # Of each family, with every kind of shortcut, convolution, pooling and place of BatchNorm.
 NETWORKS = {
@@ -50,7 +52,7 @@ def make_config(name, **options):
 
 def draw_variables(config, seed=0):
     """Returns variables of which none has the value that makes its place of no account."""
-    model, rng = models.model_from_config(config), np.random.default_rng(seed)
+    model, rng = from_config.model_from_config(config), np.random.default_rng(seed)
 
     def draw(path, value):
         if path[-1].key == 'kernel':  # As large as keeps what comes in; some begin smaller.
@@ -73,8 +75,8 @@ def draw_images(config, count, seed=1):
 def test_folded_network_is_the_network(name):
     config = make_config(name)
     variables, images = draw_variables(config), draw_images(config, 3)
-    classify = jax.jit(steps.make_classify(config, models.model_from_config(config)))
-    infer = jax.jit(inference.make_inference(config, variables, temperature=2.0))
+    classify = jax.jit(steps.make_classify(config, from_config.model_from_config(config)))
+    infer = jax.jit(export_function.make_inference(config, variables, temperature=2.0))
     logits = classify(variables, images)
     expected = jax.nn.softmax(logits / 2)
     assert np.ptp(expected, axis=0).max() > 1e-3  # The images matter.
@@ -84,8 +86,10 @@ def test_folded_network_is_the_network(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_batch_norm_is_folded_wherever_it_can_be(name):
     config = make_config(name)
-    model = models.model_from_config(config)
-    norms = folding.fold_batch_norm(model, draw_variables(config), config.data.image_size).norms
+    model = from_config.model_from_config(config)
+    norms = fold_batch_norm.fold_batch_norm(
+        model, draw_variables(config), config.data.image_size
+    ).norms
     left = {path[-1] for path, (factor, _) in norms.items() if factor is not None}
     assert left == NOT_FOLDED.get(name, set())
     assert not left & {path[-1] for path, (factor, _) in norms.items() if factor is None}
@@ -94,7 +98,7 @@ def test_batch_norm_is_folded_wherever_it_can_be(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_plain_forms_are_one_native_operation_each(name):
     config = make_config(name)
-    infer = inference.make_inference(config, draw_variables(config))
+    infer = export_function.make_inference(config, draw_variables(config))
     program = str(jax.make_jaxpr(infer)(draw_images(config, 1)))
     for other in ('platform_index', 'custom_vjp', 'optimization_barrier'):
         assert other not in program
@@ -108,7 +112,7 @@ def test_views_are_averaged_as_in_evaluation(crops):
     images = np.random.default_rng(2).integers(
         0, 256, (2, classifier.side, classifier.side, 3), np.uint8
     )
-    infer = inference.make_inference(config, variables, temperature=1.5, with_maps=True)
+    infer = export_function.make_inference(config, variables, temperature=1.5, with_maps=True)
     expected = classifier.to_probabilities(classifier.classify(images))
     found = infer(images)
     np.testing.assert_allclose(found['probabilities'], expected, rtol=1e-4, atol=1e-6)
@@ -119,7 +123,7 @@ def test_views_are_averaged_as_in_evaluation(crops):
 def test_maps_are_those_of_cam(name):
     config = make_config(name)
     variables, images = draw_variables(config), draw_images(config, 2)
-    found = inference.make_inference(config, variables, with_maps=True)(images)
+    found = export_function.make_inference(config, variables, with_maps=True)(images)
     if name == 'alexnet':
         assert set(found) == {'probabilities'}
         return
@@ -131,8 +135,8 @@ def test_maps_are_those_of_cam(name):
 def test_a_network_of_half_precision_is_exported_in_float32():
     config = make_config('resnet20', **{'model.dtype': 'bfloat16', 'model.remat': 'block'})
     variables, images = draw_variables(config), draw_images(config, 2)
-    infer = inference.make_inference(config, variables)
-    exact = inference.make_inference(make_config('resnet20'), variables)
+    infer = export_function.make_inference(config, variables)
+    exact = export_function.make_inference(make_config('resnet20'), variables)
     np.testing.assert_array_equal(infer(images)['probabilities'], exact(images)['probabilities'])
 
 
@@ -212,7 +216,7 @@ def test_factors_that_no_convolution_can_take_stay(model, scale, is_folded):
     variables = jax.tree.map(lambda x: x + 0.5, model.init(jax.random.key(1), images, train=False))
     norm = variables['params']['bn']
     norm['scale'] = jnp.broadcast_to(jnp.asarray(scale), norm['scale'].shape)
-    folded = folding.fold_batch_norm(model, jax.tree.map(np.asarray, variables), 8)
+    folded = fold_batch_norm.fold_batch_norm(model, jax.tree.map(np.asarray, variables), 8)
     assert (folded.norms[('bn',)][0] is None) == is_folded
     with nn.intercept_methods(folded.intercept):
         found = model.apply(folded.variables, images, train=False)

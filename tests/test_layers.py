@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls.models import initializers, pooling
-from flaxcls.models.batch_norm import BatchNorm, _in_one_reading, mean_and_var, normalize
-from flaxcls.models.convolution import _native, convolve
+from flaxcls.models import init
+from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import (
     Conv,
     Dropout,
@@ -15,9 +14,12 @@ from flaxcls.models.layers import (
     adaptive_avg_pool,
     avg_pool,
     local_response_norm,
-    matches,
     max_pool,
 )
+from flaxcls.models.patterns import matches
+from flaxcls.ops import pooling
+from flaxcls.ops.batch_norm import _in_one_reading, mean_and_var, normalize
+from flaxcls.ops.convolution import _native, convolve
 
 
 def _noise(*shape, seed=0):
@@ -275,10 +277,10 @@ def test_adaptive_avg_pool_takes_the_mean_of_torchs_cells(shape):
 @pytest.mark.parametrize(
     ('initializer', 'std'),
     [
-        (initializers.normal(0.01), 0.01),
-        (initializers.he_normal_fan_in, np.sqrt(2 / (9 * 64))),
-        (initializers.he_normal_fan_out, np.sqrt(2 / (9 * 128))),
-        (initializers.uniform_fan_in, 1 / np.sqrt(9 * 64) / np.sqrt(3)),
+        (init.normal(0.01), 0.01),
+        (init.he_normal_fan_in, np.sqrt(2 / (9 * 64))),
+        (init.he_normal_fan_out, np.sqrt(2 / (9 * 128))),
+        (init.uniform_fan_in, 1 / np.sqrt(9 * 64) / np.sqrt(3)),
     ],
 )
 def test_initializers_have_their_deviation_and_follow_the_key(initializer, std):
@@ -291,8 +293,8 @@ def test_initializers_have_their_deviation_and_follow_the_key(initializer, std):
 
 
 def test_large_weights_are_drawn_as_streams_that_differ(monkeypatch):
-    whole = initializers.normal(1)(jax.random.key(0), (30, 100))
-    monkeypatch.setattr(initializers, '_STREAM', 1000)
-    parts = initializers.normal(1)(jax.random.key(0), (30, 100)).reshape(3, 1000)
+    whole = init.normal(1)(jax.random.key(0), (30, 100))
+    monkeypatch.setattr(init, '_STREAM', 1000)
+    parts = init.normal(1)(jax.random.key(0), (30, 100)).reshape(3, 1000)
     np.testing.assert_array_equal(parts[0], whole.reshape(3, 1000)[0])
     assert len({float(part[0]) for part in parts}) == 3 and abs(parts.std() - 1) < 0.1

@@ -8,11 +8,11 @@ import jax
 import pytest
 from conftest import EXPERIMENTS
 
-from flaxcls import ledger, models
+from benchmarks import ledger
+from flaxcls.config.files import load_config, split_variant
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config, split_variant
-from flaxcls.models import initialization
-from flaxcls.records import RECORD_FILE, RunRecord, experiment_hash, experiment_options
+from flaxcls.models import init, registry
+from flaxcls.training.run_record import RECORD_FILE, RunRecord, experiment_hash, experiment_options
 
 RESULTS = pathlib.Path('results')
 ROWS, MISQUOTED = ledger.load_rows(RESULTS)
@@ -69,7 +69,7 @@ def test_a_docstring_expects_what_its_row_does(row):
 
 
 def test_the_parameters_that_are_set_right_are_those_of_the_model():
-    variables = initialization.abstract_variables(models.create_model('densenet121'), 224)
+    variables = init.abstract_variables(registry.create_model('densenet121'), 224)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
     fact = next(item.fact for item in MISQUOTED if 'DenseNet-121' in item.claim)
     assert f'{count:,}' in fact

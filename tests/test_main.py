@@ -11,11 +11,11 @@ import time
 import pytest
 from conftest import COMPILED_QUICKLY, TINY, with_devices
 
-from flaxcls.checkpoint import fingerprint
-from flaxcls.config import parse_overrides
+from flaxcls.config.files import default_workdir
 from flaxcls.errors import UserError
-from flaxcls.evaluate import load_run
-from flaxcls.experiment_files import default_workdir
+from flaxcls.system.cli import parse_overrides
+from flaxcls.training.checkpoints import fingerprint
+from flaxcls.training.restore import load_run
 
 ENVIRONMENT = with_devices(1)  # As most users have.
 # And the program that they run.
@@ -96,7 +96,7 @@ def test_too_little_memory_is_one_sentence_and_exit_1():
 
 
 def test_help_names_every_option():
-    from flaxcls.config import default_config, options
+    from flaxcls.config.defaults import default_config, options
 
     code, out, _ = _run('main', '--help')
     assert code == 0

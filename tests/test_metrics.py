@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls.metrics import batch_sums, summarize
+from flaxcls.training.metrics import batch_sums, summarize
 
 
 def _batch(count, classes, seed=0):

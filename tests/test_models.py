@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from flaxcls.errors import UserError
-from flaxcls.models import (
-    MODELS,
-    create_model,
-    require_image_size,
-)
-from flaxcls.models.__main__ import summary, table
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.densenet import DenseNet, Features
-from flaxcls.models.initialization import abstract_variables, init_variables
+from flaxcls.models.init import abstract_variables, init_variables
+from flaxcls.models.registry import MODELS, create_model, require_image_size
 from flaxcls.models.summary import count_cost, list_layers
+from flaxcls.models.tables import summary, table
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
 # convolutions and fully connected layers where they are known.

@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from flaxcls.config.files import load_config
+from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.models import create_model
-from flaxcls.models.initialization import abstract_variables
-from flaxcls.optim import make_optimizer, make_schedule, peak_learning_rate, treatments
-from flaxcls.validation import validate
+from flaxcls.models.init import abstract_variables
+from flaxcls.models.registry import create_model
+from flaxcls.training.optimizers import make_optimizer, treatments
+from flaxcls.training.schedules import make_schedule, peak_learning_rate
 
 PER_EPOCH = 10
 

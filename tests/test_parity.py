@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks import parity_cases
 from benchmarks.parity_cases import CASES
-from flaxcls.models import MODELS, create_model
+from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.summary import trace
-from flaxcls.torch_layout import from_state_dict, to_state_dict, torch_layout
+from flaxcls.weights.state_dict import from_state_dict, to_state_dict, torch_layout
 
 # The others are the same code, wider or deeper, and up to minutes each: make test-slow.
 QUICK = {

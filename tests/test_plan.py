@@ -10,14 +10,17 @@ import pytest
 from conftest import EXPERIMENTS, TINY
 
 import flaxcls
-from flaxcls import parallel, plan, planning, steps
-from flaxcls.compiled import collectives, needs
+from flaxcls.commands import plan
+from flaxcls.config.files import load_config
+from flaxcls.data.known_sizes import PUBLISHED
 from flaxcls.data.pipeline import make_train_batches
-from flaxcls.data.published import PUBLISHED
 from flaxcls.errors import RunError, UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.run_setup import prepare
-from flaxcls.targets import CHIPS, open_target
+from flaxcls.planning import compiled as compiled_lib
+from flaxcls.planning import estimate
+from flaxcls.planning.compiled import collectives, needs
+from flaxcls.planning.hardware import CHIPS, open_target
+from flaxcls.training import parallel, steps
+from flaxcls.training.setup import prepare
 
 # The others take XLA up to minutes to compile.
 QUICK = ('digits_alexnet',)
@@ -25,7 +28,7 @@ QUICK = ('digits_alexnet',)
 
 def _make_plan(path, **overrides):
     overrides = {key.replace('__', '.'): value for key, value in overrides.items()}
-    return planning.create_plan(load_config(path, overrides))
+    return estimate.create_plan(load_config(path, overrides))
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS)
@@ -38,7 +41,7 @@ def test_every_experiment_can_be_planned(path, tmp_path):
                 (tmp_path / name / f'{i}.png').touch()
         overrides = {'data__source': f'folder:{tmp_path}'}
     found = _make_plan(path, data__data_dir=str(tmp_path), **overrides)
-    text = '\n'.join(planning.describe(found))
+    text = '\n'.join(estimate.describe(found))
     assert f'{found.setup.total_steps:,} in all' in text
     assert f'{found.cost.parameters:,}' in text
 
@@ -92,7 +95,7 @@ IMPOSSIBLE = [
 @pytest.mark.parametrize(('overrides', 'says'), IMPOSSIBLE, ids=str)
 def test_impossible_runs_are_refused_by_plan_and_by_training(overrides, says, tmp_path):
     config = load_config(None, overrides)
-    for attempt in (planning.create_plan, lambda c: flaxcls.train_and_evaluate(c, tmp_path)):
+    for attempt in (estimate.create_plan, lambda c: flaxcls.train_and_evaluate(c, tmp_path)):
         with pytest.raises(UserError) as caught:
             attempt(config)
         assert says in str(caught.value)
@@ -103,7 +106,7 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
     """Training notes them: a recipe that is cut short on purpose is a common trial."""
     config = {'schedule.name': 'step', 'schedule.milestones': '5,30', 'num_epochs': 10}
     with pytest.raises(UserError, match='go on to epoch 30'):
-        planning.create_plan(load_config(None, config))
+        estimate.create_plan(load_config(None, config))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +114,7 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
 )
 def test_planned_memory_is_that_of_the_program_that_trains(options):
     config = load_config(None, TINY | options)
-    found = planning.compile_plan(planning.create_plan(config)).needs.memory
+    found = estimate.compile_plan(estimate.create_plan(config)).needs.memory
     setup = prepare(config)
     step = parallel.parallelize_train_step(
         steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
@@ -136,7 +139,7 @@ def test_published_sizes_stand_in_for_sets_that_are_not_prepared(tmp_path):
     found = _make_plan('experiments/densenet121.py', data__data_dir=str(tmp_path))
     assert (found.setup.steps_per_epoch, found.setup.total_steps) == (1_281_167 // 256, 450_360)
     assert found.flops_per_step == 256 * 3 * 2 * found.cost.macs
-    text = '\n'.join(planning.describe(found))
+    text = '\n'.join(estimate.describe(found))
     assert 'its published size is taken' in text
     assert '143 images of each epoch wait for the next' in text
     assert '0.01 at step 150,120' in text
@@ -154,7 +157,7 @@ def test_other_sizes_in_training_and_evaluation_cost_what_they_are():
 
 def test_roofline_is_the_slower_of_arithmetic_and_memory():
     chip = CHIPS['tpu:v5e']
-    found = planning.compile_plan(
+    found = estimate.compile_plan(
         _make_plan(None, **{k.replace('.', '__'): v for k, v in TINY.items()})
     )
     assert found.least_seconds_per_step == {}
@@ -162,7 +165,7 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
     limits = found.least_seconds_per_step
     assert limits['FLOPs'] == found.flops_per_step / 2 / chip.flops
     assert limits['memory traffic'] == found.needs.traffic / chip.bandwidth
-    text = '\n'.join(planning.describe_needs(found))
+    text = '\n'.join(estimate.describe_needs(found))
     assert f'limited by {max(limits, key=limits.get)}' in text
     assert 'fits in 16.00 GiB' in text
 
@@ -174,9 +177,9 @@ def test_step_that_does_not_fit_is_one_sentence(monkeypatch):
             'space hbm.\n  Used 33.13G of 15.75G hbm. Exceeded hbm capacity by 17.38G.\n\nTotal'
         )
 
-    monkeypatch.setattr(planning, 'compile_train_step', compile_train_step)
+    monkeypatch.setattr(estimate, 'compile_train_step', compile_train_step)
     with pytest.raises(RunError, match=r'does not fit on cpu \(Used 33.13G of 15.75G') as caught:
-        planning.compile_plan(_make_plan(None))
+        estimate.compile_plan(_make_plan(None))
     assert '\n' not in str(caught.value)
 
 
@@ -216,7 +219,7 @@ def test_command_prints_the_plan(capsys):
 def test_needs_take_all_devices_into_account():
     """Two devices have half of the batch each, and all of the weights."""
     one, two = (prepare(load_config(None, TINY), devices=jax.devices()[:count]) for count in (1, 2))
-    found = [needs(planning.compile_train_step(setup), setup) for setup in (one, two)]
+    found = [needs(compiled_lib.compile_train_step(setup), setup) for setup in (one, two)]
     assert found[0].memory.weights == found[1].memory.weights
     assert found[0].memory.batch == 2 * found[1].memory.batch
     assert found[0].collectives == {}
@@ -251,7 +254,8 @@ def test_a_larger_tpu_changes_nothing_for_a_chip():
         }  # fmt: skip
         command = [f'--config.{key}={value}' for key, value in options.items()]
         result = subprocess.run(
-            [sys.executable, '-m', 'flaxcls.plan', f'--target=tpu:v5e:{topology}', *command],
+            [sys.executable, '-m', 'flaxcls.commands.plan', f'--target=tpu:v5e:{topology}',
+            *command],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         told = [re.sub(r'.* a device: ', '', line) for line in result.stdout.splitlines()]

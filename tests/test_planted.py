@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 import flaxcls
-from flaxcls.attribution import cam, grad_cam, occlusion
-from flaxcls.classifier import Classifier
+from flaxcls.explaining.attribution import cam, grad_cam, occlusion
+from flaxcls.inference.classifier import Classifier
 
 # The class is the quadrant with the coloured patch, a chequer of random squares, among grey ones.
 # Every quadrant has its colour: a network that averages over its map would know a place without it

@@ -20,14 +20,16 @@ from conftest import TINY
 from PIL import Image
 
 import flaxcls
-from flaxcls import predict
-from flaxcls.classifier import CALIBRATION_FILE, Classifier
+from flaxcls.commands import predict
+from flaxcls.commands.predict import main
 from flaxcls.data.paths import Found, find_files
 from flaxcls.data.sources import open_source
-from flaxcls.data.threads import ITEMS_AHEAD, map_in_threads
 from flaxcls.errors import RunError, Stopped, UserError
-from flaxcls.predict import main, predict_files
-from flaxcls.prediction_writers import CSV_COLUMNS, Prediction, write_csv, write_json, write_table
+from flaxcls.inference.calibration import CALIBRATION_FILE
+from flaxcls.inference.classifier import Classifier
+from flaxcls.inference.predict_files import predict_files
+from flaxcls.inference.writers import CSV_COLUMNS, Prediction, write_csv, write_json, write_table
+from flaxcls.system.threads import ITEMS_AHEAD, map_in_threads
 
 CONFIG = TINY | {'data.image_size': 12, 'num_epochs': 6, 'optimizer.learning_rate': 0.1}
 ODD_NAMES = (
@@ -321,7 +323,14 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(workdir, digits, tmp_
     (mixed / 'empty.png').touch()
     (mixed / 'note.txt').write_text('no image')
     monkeypatch.chdir(tmp_path)
-    command = [sys.executable, '-m', 'flaxcls.predict', f'--workdir={workdir}', 'mixed', 'absent']
+    command = [
+        sys.executable,
+        '-m',
+        'flaxcls.commands.predict',
+        f'--workdir={workdir}',
+        'mixed',
+        'absent',
+    ]
     environment = os.environ | {'PYTHONPATH': str(pathlib.Path(flaxcls.__file__).parents[1])}
     result = subprocess.run(
         [*command, '--json=-'], env=environment, capture_output=True, text=True, check=False
@@ -414,7 +423,7 @@ def test_threads_keep_the_order_and_stop_when_nobody_listens():
 
 
 def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch, capsys, tmp_path):
-    real = predict.predict_files
+    real = predict_files
 
     def interrupted(*arguments, **options):
         yield from itertools.islice(real(*arguments, **options), 3)

@@ -14,11 +14,14 @@ import pytest
 from conftest import TINY, with_devices
 
 import flaxcls
-from flaxcls import calibration, evaluate, parallel, score_tables, scores
-from flaxcls.classifier import CALIBRATION_FILE, Classifier
-from flaxcls.data.splits import Source, Subset
+from flaxcls.commands import evaluate
+from flaxcls.data.datasets import Source, Subset
 from flaxcls.errors import UserError
-from flaxcls.predictions import (
+from flaxcls.evaluation import tables
+from flaxcls.inference import calibration, scores
+from flaxcls.inference.calibration import CALIBRATION_FILE
+from flaxcls.inference.classifier import Classifier
+from flaxcls.inference.predictions import (
     PREDICTIONS_FILE,
     Predictions,
     load_predictions,
@@ -26,9 +29,11 @@ from flaxcls.predictions import (
     save_predictions,
     write_csv,
 )
-from flaxcls.run_setup import load_stored_config, prepare
-from flaxcls.steps import make_classify
-from flaxcls.writers import read_metrics
+from flaxcls.training import evaluation, parallel, restore
+from flaxcls.training.logging import read_metrics
+from flaxcls.training.setup import prepare
+from flaxcls.training.steps import make_classify
+from flaxcls.training.workdir import load_stored_config
 
 
 @pytest.fixture(scope='module')
@@ -58,7 +63,7 @@ def workdir(workdirs):
 
 @pytest.fixture(scope='module')
 def predictions(trained):
-    return predict_validation(*evaluate.load_run(trained[0]))
+    return predict_validation(*restore.load_run(trained[0]))
 
 
 def _random(count=200, classes=5, factor=1.0, seed=0):
@@ -81,7 +86,7 @@ def _command(*workdirs, flags=()):
 
 def test_they_repeat_the_last_evaluation_of_training(trained):
     for workdir in trained:
-        predictions = predict_validation(*evaluate.load_run(workdir))
+        predictions = predict_validation(*restore.load_run(workdir))
         labels, logits = predictions.labels, predictions.logits
         last = read_metrics(workdir)[-1]
         assert predictions.step == last['step']
@@ -108,7 +113,7 @@ def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
     rows = np.random.default_rng(0).permutation(len(digits.val))[:23]
     source = Source(digits.train, Subset(digits.val, rows), digits.class_names)
     setup = prepare(config, source=source, devices=jax.devices()[:devices])
-    state = jax.device_get(evaluate.load_run(trained[0])[1])
+    state = jax.device_get(restore.load_run(trained[0])[1])
     state = parallel.replicate(state, setup.layout)
     got = predict_validation(setup, state)
     assert got.names == tuple(f'example {row}' for row in rows)
@@ -117,7 +122,7 @@ def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
     classify = jax.jit(make_classify(setup.config, setup.model))
     logits = classify(jax.device_get(state.evaluated), images)
     np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-5)
-    assert got.accuracy == evaluate.make_evaluate(setup)(state)['val/accuracy']
+    assert got.accuracy == evaluation.make_evaluate(setup)(state)['val/accuracy']
     assert (got.logits.dtype, got.labels.dtype) == (np.float32, np.int32)
 
 
@@ -237,13 +242,13 @@ def test_calibrated_probabilities_are_what_the_classifier_gives(workdir, predict
     assert f'temperature {stored["temperature"]:.4f}' in printed
     assert stored['temperature'] != 1
     classifier = Classifier.load(workdir)
-    images = evaluate.load_run(workdir)[0].source.val.images
+    images = restore.load_run(workdir)[0].source.val.images
     expected = predictions.probabilities(stored['temperature'])
     np.testing.assert_allclose(classifier.predict(images), expected, rtol=1e-3, atol=1e-5)
     shown = np.loadtxt(table, delimiter=',', skiprows=1, usecols=4)
     np.testing.assert_allclose(shown, expected.max(1), atol=2e-6)
     _command(workdir, flags=['--config.data.eval_crops=flip', f'--csv={table}'])
-    setup, state = evaluate.load_run(workdir, overrides={'data.eval_crops': 'flip'})
+    setup, state = restore.load_run(workdir, overrides={'data.eval_crops': 'flip'})
     shown = np.loadtxt(table, delimiter=',', skiprows=1, usecols=4)
     plain = predict_validation(setup, state).probabilities()  # It was not measured with these.
     np.testing.assert_allclose(shown, plain.max(1), atol=2e-6)
@@ -278,7 +283,7 @@ def test_predictions_of_other_images_leave_the_runs_own(workdir, write_images, c
 
 
 def test_several_runs_are_compared_with_the_first(workdirs, capsys):
-    one, other = (predict_validation(*evaluate.load_run(workdir)) for workdir in workdirs)
+    one, other = (predict_validation(*restore.load_run(workdir)) for workdir in workdirs)
     assert one.accuracy != other.accuracy
     _command(*workdirs)
     printed = capsys.readouterr().out
@@ -306,8 +311,8 @@ def test_several_runs_are_compared_with_the_first(workdirs, capsys):
 def test_runs_of_other_images_are_not_compared(change, says):
     one = _random()
     with pytest.raises(UserError, match=f'not the same in the same order .*{says}'):
-        score_tables.comparison([('a', one), ('b', one), ('c', one._replace(**change))], 5)
-    assert 'p = 1' in score_tables.comparison([('a', one), ('b', one)], 5)
+        tables.comparison([('a', one), ('b', one), ('c', one._replace(**change))], 5)
+    assert 'p = 1' in tables.comparison([('a', one), ('b', one)], 5)
 
 
 @pytest.mark.parametrize(
@@ -336,21 +341,21 @@ def test_what_does_not_fit_is_refused(workdir, flags, says):
 def test_classes_come_worst_first_and_what_is_left_out_is_said():
     predictions = _random(3000, 300)
     table = scores.class_scores(predictions.labels, predictions.answers, 300)
-    lines = score_tables.class_table(predictions, most=25).splitlines()
+    lines = tables.class_table(predictions, most=25).splitlines()
     shown = [float(line.split()[-1].rstrip('%')) for line in lines[1:26]]
     np.testing.assert_allclose(shown, 100 * np.sort(table.f1[table.support > 0])[:25], atol=0.006)
     present = int((table.support > 0).sum())
     assert lines[26].startswith(f'The other {present - 25} classes')
     few = _random(40, 300)
     absent = 300 - len(np.unique(few.labels))
-    assert score_tables.class_table(few).endswith(f'\n{absent} of 300 classes have no image.')
-    everything = score_tables.class_table(_random(500, 5)).splitlines()
+    assert tables.class_table(few).endswith(f'\n{absent} of 300 classes have no image.')
+    everything = tables.class_table(_random(500, 5)).splitlines()
     assert sorted(line[:7] for line in everything[1:]) == [f'class {index}' for index in range(5)]
 
 
 def test_confusions_come_most_frequent_first():
     predictions = _random(2000, 5)
-    text = score_tables.confusions(predictions, most=7)
+    text = tables.confusions(predictions, most=7)
     rows = re.findall(r'(\d+)  class (\d) taken for class (\d) \(([\d.]+)% of its (\d+)\)', text)
     assert len(rows) == 7
     wrong = predictions.labels != predictions.answers
@@ -365,7 +370,7 @@ def test_confusions_come_most_frequent_first():
     pairs = predictions.labels[wrong] * 5 + predictions.answers[wrong]
     assert counts[0] == np.bincount(pairs).max()
     right = predictions._replace(labels=predictions.answers.astype(np.int32))
-    assert score_tables.confusions(right) == 'No image has a wrong answer.'
+    assert tables.confusions(right) == 'No image has a wrong answer.'
 
 
 def test_a_temperature_that_makes_it_worse_is_not_kept(workdir, capsys, monkeypatch):

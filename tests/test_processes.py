@@ -15,13 +15,15 @@ import pytest
 from conftest import TINY, with_devices
 
 import flaxcls
-from flaxcls import processes, train
-from flaxcls.checkpoint import fingerprint
+from flaxcls import errors
 from flaxcls.errors import Stopped
-from flaxcls.evaluate import load_run
-from flaxcls.interrupts import SignalFlag
-from flaxcls.records import read_record
-from flaxcls.writers import read_metrics
+from flaxcls.system import distributed
+from flaxcls.system.signals import SignalFlag
+from flaxcls.training import loop
+from flaxcls.training.checkpoints import fingerprint
+from flaxcls.training.logging import read_metrics
+from flaxcls.training.restore import load_run
+from flaxcls.training.run_record import read_record
 
 EXPERIMENT = 'experiments/digits_resnet20.py'
 FLAGS = [f'--config.{key}={value}' for key, value in TINY.items()]
@@ -132,7 +134,7 @@ def test_the_death_of_one_ends_the_other_with_a_sentence(tmp_path, dead):
     assert code == 1, err
     assert err.startswith('error: another process of this run has died; start all of them again')
     assert err.count('\n') == 1
-    assert time.monotonic() - began < 2 * processes.HEARTBEAT_TIMEOUT
+    assert time.monotonic() - began < 2 * distributed.HEARTBEAT_TIMEOUT
 
 
 TROUBLE = [
@@ -140,7 +142,7 @@ TROUBLE = [
     '/job:jax_worker/replica:0/task:1\n',
     'The tasks have crashed. Check the task logs for an earlier error.\n',
 ]
-LOST = f'error: {processes.LOST_NEIGHBOUR}\n'
+LOST = f'error: {errors.LOST_NEIGHBOUR}\n'
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ LOST = f'error: {processes.LOST_NEIGHBOUR}\n'
     ],
 )
 def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, code, capsys):
-    assert processes._retell(lines, lambda: ended) == code
+    assert distributed._retell(lines, lambda: ended) == code
     assert capsys.readouterr().err == says
 
 
@@ -219,7 +221,7 @@ def test_saved_on_eight_devices_and_continued_on_fewer(all_devices, tmp_path, mo
     monkeypatch.setattr(jax, 'devices', lambda: all_devices)
     flaxcls.train_and_evaluate(config, tmp_path / 'straight')
     with monkeypatch.context() as patch:
-        patch.setattr(train, 'SignalFlag', _StopAfterTen)
+        patch.setattr(loop, 'SignalFlag', _StopAfterTen)
         with pytest.raises(Stopped, match='at step 10'):
             flaxcls.train_and_evaluate(config, tmp_path / 'stopped')
     for devices in (1, 2, 3):
@@ -264,4 +266,4 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
     ids=json.dumps,
 )
 def test_launchers_are_known_by_their_environment(environment, neighbours):
-    assert processes._has_neighbours(environment) == neighbours
+    assert distributed._has_neighbours(environment) == neighbours

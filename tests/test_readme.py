@@ -29,12 +29,12 @@ from PIL import Image
 
 import flaxcls
 from benchmarks.parity_cases import make_tensor
-from flaxcls.config import parse_overrides
+from flaxcls.config.files import default_workdir
 from flaxcls.errors import RunError
-from flaxcls.experiment_files import default_workdir
 from flaxcls.exporting import web
-from flaxcls.models import MODELS, create_model
-from flaxcls.torch_layout import torch_layout
+from flaxcls.models.registry import MODELS, create_model
+from flaxcls.system.cli import parse_overrides
+from flaxcls.weights.state_dict import torch_layout
 
 _SMALL_RESNET = '--config.model.stage_sizes=1,1 --config.model.width_multiplier=0.0625'
 _SMALL_DENSENET = '--config.model.block_sizes=1,1 --config.model.growth_rate=4'

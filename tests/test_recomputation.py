@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls import config as config_lib
-from flaxcls import parallel, steps
-from flaxcls.experiment_files import load_config
-from flaxcls.run_setup import prepare
+from flaxcls.config import defaults
+from flaxcls.config import options as options_lib
+from flaxcls.config.files import load_config
+from flaxcls.training import parallel, steps
+from flaxcls.training import state as state_lib
+from flaxcls.training.setup import prepare
 
 NETWORKS = {
     'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
@@ -69,7 +71,7 @@ def test_convolutions_are_made_anew_within_blocks_alone_and_nothing_is_sent_twic
     batch['label'] = jnp.zeros((1, 8), jnp.int32)
     counts = {}
     for remat in ('none', 'norm', 'block'):
-        trace = jax.make_jaxpr(_train_step(setup, remat), axis_env=[(steps.AXIS, 2)])
+        trace = jax.make_jaxpr(_train_step(setup, remat), axis_env=[(state_lib.AXIS, 2)])
         counts[remat] = _count(trace(setup.abstract_state(), batch).jaxpr)
     costly = {remat: n['conv_general_dilated'] + n['dot_general'] for remat, n in counts.items()}
     assert costly['none'] == costly['norm'] < costly['block']
@@ -91,7 +93,7 @@ def _count(jaxpr):
 
 
 def test_runs_of_the_time_when_it_was_a_switch_go_on():
-    text = config_lib.to_json(config_lib.default_config())
+    text = options_lib.to_json(defaults.default_config())
     for old, new in (('false', 'none'), ('true', 'norm')):
-        config = config_lib.from_json(text.replace('"remat": "none"', f'"remat": {old}'))
+        config = options_lib.from_json(text.replace('"remat": "none"', f'"remat": {old}'))
         assert config.model.remat == new

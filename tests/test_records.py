@@ -7,18 +7,19 @@ import pytest
 from conftest import EXPERIMENTS, TINY
 
 import flaxcls
-from flaxcls import records
-from flaxcls.config import OBSERVING_OPTIONS, from_json, options, to_json
+from flaxcls.config.defaults import OBSERVING_OPTIONS, options
+from flaxcls.config.files import load_config
+from flaxcls.config.options import from_json, to_json
 from flaxcls.errors import Stopped
-from flaxcls.experiment_files import load_config
-from flaxcls.records import (
+from flaxcls.system import host_info
+from flaxcls.training.run_record import (
     RunRecord,
     experiment_hash,
     experiment_options,
     read_record,
     recorded_experiment,
 )
-from flaxcls.run_setup import prepare
+from flaxcls.training.setup import prepare
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,
          str: lambda v: v + 'x', tuple: lambda v: (*v, 7.0)}  # fmt: skip
@@ -106,34 +107,34 @@ def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
     package = tmp_path / 'flaxcls'
     package.mkdir()
     (tmp_path / 'experiments').mkdir()
-    monkeypatch.setattr(records, '__file__', str(package / 'records.py'))
-    (package / 'records.py').write_text('1\n')
+    monkeypatch.setattr(flaxcls, '__file__', str(package / '__init__.py'))
+    (package / '__init__.py').write_text('1\n')
     git = lambda *words: subprocess.run(  # noqa: E731
         ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b', *words],
         check=True, capture_output=True, text=True,
     ).stdout.strip()  # fmt: skip
-    assert records.find_commit() is None
+    assert host_info.find_commit() is None
     git('init')
-    assert records.find_commit() is None
+    assert host_info.find_commit() is None
     git('add', '.')
     git('commit', '-m', 'first')
     commit = git('rev-parse', '--short=12', 'HEAD')
     (tmp_path / 'README').write_text('no code')
-    assert records.find_commit() == commit
+    assert host_info.find_commit() == commit
     (tmp_path / 'experiments' / 'my\xe9.py').write_text('new')
-    assert records.find_commit() == f'{commit}+'
+    assert host_info.find_commit() == f'{commit}+'
     git('add', 'experiments')
     git('commit', '-m', 'second')
-    (package / 'records.py').write_text('2\n')
-    assert records.find_commit().endswith('+')
+    (package / '__init__.py').write_text('2\n')
+    assert host_info.find_commit().endswith('+')
     monkeypatch.setenv('PATH', '')
-    assert records.find_commit() is None
+    assert host_info.find_commit() is None
 
 
 def _stop_at_step(patch, step):
-    from flaxcls import writers
+    from flaxcls.training import logging
 
-    original, count = writers.Progress.step, []
+    original, count = logging.Progress.step, []
 
     def counting(self):
         original(self)
@@ -141,4 +142,4 @@ def _stop_at_step(patch, step):
         if len(count) == step:
             signal.raise_signal(signal.SIGINT)
 
-    patch.setattr(writers.Progress, 'step', counting)
+    patch.setattr(logging.Progress, 'step', counting)

@@ -13,16 +13,19 @@ from conftest import TINY
 from justhtml import JustHTML
 
 import flaxcls
-from flaxcls import calibration, report
-from flaxcls.config import options, parse_overrides
+from flaxcls.commands import report as report_command
+from flaxcls.config.defaults import options
 from flaxcls.errors import UserError
-from flaxcls.evaluate import evaluate_workdir
-from flaxcls.predictions import Predictions, save_predictions
-from flaxcls.reporting import page, svg, tables
+from flaxcls.inference import calibration
+from flaxcls.inference.predictions import Predictions, save_predictions
+from flaxcls.reporting import figures, report, tables
 from flaxcls.reporting.examples import select
 from flaxcls.reporting.figures import PANELS
 from flaxcls.reporting.runs import load
-from flaxcls.run_setup import CLASSES_FILE
+from flaxcls.system import svg
+from flaxcls.system.cli import parse_overrides
+from flaxcls.training.restore import evaluate_workdir
+from flaxcls.training.workdir import CLASSES_FILE
 
 SECTIONS = ('run', 'curves', 'results', 'confusions', 'calibration', 'mistakes', 'typical',
             'uncertain', 'classes')  # fmt: skip
@@ -301,7 +304,7 @@ def test_the_images_are_the_surest_mistakes_one_typical_of_each_class_and_the_le
 
 
 def test_a_plot_takes_colours_and_font_of_the_page(cases):
-    for plot in page.figures.curves([load(str(w)) for w in cases['compared'][:2]]):
+    for plot in figures.curves([load(str(w)) for w in cases['compared'][:2]]):
         assert 'currentColor' in plot.svg and 'var(--run-0)' in plot.svg
         for colour in (svg.INK, *map(svg.run_colour, range(svg.NUM_COLOURS))):
             assert colour not in plot.svg
@@ -325,7 +328,7 @@ def test_watching_writes_the_page_again_until_the_run_is_finished(finished, tmp_
         stages.pop(0)()
 
     monkeypatch.setattr(report.time, 'sleep', sleep)
-    report.main([f'--workdir={workdir}', '--watch=7'])
+    report_command.main([f'--workdir={workdir}', '--watch=7'])
     texts.append((workdir / 'report.html').read_text(encoding='utf-8'))
     assert not stages
     for text in texts[:-1]:
@@ -338,7 +341,7 @@ def test_what_is_left_out_is_told_on_the_terminal_as_well(finished, tmp_path, ca
     workdir = tmp_path / 'run'
     shutil.copytree(finished, workdir)
     shutil.rmtree(workdir / 'checkpoints')
-    report.main([f'--workdir={workdir}'])
+    report_command.main([f'--workdir={workdir}'])
     assert f'Note: in {workdir}, the run in' in capsys.readouterr().out
 
 
@@ -351,7 +354,7 @@ def test_mistakes_are_one_sentence(finished, tmp_path):
         ([f'--workdir={finished}', f'--workdir={finished}/.'], 'are one run; give different'),
     ):
         with pytest.raises(UserError, match=says):
-            report.main(arguments)
+            report_command.main(arguments)
 
 
 @pytest.mark.parametrize('name', CASES)

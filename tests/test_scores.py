@@ -7,7 +7,7 @@ import sklearn.metrics
 from scipy.special import softmax
 from scipy.stats import binomtest
 
-from flaxcls import scores
+from flaxcls.inference import scores
 
 # Examples, classes, noise: few and many, two classes, classes without examples, all right.
 SIZES = [(1, 2, 1.0), (7, 2, 1.0), (40, 10, 0.5), (500, 3, 1.0), (3000, 100, 1.0), (60, 5, 0.0)]

@@ -22,9 +22,10 @@ from justhtml import JustHTML
 from PIL import Image
 
 import flaxcls
-from flaxcls import serve
-from flaxcls.classifier import Classifier
+from flaxcls.commands import serve
 from flaxcls.errors import RunError, UserError
+from flaxcls.inference.classifier import Classifier
+from flaxcls.serving import server as server_lib
 from flaxcls.serving.app import _Server, batch_sizes
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
@@ -49,8 +50,8 @@ def classifier(workdir):
 @contextlib.contextmanager
 def _serving(classifier, limits):
     """Yields the port of a server in a thread."""
-    with serve.bind('127.0.0.1', 0) as listener:
-        server = serve.make_server(classifier, limits)
+    with server_lib.bind('127.0.0.1', 0) as listener:
+        server = server_lib.make_server(classifier, limits)
         thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
         port = listener.getsockname()[1]
         thread.start()
@@ -315,7 +316,7 @@ def test_a_failure_of_ours_is_told_and_survived(classifier, monkeypatch):
 def test_answers_that_are_no_numbers_are_told_before_anything_is_served(classifier, monkeypatch):
     monkeypatch.setattr(classifier, 'to_probabilities', lambda logits: np.asarray(logits) * np.nan)
     with pytest.raises(RunError, match='no numbers; its training has failed'):
-        serve.make_server(classifier, SMALL)
+        server_lib.make_server(classifier, SMALL)
 
 
 def test_health_tells_what_is_served(classifier, port):
@@ -363,7 +364,7 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, workdir, number):
-    command = [sys.executable, '-m', 'flaxcls.serve', f'--workdir={workdir}', '--port=0',
+    command = [sys.executable, '-m', 'flaxcls.commands.serve', f'--workdir={workdir}', '--port=0',
                '--max_batch=8', '--max_wait_ms=2500']  # fmt: skip
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, env=with_devices(1), **pipes) as process:
@@ -413,7 +414,7 @@ def test_a_users_mistake_is_a_sentence(workdir, flags, says):
 
 
 def test_the_socket_is_one_that_asyncio_sends_answers_over_at_once():
-    with serve.bind('127.0.0.1', 0) as listener:
+    with server_lib.bind('127.0.0.1', 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 

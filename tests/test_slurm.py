@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, with_devices
 from slurm_cluster import ask, cluster, needs_slurm, wait_for  # noqa: F401 - `cluster` is a fixture
 
-from flaxcls.evaluate import load_run
+from flaxcls.training.restore import load_run
 
 SCRIPT = 'experiments/slurm/train.sh'
 pytestmark = needs_slurm

@@ -11,18 +11,22 @@ import pytest
 import submitit  # noqa: F401 - imported within a test, it closes the stream that absl writes to
 from small_sweep import DEPTH, ROOT, SMALL, WIDTH
 
-from flaxcls import models, sweep
-from flaxcls.config import options
+from flaxcls.commands import sweep
+from flaxcls.config import files
+from flaxcls.config.defaults import options
 from flaxcls.errors import UserError
-from flaxcls.sweeping import Sweep, commands, definition, slurm, values, zipped
+from flaxcls.models import from_config
+from flaxcls.sweeping import commands, expand, slurm
+from flaxcls.sweeping.definition import Sweep, values, zipped
+from flaxcls.system import cli
 
 FILES = sorted(pathlib.Path('experiments/sweeps').glob('*.py'))
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
-    found = definition.load_sweep(str(path))
-    runs = definition.expand(found, ROOT)  # Validates every config.
+    found = expand.load_sweep(str(path))
+    runs = expand.expand(found, ROOT)  # Validates every config.
     assert 'arXiv' in path.read_text() or 'NIPS' in path.read_text()
     assert found.title and 'Claim' in found.text and f'--sweep={path}' in found.text
     assert f'{len(runs)} runs' in found.text
@@ -33,12 +37,12 @@ def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
         assert found.base_of(cell) in cells
     assert any(found.base_of(cell) != cell for cell in cells)
     for run in runs:
-        models.model_from_config(run.config)
+        from_config.model_from_config(run.config)
 
 
 def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels():
     found = Sweep(**SMALL, overrides={'num_epochs': 7, 'model.width_multiplier': 2.0})
-    runs = definition.expand(found, ROOT, {'batch_size': '32'})
+    runs = expand.expand(found, ROOT, {'batch_size': '32'})
     expected = set(itertools.product(DEPTH, WIDTH, range(2)))
     assert {(*dict(run.cell.levels).values(), run.seed) for run in runs} == expected
     assert len(runs) == len(expected)
@@ -51,8 +55,8 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
             wanted |= found.axes[axis][level]
         assert {key: given[key] for key in wanted} == wanted
         words = commands.command_of(run, found.config)
-        again = sweep.parse_overrides([word for word in words if word.startswith('--config.')], [])
-        config = definition.load_config(found.config, again)
+        again = cli.parse_overrides([word for word in words if word.startswith('--config.')], [])
+        config = files.load_config(found.config, again)
         assert dict(options(config)) == given
 
 
@@ -117,7 +121,7 @@ MISTAKES = {
 def test_a_mistake_is_told_before_any_run_begins(name):
     changes, says = MISTAKES[name]
     with pytest.raises(UserError, match=re.escape(says)):
-        definition.expand(Sweep(**SMALL | changes), ROOT)
+        expand.expand(Sweep(**SMALL | changes), ROOT)
 
 
 def test_names_of_folders_are_short_and_differ_where_runs_do():

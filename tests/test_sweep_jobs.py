@@ -13,9 +13,11 @@ import submitit  # noqa: F401 - imported within a test, it closes the stream tha
 from slurm_cluster import wait_for
 from small_sweep import SMALL
 
-from flaxcls import sweep
+from flaxcls.commands import sweep
 from flaxcls.errors import Stopped, UserError
-from flaxcls.sweeping import Sweep, definition, executors, page, running, slurm
+from flaxcls.sweeping import executors, expand, page, slurm
+from flaxcls.sweeping import run as run_lib
+from flaxcls.sweeping.definition import Sweep
 from flaxcls.sweeping.job import LOG_FILE
 
 JOB = """
@@ -148,7 +150,7 @@ def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(executors, '_ASK_AGAIN_SECONDS', 0.3)
-    runs = definition.expand(Sweep(**SMALL), tmp_path)[:4]
+    runs = expand.expand(Sweep(**SMALL), tmp_path)[:4]
     ends = [
         (runs[0], 'error: too hot', False),
         (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; go on', True),
@@ -157,7 +159,7 @@ def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
     ]
     executor, failed = Script(ends), {}
     with pytest.raises(Stopped, match='SIGINT'):
-        running.run_unfinished(runs, executor, failed)
+        run_lib.run_unfinished(runs, executor, failed)
     assert failed == {runs[0]: 'too hot', runs[2]: 'the disk is full'}
     assert executor.cancels >= 2
     out = capsys.readouterr().out
@@ -186,7 +188,7 @@ def test_a_second_ctrl_c_is_told_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(page, 'write_all', _interrupted)
     with pytest.raises(Stopped, match='with --report writes them'):
         sweep.main([*words, '--report'])
-    monkeypatch.setattr(running, 'run_unfinished', _interrupted)
+    monkeypatch.setattr(run_lib, 'run_unfinished', _interrupted)
     with pytest.raises(Stopped, match='no longer waits'):
         sweep.main(words)
 
@@ -221,7 +223,7 @@ def _start_slurm(root, runs, jobs=None):
 
 
 def test_what_is_in_the_queue_is_not_submitted_again_and_is_remembered(tmp_path, queue):
-    runs = definition.expand(Sweep(**SMALL), tmp_path)
+    runs = expand.expand(Sweep(**SMALL), tmp_path)
     stored = tmp_path / 'slurm_jobs.json'
     names = [str(run.workdir.relative_to(tmp_path)) for run in runs]
     stored.write_text(json.dumps({names[0]: '5_0', names[1]: '5_1', names[2]: '5_2'}))
@@ -234,7 +236,7 @@ def test_what_is_in_the_queue_is_not_submitted_again_and_is_remembered(tmp_path,
 
 
 def test_nothing_is_submitted_while_the_queue_is_unknown(tmp_path, queue):
-    runs = definition.expand(Sweep(**SMALL), tmp_path)
+    runs = expand.expand(Sweep(**SMALL), tmp_path)
     squeue = tmp_path / 'bin/squeue'
     hiccups = f'test $(wc -l < {tmp_path}/asked) -gt 2 || exit 1'
     squeue.write_text(squeue.read_text().replace('; cat', f'; {hiccups}; cat'))
@@ -249,7 +251,7 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(tmp_path, queue):
 def test_an_array_takes_all_runs_at_a_time_unless_told_and_not_more_than_there_is_room(
     tmp_path, queue
 ):
-    runs = definition.expand(Sweep(**SMALL | {'seeds': 51}), tmp_path)
+    runs = expand.expand(Sweep(**SMALL | {'seeds': 51}), tmp_path)
     assert len(runs) > 300
     with pytest.raises(UserError, match='at most 300'):
         _start_slurm(tmp_path, runs)
@@ -272,7 +274,7 @@ def test_commands_of_slurm_do_not_hear_ctrl_c(tmp_path, queue):
     group = f'ps -o pgid= -p $$ >> {tmp_path}/groups'
     _write_command(tmp_path / 'bin', 'squeue', group)
     _write_command(tmp_path / 'bin', 'scancel', group)
-    executor = _start_slurm(tmp_path, definition.expand(Sweep(**SMALL), tmp_path)[:2])
+    executor = _start_slurm(tmp_path, expand.expand(Sweep(**SMALL), tmp_path)[:2])
     executor.cancel()
     assert signal.SIGINT in json.loads((tmp_path / 'mask').read_text())
     groups = (tmp_path / 'groups').read_text().split()

@@ -13,8 +13,10 @@ from justhtml import JustHTML
 from scipy import stats
 from small_sweep import ROOT, SMALL, WIDTH
 
-from flaxcls.sweeping import Sweep, definition, figures, page, results, running, tables
+from flaxcls.sweeping import expand, figures, page, results, tables
+from flaxcls.sweeping import run as run_lib
 from flaxcls.sweeping.costs import describe_state
+from flaxcls.sweeping.definition import Sweep
 
 
 def test_differences_are_those_of_the_t_tests():
@@ -61,7 +63,7 @@ def _made_up(finished):
     axes = {'x <b> & "y"': levels, 'width': WIDTH}
     found = Sweep('experiments/digits_resnet20.py', axes, seeds=2)
     found = dataclasses.replace(found, title=HOSTILE[0], text=f'Claim: {HOSTILE[1]}\n\nAnd <i>.')
-    runs = definition.expand(found, ROOT)
+    runs = expand.expand(found, ROOT)
     nothing = results.Outcome(0, None, {}, None)
     outcomes = {
         run: _outcome(number) if number < finished else nothing for number, run in enumerate(runs)
@@ -158,7 +160,7 @@ def test_an_axis_of_accuracy_ends_where_accuracies_do():
 def test_all_lines_of_the_legend_can_be_told_apart():
     many = {str(place): {'num_epochs': 2 + place} for place in range(24)}
     found = Sweep('experiments/digits_resnet20.py', {'width': WIDTH, 'epochs': many}, seeds=1)
-    runs = definition.expand(found, ROOT)
+    runs = expand.expand(found, ROOT)
     outcomes = {run: _outcome(number) for number, run in enumerate(runs)}
     rows = results.tabulate(found, outcomes, {})
     keys = figures.legend_of(figures.lines_over('width', rows))
@@ -184,7 +186,7 @@ def test_how_differences_are_judged_is_said_only_where_they_are():
 
 
 def test_the_values_are_those_after_the_last_step_and_over_the_last_epoch(tmp_path):
-    run = definition.expand(Sweep(**SMALL, overrides={'num_epochs': 2}), tmp_path)[0]
+    run = expand.expand(Sweep(**SMALL, overrides={'num_epochs': 2}), tmp_path)[0]
     run.workdir.mkdir(parents=True)
     assert results.read_outcome(run) == results.Outcome(0, None, {}, None)
     part = {'from_step': 0, 'seconds': 3.0}
@@ -208,7 +210,7 @@ def test_the_values_are_those_after_the_last_step_and_over_the_last_epoch(tmp_pa
     assert not outcome.finished and outcome.lacks_metrics
     assert describe_state(outcome) == 'no metrics.jsonl'
     failed = {}
-    running.run_unfinished([run], None, failed)  # It would end at once, and be as it is.
+    run_lib.run_unfinished([run], None, failed)  # It would end at once, and be as it is.
     assert 'metrics.jsonl' in failed[run] and str(run.workdir) in failed[run]
     (run.workdir / 'metrics.jsonl').write_text(lines)
     for saved, step in ((7, 7), (20, 20)):  # The record is written before the last save.

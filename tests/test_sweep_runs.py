@@ -13,10 +13,10 @@ import submitit  # noqa: F401 - imported within a test, it closes the stream tha
 from conftest import TINY, with_devices
 from slurm_cluster import WAIT, ask, cluster, needs_slurm, wait_for  # noqa: F401 - `cluster` is a fixture
 
-from flaxcls import sweep
+from flaxcls.commands import sweep
 from flaxcls.errors import RunError, UserError
 from flaxcls.sweeping.job import LOG_FILE
-from flaxcls.writers import read_metrics
+from flaxcls.training.logging import read_metrics
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def _start(*words):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         return subprocess.Popen(
-            [sys.executable, '-m', 'flaxcls.sweep', *map(str, words)],
+            [sys.executable, '-m', 'flaxcls.commands.sweep', *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip

@@ -11,10 +11,11 @@ from conftest import TINY
 import flaxcls
 from benchmarks.parity_cases import make_tensor
 from flaxcls.errors import UserError
-from flaxcls.evaluate import evaluate_workdir
-from flaxcls.models import MODELS, create_model
-from flaxcls.torch_layout import torch_layout
-from flaxcls.torch_weights import export_weights, import_weights, read_state_dict
+from flaxcls.models.registry import MODELS, create_model
+from flaxcls.training.restore import evaluate_workdir
+from flaxcls.training.torch_weights import export_weights, import_weights
+from flaxcls.weights.files import read_state_dict
+from flaxcls.weights.state_dict import torch_layout
 
 # One of each naming, made small.
 SMALL = [

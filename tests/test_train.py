@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 
 import flaxcls
-from flaxcls import steps, train
-from flaxcls.checkpoint import Checkpoints, fingerprint
 from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
-from flaxcls.evaluate import evaluate_workdir, load_run
-from flaxcls.folder_lock import locked_folder
-from flaxcls.interrupts import SignalFlag
-from flaxcls.run_setup import prepare
-from flaxcls.writers import MetricsWriter, read_metrics
+from flaxcls.system.files import locked_folder
+from flaxcls.system.signals import SignalFlag
+from flaxcls.training import loop
+from flaxcls.training import steps as steps_lib
+from flaxcls.training.checkpoints import Checkpoints, fingerprint
+from flaxcls.training.logging import MetricsWriter, read_metrics
+from flaxcls.training.restore import evaluate_workdir, load_run
+from flaxcls.training.setup import prepare
 
 # Of records that two equal runs share; the others are times.
 TIMED = {'train/images_per_second', 'train/data_wait_fraction'}
@@ -127,11 +128,11 @@ def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished
     setup, state = load_run(workdir, overrides=overrides)
     batch = next(pipeline.make_eval_batches(setup.config, setup.source.val)())
     assert batch['image'].shape[1:] == (10, 10, 3)
-    logits = jax.jit(steps.make_classify(setup.config, setup.model))(
+    logits = jax.jit(steps_lib.make_classify(setup.config, setup.model))(
         state.evaluated, batch['image']
     )
     one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'})[0].config
-    classify = jax.jit(steps.make_classify(one_crop, setup.model))
+    classify = jax.jit(steps_lib.make_classify(one_crop, setup.model))
     expected = 0
     for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
         crop = batch['image'][:, top : top + 8, left : left + 8]
@@ -192,9 +193,11 @@ class _StopAt(SignalFlag):
 def test_stopped_and_resumed_is_the_same_run_to_the_byte(finished, tmp_path, monkeypatch, steps):
     config, _, state, history = finished
     with monkeypatch.context() as patch:
-        patch.setattr(_StopAt, 'step', steps)
-        patch.setattr(train, 'SignalFlag', _StopAt)
-        with pytest.raises(Stopped, match=f'SIGTERM: stopped and saved at step {steps} ') as stop:
+        patch.setattr(_StopAt, 'step', steps_lib)
+        patch.setattr(loop, 'SignalFlag', _StopAt)
+        with pytest.raises(
+            Stopped, match=f'SIGTERM: stopped and saved at step {steps_lib} '
+        ) as stop:
             flaxcls.train_and_evaluate(config, tmp_path)
     assert stop.value.exit_code == 75
     (tmp_path / 'metrics.jsonl').open('a').write('{"step": 12, "val/lo')  # Died in a line.

@@ -19,12 +19,12 @@ from conftest import INSECURE_HOST, TINY
 from PIL import Image
 
 import flaxcls
-from flaxcls.classifier import Classifier
 from flaxcls.data.crops import resize_and_center_crop
 from flaxcls.errors import RunError, UserError
-from flaxcls.evaluate import load_run
-from flaxcls.export import export
 from flaxcls.exporting import web
+from flaxcls.exporting.export import export
+from flaxcls.inference.classifier import Classifier
+from flaxcls.training.restore import load_run
 
 SIDE, SHORTER = 16, 20
 COLOURS = {'<b>red</b>': (230, 40, 30), 'green "ü"': (40, 220, 30), 'blue': (30, 40, 235)}

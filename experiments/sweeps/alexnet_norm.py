@@ -4,12 +4,12 @@ Claims: local response normalisation lowers the top-1 error by 1.4 points on Ima
 section 3.3), which later work did not find (arXiv:1409.1556, section 2.1); BatchNorm learns faster,
 and takes learning rates that are too high without it (arXiv:1502.03167, section 4.2).
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/alexnet_norm.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/alexnet_norm.py
 
 27 runs of up to a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

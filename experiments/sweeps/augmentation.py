@@ -5,12 +5,12 @@ Claims: shifted crops (arXiv:1409.5185, as in arXiv:1512.03385, section 4.2), cu
 (arXiv:1909.13719) help where the network overfits. Mirrored digits are other signs, so that
 flipping should do harm.
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/augmentation.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/augmentation.py
 
 21 runs of a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep
+from flaxcls.sweeping.definition import Sweep
 
 
 def get_sweep():

@@ -4,12 +4,12 @@ Claims: with few examples the error rises, since the statistics are poor (arXiv:
 figure 1); groups somewhat smaller than the batch ("ghost" batches) do no harm, and may help
 (arXiv:1705.08741).
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/batch_norm_groups.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/batch_norm_groups.py
 
 18 runs of a minute and a quarter, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

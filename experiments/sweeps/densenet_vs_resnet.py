@@ -7,12 +7,12 @@ Claim: at equal parameters, and at equal FLOPs, a DenseNet is more accurate than
   DenseNet-BC-40, k = 15     272,980, 1.2 % more; 28.22 million
   DenseNet-BC-40, k = 9      100,396; 10.21 million, 0.7 % more
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/densenet_vs_resnet.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/densenet_vs_resnet.py
 
 15 runs of one to five minutes, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep
+from flaxcls.sweeping.definition import Sweep
 
 
 def get_sweep():

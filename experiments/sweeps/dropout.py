@@ -3,12 +3,12 @@
 Claims: without dropout the network overfits substantially (NIPS 2012, section 4.2); with BatchNorm
 dropout can be reduced or left out (arXiv:1502.03167, section 3.4).
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/dropout.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/dropout.py
 
 24 runs of half a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

@@ -4,12 +4,12 @@ Claims: accuracy grows with the growth rate k, without signs of overfitting; a D
 bottlenecks and compression (BC) reaches what the plain one does with a fraction of its parameters.
 All have 28 layers: 8 convolutions in each block, which with bottlenecks are 4 pairs.
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/growth_and_compression.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/growth_and_compression.py
 
 27 runs. Not run yet; --dry_run tells what they cost.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

@@ -4,12 +4,12 @@ Claim: normals whose variance follows the number of inputs (arXiv:1502.01852, se
 where the fixed deviation of 0.01 of the 2012 paper stalls. The narrow layers of this small network
 make the fixed deviation too small by far.
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/initializers.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/initializers.py
 
 12 runs of half a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

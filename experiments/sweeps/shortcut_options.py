@@ -4,12 +4,12 @@ Claim: B (projections where shapes change) is slightly better than A (padding wi
 parameters), C (projections everywhere) marginally better than B; the differences are small, so
 that projections are not essential against degradation.
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/shortcut_options.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/shortcut_options.py
 
 9 runs of a minute and a quarter, two at a time on two cores. Run; see docs/ablations.md.
 """
 
-from flaxcls.sweeping import Sweep, values
+from flaxcls.sweeping.definition import Sweep, values
 
 
 def get_sweep():

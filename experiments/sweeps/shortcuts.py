@@ -3,7 +3,7 @@
 Claim: plain networks get worse with depth, in training already, which is not overfitting; with
 shortcuts of option A, which add no parameter, they do not.
 
-  python -m flaxcls.sweep --sweep=experiments/sweeps/shortcuts.py
+  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/shortcuts.py
 
 40 runs of a quarter of a minute to a minute and a half, two at a time on two cores. Run; see
 docs/ablations.md. The networks are half as wide as the paper's. The rate rises over two epochs to
@@ -11,7 +11,7 @@ docs/ablations.md. The networks are half as wide as the paper's. The rate rises 
 paper warms up its deepest one as well (section 4.2).
 """
 
-from flaxcls.sweeping import Sweep, zipped
+from flaxcls.sweeping.definition import Sweep, zipped
 
 
 def get_sweep():

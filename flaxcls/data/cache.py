@@ -12,13 +12,13 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from ml_collections import ConfigDict
 
-from flaxcls.config import image_size
+from flaxcls.config.defaults import image_size
 from flaxcls.data import crops
+from flaxcls.data.datasets import FileSplit, RecordSplit, Split, raise_unreadable
 from flaxcls.data.pipeline import cuts_on_host
-from flaxcls.data.splits import FileSplit, RecordSplit, Split, raise_unreadable
-from flaxcls.data.threads import map_in_threads, num_threads
-from flaxcls.data.user_cache import user_cache_path
 from flaxcls.errors import UserError
+from flaxcls.system.files import user_cache_path
+from flaxcls.system.threads import map_in_threads, num_threads
 
 _HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
 _SAMPLE = 32  # Images that tell how large all of them will be.

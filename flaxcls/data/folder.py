@@ -7,8 +7,8 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
+from flaxcls.data.datasets import Division, FileSplit, Source, hold_out, in_order
 from flaxcls.data.images import is_image
-from flaxcls.data.splits import Division, FileSplit, Source, hold_out, in_order
 from flaxcls.errors import UserError
 
 # Taken for images unseen; files of other names are looked into.

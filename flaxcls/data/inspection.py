@@ -4,20 +4,27 @@ import collections
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flaxcls.data import images
-from flaxcls.data.look_alikes import groups_of_equals, linked, near_pairs, thumbnail
-from flaxcls.data.splits import Source, Split
-from flaxcls.data.threads import map_in_threads
+from flaxcls.data.datasets import Source, Split
+from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
+from flaxcls.system.threads import map_in_threads
 
 SPLITS = ('train', 'val')
+
+
 _SMALL_SIDE = 8
+
+
 _LONG_RATIO = 10
+
+
 _FEW_EXAMPLES = 10
+_CLASSES_SHOWN, _NAMES_SHOWN = 40, 10
 
 
 class Look(NamedTuple):
@@ -159,3 +166,40 @@ def _near_groups(looks: list[Look]) -> list[list[Look]]:
 def _is_odd(look: Look) -> bool:
     shorter, longer = sorted((look.height, look.width))
     return shorter < _SMALL_SIDE or longer >= _LONG_RATIO * shorter
+
+
+def describe(report: Report, classes_shown: int = _CLASSES_SHOWN) -> Iterator[str]:
+    """Yields the lines of a report for the terminal."""
+    width = max(len('class'), *(len(entry['name']) for entry in report.classes))
+    yield f'{"class":<{width}} {"train":>8} {"val":>8}'
+    for entry in report.classes[:classes_shown]:
+        yield f'{entry["name"]:<{width}} {entry["train"]:>8,} {entry["val"]:>8,}'
+    if len(report.classes) > classes_shown:
+        yield f'... and {len(report.classes) - classes_shown} more classes; --json has all.'
+    totals = [sum(entry[split] for entry in report.classes) for split in SPLITS]
+    yield f'{"all":<{width}} {totals[0]:>8,} {totals[1]:>8,}'
+    yield 'formats: ' + ', '.join(f'{count:,} {name}' for name, count in report.formats.items())
+    sizes = (f'{name} {h} x {w}' for name, (h, w) in report.sizes.items())
+    yield f'height x width: {", ".join(sizes)}'
+    unreadable = [f'{entry.split}: {entry.name} ({entry.reason})' for entry in report.unreadable]
+    yield from _finding('WRONG', 'files cannot be read', unreadable)
+    yield from _finding('WRONG', 'pictures are in training and in validation', report.across_splits)
+    yield from _finding('WRONG', 'pictures have several labels', report.conflicts)
+    yield from _finding('remark', 'pictures are there more than once', report.within_splits)
+    yield from _finding('remark', 'groups look almost the same', report.near_duplicates)
+    yield from _finding('remark', 'images are tiny or very long', report.odd_sizes)
+    yield from _finding('remark', 'classes have under 10 training images', report.few_examples)
+    yield from _finding('remark', 'classes are not in validation', report.not_in_validation)
+    yield 'Something is wrong.' if report.is_wrong else 'Nothing is wrong.'
+
+
+def _finding(kind: str, what: str, items: Sequence[str | list[str]]) -> Iterator[str]:
+    if not items:
+        return
+    yield f'{kind}: {len(items):,} {what}'
+    for item in items[:_NAMES_SHOWN]:
+        names = [item] if isinstance(item, str) else item
+        more = f' = ... {len(names) - 4} more' if len(names) > 4 else ''
+        yield f'  {" = ".join(names[:4])}{more}'
+    if len(items) > _NAMES_SHOWN:
+        yield f'  ... and {len(items) - _NAMES_SHOWN:,} more; --json has all.'

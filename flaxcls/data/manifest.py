@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxcls.data.splits import Division, FileSplit, Source, hold_out, in_order
+from flaxcls.data.datasets import Division, FileSplit, Source, hold_out, in_order
 from flaxcls.errors import UserError
 
 _DELIMITERS = ('\t', ',', ';')

@@ -13,11 +13,11 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxcls.config import image_size
+from flaxcls.config.defaults import image_size
 from flaxcls.data import crops
-from flaxcls.data.splits import ArraySplit, Split, Subset, raise_unreadable
-from flaxcls.data.threads import num_threads
+from flaxcls.data.datasets import ArraySplit, Split, Subset, raise_unreadable
 from flaxcls.errors import UserError
+from flaxcls.system.threads import num_threads
 
 Batch = dict[str, np.ndarray]
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.

@@ -8,11 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcls.data.cache import cached
-from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
-from flaxcls.data.folder import open_folder
-from flaxcls.data.manifest import open_manifest
-from flaxcls.data.scan import readable_part
-from flaxcls.data.splits import (
+from flaxcls.data.datasets import (
     DEFAULT_VAL_FRACTION,
     ArraySplit,
     Division,
@@ -21,9 +17,13 @@ from flaxcls.data.splits import (
     Subset,
     draw_of_each_class,
 )
+from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
+from flaxcls.data.folder import open_folder
+from flaxcls.data.manifest import open_manifest
 from flaxcls.data.tfds import default_data_dir, find_prepared, open_tfds
-from flaxcls.data.threads import num_threads
+from flaxcls.data.unreadable import readable_part
 from flaxcls.errors import UserError
+from flaxcls.system.threads import num_threads
 
 _SYNTHETIC_POOL = 256  # Different images.
 
@@ -141,7 +141,8 @@ def _prepare_fashion_mnist_from_debian(data_dir: pathlib.Path) -> None:
         raise UserError(
             f'fashion_mnist is not prepared in {data_dir}; run  apt-get install '
             'dataset-fashion-mnist  on Debian or Ubuntu, or put its four idx files '
-            'into a folder DIR and run  python -m flaxcls.prepare_data --name=fashion_mnist '
+            'into a folder DIR and run  python -m '
+            'flaxcls.commands.prepare_data --name=fashion_mnist '
             f'--from=DIR --data_dir={data_dir}'
         )
     print(f'Preparing Fashion-MNIST in {data_dir}, once ...', flush=True)

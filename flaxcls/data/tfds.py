@@ -9,10 +9,12 @@ from concurrent import futures
 import numpy as np
 
 from flaxcls.data import images
-from flaxcls.data.splits import ArraySplit, RecordSplit, Source, Split
+from flaxcls.data.datasets import ArraySplit, RecordSplit, Source, Split
 from flaxcls.errors import RunError, UserError
 
 _MAX_BYTES_IN_MEMORY = 2**30
+
+
 _RECORDS_AT_ONCE = 512  # Eight times as fast as one by one.
 
 
@@ -23,7 +25,7 @@ def default_data_dir() -> pathlib.Path:
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:
     """Returns the command line that prepares the data set `name`."""
-    command = f'python -m flaxcls.prepare_data --name={name}'
+    command = f'python -m flaxcls.commands.prepare_data --name={name}'
     return command if data_dir == default_data_dir() else f'{command} --data_dir={data_dir}'
 
 
@@ -136,3 +138,32 @@ def _decode_into_memory(split: RecordSplit, shape: tuple[int, ...], num_threads:
         for _ in pool.map(load, range(0, len(split), _RECORDS_AT_ONCE)):  # Raises what they raise.
             pass
     return ArraySplit(images_out, labels)
+
+
+def prepare_stock(name: str, data_dir: pathlib.Path, manual_dir: pathlib.Path | None) -> None:
+    """Downloads and prepares a data set of TFDS's catalogue as array_record.
+
+    Raises:
+      UserError: TensorFlow is missing, or TFDS has no such data set.
+      RunError: it could not be downloaded or prepared.
+    """
+    try:
+        import tensorflow  # noqa: F401, PLC0415
+    except ImportError:
+        raise UserError(
+            f'preparing {name} needs TensorFlow; run  pip install "flaxcls[prepare]"'
+        ) from None
+    import tensorflow_datasets as tfds  # noqa: PLC0415
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    except tfds.core.DatasetNotFoundError:
+        raise UserError(f'TFDS has no data set {name!r}.') from None
+    except (ValueError, AssertionError) as error:  # An unknown config or version.
+        raise UserError(f'TFDS has no {name!r}: {" ".join(str(error).split())[:300]}') from None
+    download = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=download)
+    except Exception as error:  # Whatever a builder, a server or a disk comes up with.
+        reason = ' '.join(str(error).split())[:500]
+        raise RunError(f'{name} could not be prepared: {type(error).__name__}: {reason}') from error

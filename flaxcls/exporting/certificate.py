@@ -16,12 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxcls.classifier import Classifier
 from flaxcls.errors import RunError
 from flaxcls.exporting import run
 from flaxcls.exporting.samples import Samples
-from flaxcls.records import describe_cores, find_versions
-from flaxcls.steps import make_classify
+from flaxcls.inference.classifier import Classifier
+from flaxcls.system.host_info import describe_cores, find_versions
+from flaxcls.training.steps import make_classify
 
 _APART = (
     'import runpy, sys; sys.modules["flaxcls"] = None; del sys.argv[0]; '

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.classifier import Classifier
 from flaxcls.errors import UserError
 from flaxcls.exporting import tflite
 from flaxcls.exporting.certificate import Bounds
-from flaxcls.exporting.onnx_model import write_onnx
-from flaxcls.exporting.quantization import quantize
+from flaxcls.exporting.onnx import write_onnx
+from flaxcls.exporting.onnx_int8 import quantize
 from flaxcls.exporting.tflite import write_tflite
 from flaxcls.exporting.web import write_page
+from flaxcls.inference.classifier import Classifier
 
 
 class Request(NamedTuple):

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flaxcls.classifier import Classifier
-from flaxcls.data.splits import Split, raise_unreadable
-from flaxcls.data.threads import map_in_threads, num_threads
+from flaxcls.data.datasets import Split, raise_unreadable
 from flaxcls.errors import RunError
+from flaxcls.inference.classifier import Classifier
+from flaxcls.system.threads import map_in_threads, num_threads
 
 
 class Samples(NamedTuple):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcls.errors import RunError, UserError
-from flaxcls.output_files import require_place
+from flaxcls.system.files import require_place
 
 # The converter declares an exact, old xdsl, which bounds packages that others need newer; what is
 # used of it takes no xdsl.

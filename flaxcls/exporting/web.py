@@ -20,9 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import flaxcls
-from flaxcls.data.user_cache import user_cache_path
 from flaxcls.errors import RunError, UserError
-from flaxcls.writers import write_atomically
+from flaxcls.system.files import user_cache_path, write_atomically
 
 RUNTIME = 'onnxruntime-web-1.30.0.tgz'
 # As `npm view onnxruntime-web@1.30.0 dist.integrity` says.

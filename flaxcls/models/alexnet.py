@@ -15,23 +15,17 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initializers import (
-    he_normal_fan_in,
-    normal,
-    normal_per_filter,
-    ones,
-    zeros,
-)
+from flaxcls.models.init import he_normal_fan_in, normal, normal_per_filter, ones, zeros
 from flaxcls.models.layers import (
     Conv,
     Dropout,
     Tap,
     adaptive_avg_pool,
-    at_least_float32,
     local_response_norm,
     max_pool,
 )
-from flaxcls.models.recomputation import LINEAR
+from flaxcls.ops.dtypes import at_least_float32
+from flaxcls.ops.remat import LINEAR
 
 _INITIALIZERS = {'paper': normal(0.01), 'he': he_normal_fan_in, 'filters': normal_per_filter}
 

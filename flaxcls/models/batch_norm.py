@@ -1,18 +1,24 @@
 """Batch normalisation whose groups belong to the experiment, and the statistics that it takes."""
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
-from flaxcls.models import initializers
-from flaxcls.models.layers import at_least_float32, matches
-from flaxcls.models.recomputation import STATISTICS
+from flaxcls.models import init
+from flaxcls.models.patterns import matches
+from flaxcls.ops.batch_norm import (
+    Moments,
+    _normalize,
+    _pool_over_devices,
+    moments,
+    normalize,
+    pool,
+    unbiased,
+)
 
 
 class BatchNorm(nn.Module):
@@ -34,7 +40,7 @@ class BatchNorm(nn.Module):
       frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
         uses its running statistics in training too, and leaves them alone.
       measuring: normalise with the group's statistics even if `train` is False, and leave this
-        device's `Moments` in the place of the running ones; see `flaxcls.recalibrate`.
+        device's `Moments` in the place of the running ones; see `flaxcls.commands.precise_bn`.
       mask: bool [B]; examples where it is False count in no statistic. None: all count. Only for
         measuring: a batch of training is whole.
       dtype: of the result.
@@ -44,7 +50,7 @@ class BatchNorm(nn.Module):
     eps: float = 1e-5
     group_size: int | None = None
     axis_name: str | None = None
-    scale_init: initializers.Initializer = initializers.ones
+    scale_init: init.Initializer = init.ones
     frozen: tuple[str, ...] = ()
     measuring: bool = False
     mask: jax.Array | None = None
@@ -61,8 +67,8 @@ class BatchNorm(nn.Module):
         """
         channels = x.shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
-        bias = self.param('bias', initializers.zeros, (channels,), jnp.float32)
-        zeros, ones = initializers.zeros, initializers.ones
+        bias = self.param('bias', init.zeros, (channels,), jnp.float32)
+        zeros, ones = init.zeros, init.ones
         running_mean = self.variable('batch_stats', 'mean', zeros, None, (channels,))
         running_var = self.variable('batch_stats', 'var', ones, None, (channels,))
         learning = train and not matches('/'.join(self.path), self.frozen)
@@ -106,143 +112,6 @@ class BatchNorm(nn.Module):
         running.value = self.momentum * running.value + (1 - self.momentum) * new
 
 
-@jax.custom_vjp
-def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    """Returns (x - mean) * factor + bias, of float32 or wider, for x [G, B, H, W, C].
-
-    The gradients of the three vectors follow from two sums over the gradient, which are all that
-    has to be read for them.
-
-    Args:
-      x: groups of activations.
-      mean: [G, 1, 1, 1, C], or a shape that broadcasts to it.
-      factor: of the same shape.
-      bias: [C].
-    """
-    return _normalize(x, mean, factor, bias)
-
-
-def _normalize(x, mean, factor, bias):
-    return (x.astype(at_least_float32(x.dtype)) - mean) * factor + bias
-
-
-def _normalize_forward(x, mean, factor, bias):
-    return normalize(x, mean, factor, bias), (x, mean, factor)
-
-
-def _normalize_backward(saved, gradient):
-    x, mean, factor = saved
-    examples = tuple(range(x.ndim - 4, x.ndim - 1))
-    total = gradient.sum(examples, keepdims=True)
-    along = (gradient * (x.astype(gradient.dtype) - mean)).sum(examples, keepdims=True)
-    total, along = (_sum_to(value, mean.shape) for value in (total, along))
-    bias_gradient = total.sum(tuple(range(total.ndim - 1)))
-    return (gradient * factor).astype(x.dtype), -total * factor, along, bias_gradient
-
-
-normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _sum_to(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Sums what was broadcast from `shape`."""
-    return value.reshape(-1, *shape).sum(0) if value.shape != shape else value
-
-
-class Moments(NamedTuple):
-    """Statistics of some values, of each channel: count [...], mean and biased var [..., C]."""
-
-    count: jax.Array
-    mean: jax.Array
-    var: jax.Array
-
-
-def moments(
-    values: jax.Array, mask: jax.Array | None = None, around: jax.Array | None = None
-) -> Moments:
-    """Returns the moments of each group of values [G, B, H, W, C], the count being float [G].
-
-    They are float32 or wider, whatever the values are.
-
-    Args:
-      values: activations of any dtype.
-      mask: bool [G, B, 1, 1, 1], examples to count; None: all. A group without any has zeros.
-      around: float [C] near the mean, such as the running mean; see `mean_and_var`.
-    """
-    groups, examples, height, width, _ = values.shape
-    if mask is None:
-        mean, var = mean_and_var(values, around)
-        return Moments(jnp.full(groups, examples * height * width, mean.dtype), mean, var)
-    values = values.astype(at_least_float32(values.dtype))
-    mean = jnp.mean(values, (1, 2, 3), keepdims=True, where=mask)
-    var = jnp.mean(jnp.square(values - mean), (1, 2, 3), where=mask)
-    count = mask.sum((1, 2, 3, 4), dtype=values.dtype) * height * width
-    some = (count > 0)[:, None]
-    return Moments(count, jnp.where(some, mean[:, 0, 0, 0], 0), jnp.where(some, var, 0))
-
-
-@jax.custom_vjp
-def mean_and_var(values: jax.Array, around: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean and the biased variance [G, C] of values [G, B, H, W, C].
-
-    That moving the mean leaves the variance as it is to first order is known to the gradient, which
-    so needs no sum. Where reading memory is what takes the time, both come of one reading, if there
-    is a value `around` [C] which the mean is near: the closer, the less cancels.
-    """
-    if around is None:
-        return _in_two_readings(values)
-    return lax.platform_dependent(
-        values, around, cpu=lambda values, _: _in_two_readings(values), default=_in_one_reading
-    )
-
-
-def _in_two_readings(values):
-    values = values.astype(at_least_float32(values.dtype))
-    mean = jnp.mean(values, (1, 2, 3), keepdims=True)
-    return mean[:, 0, 0, 0], jnp.mean(jnp.square(values - mean), (1, 2, 3))
-
-
-def _in_one_reading(values, around):
-    offsets = values.astype(at_least_float32(values.dtype)) - around
-    offset = jnp.mean(offsets, (1, 2, 3))
-    square = jnp.mean(jnp.square(offsets), (1, 2, 3))
-    return around + offset, jnp.maximum(square - jnp.square(offset), 0)
-
-
-def _mean_and_var_forward(values, around):
-    mean, var = checkpoint_name(mean_and_var(values, around), STATISTICS)
-    return (mean, var), (values, mean, around)
-
-
-def _mean_and_var_backward(saved, gradients):
-    values, mean, around = saved
-    count = math.prod(values.shape[1:4])
-    mean, of_mean, of_var = (v[:, None, None, None] for v in (mean, *gradients))
-    centred = values.astype(mean.dtype) - mean
-    gradient = (of_mean + 2 * of_var * centred) / count
-    return gradient.astype(values.dtype), jax.tree.map(jnp.zeros_like, around)
-
-
-mean_and_var.defvjp(_mean_and_var_forward, _mean_and_var_backward)
-
-
-def pool(parts: Moments) -> Moments:
-    """Returns the moments of all values together, the parts being along the first axis.
-
-    Chan, Golub, LeVeque: Algorithms for computing the sample variance (1983), equation 1.5: nothing
-    cancels, as it does in the mean of the squares minus the square of the mean.
-    """
-    count = parts.count.sum(0)
-    share = (parts.count / jnp.maximum(count, 1))[..., None]
-    mean = (share * parts.mean).sum(0)
-    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
-    return Moments(count, mean, var)
-
-
-def unbiased(group: Moments) -> jax.Array:
-    """Returns the estimate of the variance from a sample, as torch's running variance takes it."""
-    return group.var * (group.count / jnp.maximum(group.count - 1, 1))[..., None]
-
-
 def devices_of_a_group(group_size: int, local: int, devices: int) -> int:
     """Returns over how many devices a group lies; 0 if it is not made of whole devices.
 
@@ -267,24 +136,3 @@ def _group(local: int, group_size: int | None, axis_name: str | None) -> tuple[i
             f'{devices} devices nor a whole number of devices.'
         )
     return (group_size if group_size and span == 1 else local), span
-
-
-def _pool_over_devices(own: Moments, span: int, axis_name: str, around: jax.Array) -> Moments:
-    """Returns the moments of each group that lies over `span` devices.
-
-    One sum over the devices, whose size does not grow with their number, as that of a gather would;
-    its transpose, in the backward pass, is one as well. For one sum to do, the devices' means are
-    compared with a value [C] that all have, the running mean; within a device nothing cancels.
-    """
-    devices = lax.axis_size(axis_name)
-    groups = [list(range(first, first + span)) for first in range(0, devices, span)]
-    count, offset = own.count[:, None], own.mean - around
-    values = jnp.concatenate([offset, jnp.square(offset), own.var], -1)
-    packed = jnp.concatenate([count, count * values], -1)
-    packed = lax.psum(packed, axis_name, axis_index_groups=groups if span < devices else None)
-    packed = checkpoint_name(packed, STATISTICS)
-    count, channels = packed[:, :1], own.mean.shape[-1]
-    values = packed[:, 1:] / jnp.maximum(count, 1)
-    offset, square, within = jnp.split(values, [channels, 2 * channels], axis=-1)
-    between = jnp.maximum(square - jnp.square(offset), 0)
-    return Moments(count[:, 0], around + offset, within + between)

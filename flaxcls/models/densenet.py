@@ -12,17 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from flaxcls.models.batch_norm import BatchNorm, Moments
-from flaxcls.models.layers import (
-    Conv,
-    Dropout,
-    Head,
-    Tap,
-    avg_pool,
-    global_avg_pool,
-    max_pool,
-)
-from flaxcls.models.recomputation import BLOCK
+from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.layers import Conv, Dropout, Head, Tap, avg_pool, global_avg_pool, max_pool
+from flaxcls.ops.batch_norm import Moments
+from flaxcls.ops.remat import BLOCK
 
 
 class Features(NamedTuple):

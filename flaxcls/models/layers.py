@@ -4,9 +4,7 @@ Images are [B, H, W, C]. Padding is written as a number of pixels on every side,
 'SAME' pads a strided convolution unevenly and gives other logits.
 """
 
-import fnmatch
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,14 +14,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
-from flaxcls.models import initializers, pooling
-from flaxcls.models.convolution import convolve
-from flaxcls.models.recomputation import BLOCK, LINEAR
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """Returns the dtype for sums and statistics: float32, or float64 where that is computed in."""
-    return jnp.promote_types(dtype, jnp.float32)
+from flaxcls.models import init
+from flaxcls.ops import pooling
+from flaxcls.ops.convolution import convolve
+from flaxcls.ops.dtypes import at_least_float32
+from flaxcls.ops.remat import BLOCK, LINEAR
 
 
 class ImageTooSmall(UserError):
@@ -58,8 +53,8 @@ class Conv(nn.Module):
     padding: int = 0
     groups: int = 1
     use_bias: bool = False
-    kernel_init: initializers.Initializer = initializers.he_normal_fan_in
-    bias_init: initializers.Initializer = initializers.zeros
+    kernel_init: init.Initializer = init.he_normal_fan_in
+    bias_init: init.Initializer = init.zeros
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -74,13 +69,6 @@ class Conv(nn.Module):
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
             x = x + bias.astype(self.dtype)
         return checkpoint_name(x, LINEAR)
-
-
-def matches(path: str, patterns: Sequence[str]) -> bool:
-    """Tells whether a path such as stage1_block1/bn1/scale, or a folder of it, fits a pattern."""
-    parts = path.split('/')
-    folders = ['/'.join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(fnmatch.fnmatchcase(folder, pattern) for folder in folders for pattern in patterns)
 
 
 class Dropout(nn.Module):
@@ -233,14 +221,14 @@ class Head(nn.Module):
     """The classifier: features [B, C] -> float32 logits [B, num_classes]."""
 
     num_classes: int
-    kernel_init: initializers.Initializer = initializers.uniform_fan_in
+    kernel_init: init.Initializer = init.uniform_fan_in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         dense = nn.Dense(
             self.num_classes,
             kernel_init=self.kernel_init,
-            bias_init=initializers.zeros,
+            bias_init=init.zeros,
             name='dense',
         )
         return checkpoint_name(dense(x.astype(at_least_float32(x.dtype))), LINEAR)

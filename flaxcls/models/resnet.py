@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initializers import he_normal_fan_out, ones, zeros
+from flaxcls.models.init import he_normal_fan_out, ones, zeros
 from flaxcls.models.layers import (
     Conv,
     Head,
@@ -27,7 +27,7 @@ from flaxcls.models.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcls.models.recomputation import BLOCK
+from flaxcls.ops.remat import BLOCK
 
 
 class Block(nn.Module):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from flaxcls.host_memory import garbage_collection_paused
-from flaxcls.models.initialization import abstract_variables
+from flaxcls.models.init import abstract_variables
+from flaxcls.system.host_memory import garbage_collection_paused
 
 
 class Cost(NamedTuple):

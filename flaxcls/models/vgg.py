@@ -14,16 +14,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.initializers import he_normal_fan_out, normal, zeros
-from flaxcls.models.layers import (
-    Conv,
-    Dropout,
-    Tap,
-    adaptive_avg_pool,
-    at_least_float32,
-    max_pool,
-)
-from flaxcls.models.recomputation import LINEAR
+from flaxcls.models.init import he_normal_fan_out, normal, zeros
+from flaxcls.models.layers import Conv, Dropout, Tap, adaptive_avg_pool, max_pool
+from flaxcls.ops.dtypes import at_least_float32
+from flaxcls.ops.remat import LINEAR
 
 
 class VGG(nn.Module):

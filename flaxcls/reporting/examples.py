@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from flaxcls.attribution import grad_cam
-from flaxcls.pictures import overlay
-from flaxcls.predictions import Predictions
+from flaxcls.explaining.attribution import grad_cam
+from flaxcls.explaining.plots import overlay
+from flaxcls.inference.predictions import Predictions
 from flaxcls.reporting.runs import Run
 
 _AT_MOST = 12  # Examples of a kind.

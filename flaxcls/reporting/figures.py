@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.reporting import svg
+from flaxcls.inference.scores import reliability
 from flaxcls.reporting.runs import Run
-from flaxcls.scores import reliability
+from flaxcls.system import svg as svg_lib
 
 _FEW = 40  # Points that are marked one by one.
 
@@ -57,14 +57,14 @@ def curves(runs: Sequence[Run]) -> list[Plot]:
 
 def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
     lines = [
-        (svg.run_colour(index), key == panel.training, points)
+        (svg_lib.run_colour(index), key == panel.training, points)
         for key in (panel.training, panel.validation)
         for index, run in enumerate(runs)
         if len(points := _points(run, key))
     ]
     if not lines:
         return None
-    with svg.figure(4.2, panel.height) as figure:
+    with svg_lib.figure(4.2, panel.height) as figure:
         axis = figure.subplots()
         for colour, training, points in lines:
             style = {'linewidth': 0.9, 'alpha': 0.55} if training else {'linewidth': 1.6}
@@ -77,7 +77,7 @@ def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
         axis.set_xlim(0, max(points[-1, 0] for _, _, points in lines) * 1.02)
         axis.xaxis.get_major_locator().set_params(integer=True)
         _scale(panel, axis, np.concatenate([points[:, 1] for _, _, points in lines]))
-        return svg.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
+        return svg_lib.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
 
 
 def _points(run: Run, key: str | None) -> np.ndarray:
@@ -133,12 +133,12 @@ def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | N
       index: of the run in the page.
       calibration: its temperature is drawn as well; None: there is none.
     """
-    predictions, colour = run.predictions, svg.run_colour(index)
+    predictions, colour = run.predictions, svg_lib.run_colour(index)
     temperatures = [1.0] + ([calibration['temperature']] if calibration else [])
     quarters = 0, 0.25, 0.5, 0.75, 1
-    with svg.figure(4.2, 3.6) as figure:
+    with svg_lib.figure(4.2, 3.6) as figure:
         axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        axis.plot([0, 1], [0, 1], color=svg.INK, alpha=0.5, linewidth=0.8, dashes=(4, 3))
+        axis.plot([0, 1], [0, 1], color=svg_lib.INK, alpha=0.5, linewidth=0.8, dashes=(4, 3))
         for temperature in temperatures:
             bins = reliability(predictions.labels, predictions.probabilities(temperature))
             filled = bins.count > 0
@@ -162,7 +162,7 @@ def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | N
         for each, ticks in ((axis, quarters), (below, (0, 0.5, 1))):
             each.set_yticks(ticks, _percents(ticks))
         axis.set_xticks(quarters, _percents(quarters))
-        return svg.render(
+        return svg_lib.render(
             figure, f'reliability-{index}', 'Accuracy over the probability of the answer.'
         )
 

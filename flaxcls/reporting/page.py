@@ -10,10 +10,13 @@ import jinja2
 from markupsafe import Markup
 
 import flaxcls
+from flaxcls.config import options as options_lib
 from flaxcls.errors import UserError
-from flaxcls.reporting import examples, figures, svg, tables
+from flaxcls.reporting import examples as examples_lib
+from flaxcls.reporting import figures, tables
 from flaxcls.reporting.runs import Run
-from flaxcls.templates import create_environment
+from flaxcls.system import svg
+from flaxcls.system.html import create_environment
 
 NOT_EVALUATED = 'Nothing has been evaluated yet.'
 
@@ -99,7 +102,7 @@ def _examples(run: Run) -> Part:
     if missing:
         return Part(None, sentence(missing))
     try:
-        return Part(examples.find_examples(run))
+        return Part(examples_lib.find_examples(run))
     except UserError as error:
         return Part(None, sentence(str(error)))
 
@@ -147,7 +150,7 @@ def option_value(value: Any) -> str:
     """Returns the value of an option as people read it."""
     if value is None:
         return 'None'
-    return tables.as_flag(value) or '(empty)'
+    return options_lib.as_flag(value) or '(empty)'
 
 
 def duration(seconds: float) -> str:

@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxcls import models
-from flaxcls.classifier import Classifier, load_calibration
 from flaxcls.errors import RunError, UserError
-from flaxcls.evaluate import open_run, restore_run
+from flaxcls.evaluation.tables import Result, result_of
+from flaxcls.inference.calibration import load_calibration
+from flaxcls.inference.classifier import Classifier
+from flaxcls.inference.predictions import Predictions, load_predictions, predict_validation
+from flaxcls.inference.scores import accuracy_interval
+from flaxcls.models import from_config
 from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
-from flaxcls.predictions import Predictions, load_predictions, predict_validation
-from flaxcls.records import read_record
-from flaxcls.run_setup import Setup, load_class_names, load_stored_config
-from flaxcls.score_tables import Result, result_of
-from flaxcls.scores import accuracy_interval
-from flaxcls.writers import Record, read_metrics
+from flaxcls.training.logging import Record, read_metrics
+from flaxcls.training.restore import open_run, restore_run
+from flaxcls.training.run_record import read_record
+from flaxcls.training.setup import Setup
+from flaxcls.training.workdir import load_class_names, load_stored_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,7 @@ def load(workdir: str, earlier: Run | None = None) -> Run:
       UserError: no run has been started there, or its config or class names cannot be read.
     """
     config = load_stored_config(workdir)
-    model, side = models.model_from_config(config), config.data.image_size
+    model, side = from_config.model_from_config(config), config.data.image_size
     names = load_class_names(workdir) or list(map(str, range(config.model.num_classes)))
     why: dict[str, str] = {}
     setup = _attempt(lambda: open_run(workdir), why, 'data')

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.config import default_options, options
+from flaxcls.config.defaults import default_options, options
+from flaxcls.config.options import as_flag
 from flaxcls.errors import UserError
-from flaxcls.predictions import Predictions
+from flaxcls.evaluation.tables import require_same_examples
+from flaxcls.inference.predictions import Predictions
+from flaxcls.inference.scores import McNemar, class_scores, confusion_matrix, mcnemar
 from flaxcls.reporting.runs import Run
-from flaxcls.score_tables import require_same_examples
-from flaxcls.scores import McNemar, class_scores, confusion_matrix, mcnemar
 
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60
 
@@ -49,13 +50,6 @@ def repeating_command(run: Run) -> str:
             words.append(f'--config.{option.key}={as_flag(option.value)}')
     begin, *rest = shlex.join(words[:3]), *map(shlex.quote, words[3:])
     return ' \\\n    '.join([begin, *rest])
-
-
-def as_flag(value: Any) -> str:
-    """Returns the value of an option as the command line takes it."""
-    if isinstance(value, tuple):
-        return ','.join(map(str, value)) if value else '()'
-    return str(value)
 
 
 class Difference(NamedTuple):

@@ -16,15 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from flaxcls.classifier import Classifier, UnreadableImage
 from flaxcls.data.images import TooManyPixels, require_pixels
-from flaxcls.data.threads import num_threads
 from flaxcls.errors import RunError
+from flaxcls.inference.classifier import Classifier, UnreadableImage
 from flaxcls.serving.batching import Batcher
-from flaxcls.serving.bodies import Body, Refusal
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
-from flaxcls.templates import create_environment
+from flaxcls.serving.request_body import Body, Refusal
+from flaxcls.system.html import create_environment
+from flaxcls.system.threads import num_threads
 
 TOP_K = 5
 # The page asks nobody but this server, whatever a class is called.

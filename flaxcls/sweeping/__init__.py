@@ -1,4 +1,4 @@
-"""Ablation sweeps: what a file of experiments/sweeps/ is written with; see `flaxcls.sweep`."""
+"""Ablation sweeps: what a file of experiments/sweeps/ is written with."""
 
 from flaxcls.sweeping.definition import Sweep, values, zipped
 

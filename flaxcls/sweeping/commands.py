@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flaxcls.config.options import as_flag
 from flaxcls.errors import UserError
-from flaxcls.reporting.tables import as_flag
 from flaxcls.sweeping.definition import Run
 
 JOBS_FOLDER = 'jobs'

@@ -7,11 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import options
-from flaxcls.data.published import open_or_published
-from flaxcls.data.splits import Source
+from flaxcls.config.defaults import options
+from flaxcls.data.datasets import Source
+from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import UserError
-from flaxcls.planning import create_plan
+from flaxcls.planning.estimate import create_plan
 from flaxcls.sweeping.definition import Cell, Run
 from flaxcls.sweeping.results import Outcome, remaining_seconds
 

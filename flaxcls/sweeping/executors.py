@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import tqdm
 
 from flaxcls.errors import Stopped
-from flaxcls.interrupts import SignalFlag
 from flaxcls.sweeping.commands import (
     command_of,
     kept_from_children,
@@ -21,6 +20,7 @@ from flaxcls.sweeping.commands import (
 )
 from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
+from flaxcls.system.signals import SignalFlag
 
 _LOOK_SECONDS = 0.2
 _ASK_AGAIN_SECONDS = 5.0  # A job that has not quite begun may not hear that it is to stop.

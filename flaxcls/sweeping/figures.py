@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.reporting import svg
 from flaxcls.sweeping.definition import Cell, Run
 from flaxcls.sweeping.results import ACCURACY, SHOWN, TRAIN_LOSS, Metric, Outcome, Row
+from flaxcls.system import svg
 
 # Of the page's light style, for files that stand by themselves.
 _PAPER = ('#0072b2', '#d55e00', '#00845f', '#b0568c', '#a87400', '#2b8fc9')

@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from flaxcls import folder_lock
-from flaxcls.processes import end_with_parent
+from flaxcls.system import files
+from flaxcls.system.distributed import end_with_parent
 
 LOG_FILE = 'log.txt'
 _SAVED = 75  # What a run exits with that was asked to stop, and has saved.
@@ -114,11 +114,11 @@ class Job:
 
     def _wait_until_free(self) -> None:
         """Waits for a run that a sweep before this one has left, and that may still be saving."""
-        with folder_lock.open_lock(self._workdir) as file:
+        with files.open_lock(self._workdir) as file:
             until = time.monotonic() + _WAIT_FOR_OTHER
             while not self._asked and time.monotonic() < until:
                 try:
-                    folder_lock.take(file)
+                    files.take(file)
                     return
                 except BlockingIOError:
                     time.sleep(_LOOK_SECONDS)

@@ -8,14 +8,13 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 import flaxcls
-from flaxcls.reporting import svg
 from flaxcls.reporting.page import environment, percent
 from flaxcls.sweeping import figures, tables
-from flaxcls.sweeping.checks import axis_file
 from flaxcls.sweeping.costs import Costs, describe_state
-from flaxcls.sweeping.definition import Options, Run, Sweep
+from flaxcls.sweeping.definition import Options, Run, Sweep, axis_file
 from flaxcls.sweeping.results import ACCURACY, SHOWN, Outcome, Row, read_outcomes, tabulate
-from flaxcls.writers import write_atomically
+from flaxcls.system import svg as svg_lib
+from flaxcls.system.files import write_atomically
 
 PAGE = 'sweep.html'
 
@@ -66,7 +65,7 @@ def _write_plots(
         if drawn is None:
             continue
         for kind in ('svg', 'png'):
-            svg.save(drawn, root / f'{axis_file(axis)}.{kind}')
+            svg_lib.save(drawn, root / f'{axis_file(axis)}.{kind}')
 
 
 class AxisPlot(NamedTuple):
@@ -136,5 +135,5 @@ def _plot(sweep: Sweep, index: int, rows: Sequence[Row], outcomes: dict[Run, Out
     if drawn is None:
         why = 'The combinations of the other axes are too many for lines.'
         return AxisPlot(axis, None, [], why if lines else 'Nothing is finished yet.')
-    element = svg.render(drawn, f'axis-{index}', 'Accuracy and training loss over the levels.')
+    element = svg_lib.render(drawn, f'axis-{index}', 'Accuracy and training loss over the levels.')
     return AxisPlot(axis, Markup(element), figures.legend_of(lines))

@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.records import read_record
 from flaxcls.sweeping.definition import Cell, Run, Sweep
-from flaxcls.writers import read_metrics
+from flaxcls.training.logging import read_metrics
+from flaxcls.training.run_record import read_record
 
 CONFIDENCE = 0.95
 

@@ -22,7 +22,7 @@ from flaxcls.sweeping.commands import (
 )
 from flaxcls.sweeping.definition import Run
 from flaxcls.sweeping.job import Job
-from flaxcls.writers import write_atomically
+from flaxcls.system.files import write_atomically
 
 _TRIES = 5
 _ASK_SECONDS = 4.0  # Between two questions to the scheduler, which all its users ask.

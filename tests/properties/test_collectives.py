@@ -3,10 +3,10 @@
 import jax
 import pytest
 
-from flaxcls import parallel, steps
-from flaxcls.compiled import abstract_inputs, collectives
-from flaxcls.experiment_files import load_config
-from flaxcls.run_setup import prepare
+from flaxcls.config.files import load_config
+from flaxcls.planning.compiled import abstract_inputs, collectives
+from flaxcls.training import parallel, steps
+from flaxcls.training.setup import prepare
 
 
 def _collectives(group_size, **options):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls import parallel, steps
+from flaxcls.config.files import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
-from flaxcls.experiment_files import load_config
-from flaxcls.metrics import summarize
-from flaxcls.run_setup import prepare
+from flaxcls.training import parallel, steps
+from flaxcls.training.metrics import summarize
+from flaxcls.training.setup import prepare
 
 BATCH, STEPS = 32, 20
 FAMILIES = {
@@ -164,7 +164,7 @@ def test_23_examples_are_counted_once_on_any_layout(devices, mode):
 
 
 def _normalized(setup, split):
-    from flaxcls.data.augment import make_normalize
+    from flaxcls.augment.transforms import make_normalize
 
     images = np.concatenate([b['image'] for b in make_eval_batches(setup.config, split)()])
     return make_normalize(setup.config)(images[: len(split)])

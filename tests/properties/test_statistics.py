@@ -9,14 +9,15 @@ import pytest
 from conftest import TINY
 
 import flaxcls
-from flaxcls import optim, parallel, steps
+from flaxcls.config.files import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
-from flaxcls.evaluate import evaluate_workdir, load_run
-from flaxcls.experiment_files import load_config
-from flaxcls.models.batch_norm import BatchNorm, moments, pool, unbiased
-from flaxcls.recalibrate import recalibrate, recalibrate_workdir
-from flaxcls.run_setup import prepare
+from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.ops.batch_norm import moments, pool, unbiased
+from flaxcls.training import optimizers, parallel, steps
+from flaxcls.training.precise_bn import recalibrate, recalibrate_workdir
+from flaxcls.training.restore import evaluate_workdir, load_run
+from flaxcls.training.setup import prepare
 
 
 def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
@@ -209,4 +210,4 @@ def test_averages_are_those_of_a_plain_loop():
     for got, expected in zip(*map(jax.tree.leaves, (states[-1].ema['params'], mean)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
     assert states[-1].evaluated is states[-1].ema
-    assert optim.update_ema({}, {}, 0, None) == {}
+    assert optimizers.update_ema({}, {}, 0, None) == {}

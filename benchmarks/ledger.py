@@ -1,0 +1,326 @@
+"""Keeps the records of finished runs, and renders RESULTS.md: published, expected, and ours.
+
+  python -m benchmarks.ledger                  renders the records that are kept
+  python -m benchmarks.ledger --runs=runs      first takes in those of the finished runs below runs/
+
+The rows are those of results/rows.toml, which tells what their fields mean. A record belongs to the
+row whose experiment has its config, whatever the run was called; several seeds make a mean.
+Records of runs in bfloat16 count as those in float32 do.
+"""
+
+import json
+import pathlib
+import re
+import statistics
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from flaxcls.config.files import load_config, split_variant
+from flaxcls.errors import UserError
+from flaxcls.system.cli import CommandParser, run_command
+from flaxcls.system.files import write_atomically
+from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.run_record import (
+    RECORD_FILE,
+    experiment_hash,
+    experiment_options,
+    read_record,
+    recorded_experiment,
+)
+
+_EXPERIMENTS = pathlib.Path('experiments')
+_ROWS_FILE = 'rows.toml'
+_DATA_NAMES = {
+    'tfds:imagenet2012': 'ImageNet',
+    'tfds:cifar10': 'CIFAR-10',
+    'fashion_mnist': 'Fashion-MNIST',
+    'digits': 'Digits (scikit-learn)',
+}
+
+
+class Row(NamedTuple):
+    """A row of the ledger, with the fields of results/rows.toml."""
+
+    experiment: str
+    source: str
+    options: Mapping[str, Any] = {}
+    top1: float | None = None
+    top5: float | None = None
+    tolerance: float | None = None
+    at_least: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The end of the command that makes it, after --config=experiments/."""
+        return ' '.join(
+            [self.experiment, *(f'--config.{key}={value}' for key, value in self.options.items())]
+        )
+
+
+class Misquoted(NamedTuple):
+    """A figure that introductions get wrong."""
+
+    claim: str
+    fact: str
+    source: str
+
+
+class Entry(NamedTuple):
+    """A row with what belongs to it now."""
+
+    row: Row
+    options: Mapping[str, Any]  # `experiment_options` of its config.
+    records: list[Mapping[str, Any]]  # By seed.
+
+    @property
+    def data(self) -> str:
+        """What the experiment trains on."""
+        return self.options['data.source']
+
+
+def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
+    """Returns the rows and the misquoted figures of the ledger in `folder`.
+
+    Raises:
+      UserError: there is no ledger there, or its fields are not those of its head.
+    """
+    path = folder / _ROWS_FILE
+    try:
+        tables = tomllib.loads(path.read_text(encoding='utf-8'))
+        rows = [Row(**fields) for fields in tables['rows']]
+        for row in rows:
+            _require_fields(row)
+        return rows, [Misquoted(**fields) for fields in tables.get('misquoted', [])]
+    except OSError:
+        raise UserError(
+            f'there is no ledger in {str(folder)!r} (no {_ROWS_FILE}); run this where experiments/ '
+            'and results/ are.'
+        ) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f'{str(path)!r} cannot be read ({error}); its head says how.') from None
+
+
+def _require_fields(row: Row) -> None:
+    numbers = (row.top1, row.top5, row.tolerance, row.at_least)
+    if not all(number is None or isinstance(number, int | float) for number in numbers):
+        raise ValueError(f'{row.experiment}: an accuracy is no number')
+    if not isinstance(row.options, Mapping):
+        raise ValueError(f'{row.experiment}: options={row.options!r} is no table')
+    if (row.top1 is None) != (row.tolerance is None) or (row.top1 is None) == (
+        row.at_least is None
+    ):
+        raise ValueError(f'{row.name}: either top1 and tolerance, or at_least')
+
+
+def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry], list[str]]:
+    """Returns the rows with the records kept in `folder`, and the names of those of no row."""
+    configs = [load_config(_EXPERIMENTS / row.experiment, row.options) for row in rows]
+    entries = [
+        Entry(row, experiment_options(config), [])
+        for row, config in zip(rows, configs, strict=True)
+    ]
+    outdated = []
+    for path in sorted(folder.glob('*.json')):
+        record = _read_kept(path)
+        entry = _find(entries, record)
+        if entry:
+            entry.records.append(record)
+        else:
+            outdated.append(str(path))
+    for entry in entries:
+        entry.records.sort(key=lambda record: record['seed'])
+    return entries, outdated
+
+
+def _find(entries: Sequence[Entry], record: Mapping[str, Any]) -> Entry | None:
+    experiment = recorded_experiment(record['options'])
+    return next((entry for entry in entries if entry.options == experiment), None)
+
+
+def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
+    record = read_record(path.parent, path.name)
+    if not record or not record['val']:
+        raise UserError(f'{str(path)!r} is damaged; delete it, and take the run in again.')
+    return record
+
+
+def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) -> list[str]:
+    """Copies the records of the finished runs below `runs` into `folder`.
+
+    A record replaces that of another run of the same experiment, seed and precision.
+
+    Returns:
+      A line for each run, with what became of it.
+
+    Raises:
+      UserError: no run is there.
+    """
+    workdirs = sorted(path.parent for path in runs.rglob(RECORD_FILE))
+    if not workdirs:
+        raise UserError(f'--runs={runs}: no run has left a {RECORD_FILE} there.')
+    lines = []
+    for workdir in workdirs:
+        record = read_record(workdir)
+        entry = _find(entries, record) if record else None
+        reason = _why_not(workdir, record, entry)
+        if reason:
+            lines.append(f'{workdir}: left out, since {reason}')
+            continue
+        path = folder / f'{_slug(entry.row, record)}.json'
+        text = json.dumps(record, indent=1) + '\n'
+        other = path.exists() and path.read_text(encoding='utf-8') != text
+        write_atomically(path, text)
+        replaced = ', in place of another run' if other else ''
+        lines.append(f'{workdir}: {path.name}, {record["val"]["val/accuracy"]:.2%}{replaced}')
+    return lines
+
+
+def _why_not(workdir: pathlib.Path, record: Mapping[str, Any], entry: Entry | None) -> str | None:
+    """Returns why the record of a run is not to be kept; None: it is."""
+    if not record:
+        return f'its {RECORD_FILE} is damaged'
+    if entry is None:
+        return f'no row of {_ROWS_FILE} has its config'
+    if len({part.get('config_hash') for part in record['parts']}) > 1:
+        return 'its config was changed on the way'
+    saved = Checkpoints(workdir, read_only=True).newest_step if record['val'] else 0
+    step = min(record['step'], saved or 0)
+    if step < record['total_steps']:
+        return f'it has made {step} of {record["total_steps"]} steps'
+    return None
+
+
+def _slug(row: Row, record: Mapping[str, Any]) -> str:
+    file, variant = split_variant(row.experiment)
+    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
+    parts += [f'{key}={value}' for key, value in row.options.items()]
+    parts += [record['options'].get('model.dtype', 'float32'), f'seed{record["seed"]}']
+    return re.sub(r'[^\w.=-]+', '_', '-'.join(parts))
+
+
+def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
+    """Returns RESULTS.md."""
+    lines = [
+        '# Results',
+        '',
+        'Validation accuracy in percent: what others report, how near to it our mean is expected, '
+        'and ours, after the last epoch, with the deviation between seeds. '
+        '`python -m benchmarks.ledger` writes this file from `results/`; '
+        '`python -m flaxcls.main --config=experiments/...` makes a row.',
+    ]
+    for data in dict.fromkeys(entry.data for entry in entries):
+        lines += ['', f'## {_DATA_NAMES.get(data, data)}', '']
+        lines += [
+            '| `experiments/...` | published top-1 / top-5 | by | expected | ours, top-1 | runs |',
+            '| --- | ---: | --- | ---: | ---: | ---: |',
+        ]
+        lines += [_entry_line(entry) for entry in entries if entry.data == data]
+    lines += ['', '## The runs', '']
+    lines += [
+        '| run | seed | top-1 | loss | of | time | device | date | commit | config '
+        '| jax, flax, optax |',
+        f'|{" --- |" * 11}',
+    ]
+    lines += [_run_line(entry, record) for entry in entries for record in entry.records]
+    lines += [
+        '',
+        'Times are wall time from the first compilation to the last save, with every evaluation. '
+        'A `+` after a commit marks code that had been changed.',
+        '',
+        '## Often misquoted',
+        '',
+        *(f'- "{item.claim}" {item.fact} ({item.source})' for item in misquoted),
+    ]
+    return '\n'.join(lines) + '\n'
+
+
+def _entry_line(entry: Entry) -> str:
+    row = entry.row
+    published = ' / '.join(f'{value:.2f}' for value in (row.top1, row.top5) if value is not None)
+    expected = '' if row.at_least is None else f'>= {row.at_least:g}'
+    if row.tolerance is not None:
+        expected = f'{row.top1:.2f} ± {row.tolerance:g}'
+    cells = [f'`{row.name}`', published, row.source, expected, describe_ours(entry)]
+    return f'| {" | ".join(cells)} | {len(entry.records) or ""} |'
+
+
+def describe_ours(entry: Entry) -> str:
+    """Returns the mean of our accuracies in percent and their deviation, or 'not run'."""
+    row = entry.row
+    values = [100 * record['val']['val/accuracy'] for record in entry.records]
+    if not values:
+        return 'not run'
+    mean = statistics.fmean(values)
+    text = f'{mean:.2f}'
+    if len(values) > 1:
+        text += f' ± {statistics.stdev(values):.2f}'
+    lower = row.at_least if row.tolerance is None else row.top1 - row.tolerance
+    upper = 100 if row.tolerance is None else row.top1 + row.tolerance
+    if not round(lower, 2) <= round(mean, 2) <= round(upper, 2):
+        text += ', **not as expected**'
+    return text
+
+
+def _run_line(entry: Entry, record: Mapping[str, Any]) -> str:
+    parts, val = record['parts'], record['val']
+    dtype = record['options'].get('model.dtype', 'float32')
+    precision = '' if dtype == 'float32' else f', {dtype}'
+    versions = _each('{jax}, {flax}, {optax}'.format_map(part['versions']) for part in parts)
+    cells = [
+        f'`{entry.row.name}`',
+        record['seed'],
+        f'{val["val/accuracy"]:.2%}',
+        f'{val["val/loss"]:.4f}',
+        f'{val["val/count"]:,}',
+        _time(parts),
+        _each(part['device'] for part in parts) + precision,
+        parts[-1]['began'][:10],
+        _each(part['commit'] or 'unknown' for part in parts),
+        experiment_hash(entry.options),
+        versions,
+    ]
+    return f'| {" | ".join(map(str, cells))} |'
+
+
+def _each(values: Iterable[str]) -> str:
+    return '; '.join(dict.fromkeys(values))
+
+
+def _time(parts: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the time of all parts; 'unknown' where the first steps have left no record."""
+    if parts[0]['from_step']:
+        return 'unknown'
+    minutes, seconds = divmod(round(sum(part['seconds'] for part in parts)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}'
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = CommandParser('benchmarks.ledger', __doc__)
+    parser.add_argument('--runs', help='folder with workdirs, whose records are taken in')
+    parser.add_argument('--results', default='results', help='folder of the ledger')
+    parser.add_argument('--out', default='RESULTS.md', help='file to write')
+    flags = parser.parse_args(argv)
+    folder = pathlib.Path(flags.results).expanduser()
+    out = pathlib.Path(flags.out).expanduser()
+    rows, misquoted = load_rows(folder)
+    entries, outdated = load_entries(rows, folder)
+    if not out.parent.is_dir() or out.is_dir():
+        raise UserError(f'--out={flags.out} is no file in a folder that exists.')
+    if flags.runs:
+        for line in take_in(pathlib.Path(flags.runs).expanduser(), entries, folder):
+            print(line)
+        entries, outdated = load_entries(rows, folder)
+    for path in outdated:
+        print(
+            f'Note: {path} is left out, since no row of {_ROWS_FILE} has its config any more; run '
+            'it again, or delete it.'
+        )
+    write_atomically(out, render(entries, misquoted))
+    count = sum(len(entry.records) for entry in entries)
+    print(f'{flags.out}: {len(rows)} rows, {count} runs')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,242 @@
+"""Augmentation on the device: pure functions of (key, image), for one example each.
+
+Images are float32 [H, W, 3] in 0..255. The training step maps them over the batch with one key
+per example, so that an example is changed alike on any layout of devices. Every operation draws
+from a stream of its own: switching one on leaves the draws of the others as they were.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from ml_collections import ConfigDict
+
+from flaxcls.augment import image_ops
+from flaxcls.augment.image_ops import OPERATIONS
+
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Which stream of its example's key an operation draws from. New ones get new numbers.
+_STREAMS = {
+    'crop': 0, 'flip': 1, 'policy': 2, 'color_jitter': 3, 'lighting': 4, 'erase': 5, 'cutout': 6,
+}  # fmt: skip
+_BINS = 31  # Magnitudes of the policies run from 0 to 30.
+# Principal components of ImageNet's RGB values in 0..1: columns, and their variances, with
+# which the paper multiplies them.
+_PCA_VECTORS = (
+    (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203),
+)  # fmt: skip
+_PCA_VALUES = (0.2175, 0.0188, 0.0045)
+
+
+def make_augment(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Returns (keys [B], images [B, H, W, 3]) -> images, as `config.augment` says.
+
+    Not among them are random crops cut on the host, as the file is decoded, and what mixes
+    examples (`flaxcls.augment.mixup`).
+    """
+    chain = dict(_chain(config))
+
+    def augment(key: jax.Array, image: jax.Array) -> jax.Array:
+        for name, operation in chain.items():
+            image = operation(jax.random.fold_in(key, _STREAMS[name]), image)
+        return image
+
+    return jax.vmap(augment)
+
+
+def _chain(config: ConfigDict):
+    """Yields (name, operation) of what is switched on, in the order of its application."""
+    options, fill = config.augment, 255 * jnp.array(config.data.mean, jnp.float32)
+    if options.crop == 'pad':
+        yield 'crop', functools.partial(pad_and_crop, pad=options.pad)
+    if options.crop == 'random_resized' and options.crop_on == 'device':
+        yield 'crop', functools.partial(random_resized_crop, min_area=options.min_area)
+    if options.flip:
+        yield 'flip', flip_left_right
+    if options.policy == 'randaugment':
+        layers, magnitude = options.randaugment_layers, options.randaugment_magnitude
+        yield 'policy', functools.partial(randaugment, layers=layers, magnitude=magnitude)
+    if options.policy == 'trivialaugment':
+        yield 'policy', trivialaugment
+    if options.color_jitter:
+        yield 'color_jitter', functools.partial(color_jitter, strengths=options.color_jitter)
+    if options.lighting:
+        yield 'lighting', functools.partial(pca_lighting, std=options.lighting)
+    if options.erase:
+        yield 'erase', functools.partial(random_erase, probability=options.erase, fill=fill)
+    if options.cutout:
+        yield 'cutout', functools.partial(cutout, side=options.cutout, fill=fill)
+
+
+def pad_and_crop(key: jax.Array, image: jax.Array, *, pad: int) -> jax.Array:
+    """Pads `pad` zeros on every side and cuts the old size at random (arXiv:1409.5185)."""
+    padded = jnp.pad(image, [(pad, pad), (pad, pad), (0, 0)])
+    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    return lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def random_resized_crop(key: jax.Array, image: jax.Array, *, min_area: float) -> jax.Array:
+    """Cuts a random part and resizes it to the old size (arXiv:1409.4842, section 6).
+
+    The part covers from `min_area` to all of the image, its aspect ratio lies between 3/4 and 4/3,
+    as far as the image allows. Bilinear, antialiased.
+    """
+    sides = jnp.array(image.shape[:2], jnp.float32)
+    area_key, ratio_key, place_key = jax.random.split(key, 3)
+    area = sides.prod() * jax.random.uniform(area_key, minval=min_area)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, minval=jnp.log(3 / 4), maxval=jnp.log(4 / 3)))
+    part = jnp.minimum(jnp.sqrt(jnp.stack([area / ratio, area * ratio])), sides)
+    first = jax.random.uniform(place_key, (2,)) * (sides - part)
+    scale = sides / part
+    return jnp.clip(
+        jax.image.scale_and_translate(image, image.shape, (0, 1), scale, -first * scale, 'linear'),
+        0,
+        255,
+    )
+
+
+def flip_left_right(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Mirrors the image with probability 1/2."""
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def color_jitter(key: jax.Array, image: jax.Array, *, strengths: tuple[float, ...]) -> jax.Array:
+    """Changes brightness, contrast, saturation and hue, in this order.
+
+    Args:
+      key: of the example.
+      image: float32 [H, W, 3] in 0..255.
+      strengths: of the four. The first three factors are drawn from [max(0, 1 - s), 1 + s], the
+        turn of the hue from [-s, s] with s up to 0.5.
+    """
+    keys = jax.random.split(key, 4)
+    factors = [
+        jax.random.uniform(k, minval=max(0.0, 1 - s), maxval=1 + s)
+        for k, s in zip(keys, strengths[:3], strict=False)
+    ]
+    image = image_ops.blend(jnp.zeros_like(image), image, factors[0])
+    image = image_ops.blend(image_ops.grey(image).mean(), image, factors[1])
+    image = image_ops.blend(image_ops.grey(image), image, factors[2])
+    turn = jax.random.uniform(keys[3], minval=-strengths[3], maxval=strengths[3])
+    return image_ops.shift_hue(image, turn) if strengths[3] else image
+
+
+def pca_lighting(key: jax.Array, image: jax.Array, *, std: float) -> jax.Array:
+    """Adds a random multiple of each principal component (Krizhevsky et al. 2012, section 4.1).
+
+    The multiples are normal with deviation `std`, 0.1 in the paper, times the component's own.
+    """
+    amounts = std * jax.random.normal(key, (3,)) * jnp.array(_PCA_VALUES)
+    return jnp.clip(image + 255 * jnp.array(_PCA_VECTORS) @ amounts, 0, 255)
+
+
+def random_erase(
+    key: jax.Array, image: jax.Array, *, probability: float, fill: jax.Array
+) -> jax.Array:
+    """Fills a random rectangle with a probability (arXiv:1708.04896, algorithm 1).
+
+    It covers 2 to 33 % of the image, with an aspect ratio from 0.3 to 1 / 0.3.
+    """
+    height, width = image.shape[:2]
+    happens_key, area_key, ratio_key, place_key = jax.random.split(key, 4)
+    area = height * width * jax.random.uniform(area_key, minval=0.02, maxval=0.33)
+    ratio = jnp.exp(jax.random.uniform(ratio_key, minval=jnp.log(0.3), maxval=-jnp.log(0.3)))
+    sides = jnp.minimum(
+        jnp.sqrt(jnp.stack([area * ratio, area / ratio])), jnp.array([height, width])
+    )
+    first = jax.random.uniform(place_key, (2,)) * (jnp.array([height, width]) - sides)
+    inside = rectangle(image.shape, first, first + sides)
+    return jnp.where(inside & jax.random.bernoulli(happens_key, probability), fill, image)
+
+
+def cutout(key: jax.Array, image: jax.Array, *, side: int, fill: jax.Array) -> jax.Array:
+    """Fills a square around a random pixel, part of which may lie outside (arXiv:1708.04552)."""
+    center = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]))
+    first = center - side // 2
+    return jnp.where(rectangle(image.shape, first, first + side), fill, image)
+
+
+def rectangle(shape: tuple[int, ...], first: jax.Array, last: jax.Array) -> jax.Array:
+    """Returns bool [H, W, 1]: which (row, column) lie from `first` to before `last`."""
+    rows, columns = jnp.mgrid[: shape[0], : shape[1]]
+    inside = (rows >= first[0]) & (rows < last[0]) & (columns >= first[1]) & (columns < last[1])
+    return inside[..., None]
+
+
+def randaugment(key: jax.Array, image: jax.Array, *, layers: int, magnitude: float) -> jax.Array:
+    """Applies `layers` random operations at `magnitude`, 0 to 30 (arXiv:1909.13719)."""
+    for layer_key in jax.random.split(key, layers):
+        operation_key, sign_key = jax.random.split(layer_key)
+        operation = jax.random.randint(operation_key, (), 0, len(OPERATIONS))
+        strengths = _strengths(image.shape, magnitude, sign_key, wide=False)
+        image = image_ops.apply_operation(image, operation, strengths[operation])
+    return image
+
+
+def trivialaugment(key: jax.Array, image: jax.Array) -> jax.Array:
+    """Applies one random operation at a random magnitude: TrivialAugmentWide (arXiv:2103.10158)."""
+    operation_key, magnitude_key, sign_key = jax.random.split(key, 3)
+    operation = jax.random.randint(operation_key, (), 0, len(OPERATIONS))
+    magnitude = jax.random.randint(magnitude_key, (), 0, _BINS)
+    strengths = _strengths(image.shape, magnitude, sign_key, wide=True)
+    return image_ops.apply_operation(image, operation, strengths[operation])
+
+
+def _strengths(
+    shape: tuple[int, ...], magnitude: jax.Array | float, sign_key: jax.Array, *, wide: bool
+) -> jax.Array:
+    """Returns float32 [len(OPERATIONS)]: the strength of each at a magnitude of 0 to 30.
+
+    The ranges are torchvision's, of its RandAugment and TrivialAugmentWide. Those of geometry and
+    of blends go both ways.
+    """
+    share = jnp.asarray(magnitude, jnp.float32) / (_BINS - 1)
+    sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+    shear, turn, factor, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
+    down, across = (32.0, 32.0) if wide else (150 / 331 * shape[0], 150 / 331 * shape[1])
+    largest = {
+        'shear_x': shear, 'shear_y': shear, 'translate_x': across, 'translate_y': down,
+        'rotate': turn, 'brightness': factor, 'color': factor, 'contrast': factor,
+        'sharpness': factor,
+    }  # fmt: skip
+    special = {'posterize': 8 - jnp.round(share * bits), 'solarize': 255 * (1 - share)}
+    return jnp.stack(
+        [
+            special[name] if name in special else sign * share * largest.get(name, 0.0)
+            for name in OPERATIONS
+        ]
+    )
+
+
+def make_views(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Returns images [B, H, W, 3] of evaluation -> [V, B, S, S, 3], as config.data.eval_crops says.
+
+    H and W are S, or with ten crops the sides of the image that these are cut from.
+    """
+    size = config.data.image_size
+    return {
+        'center': lambda images: images[None],
+        'flip': lambda images: jnp.stack([images, images[:, :, ::-1]]),
+        'ten': functools.partial(ten_crops, size=size),
+    }[config.data.eval_crops]
+
+
+def ten_crops(images: jax.Array, size: int) -> jax.Array:
+    """Returns [10, B, size, size, 3] of [B, H, W, 3]: four corners, the center, and all mirrored.
+
+    The test of Krizhevsky et al., NIPS 2012, section 4.1.
+    """
+    bottom, right = images.shape[1] - size, images.shape[2] - size
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = [images[:, top : top + size, left : left + size] for top, left in corners]
+    return jnp.stack(crops + [crop[:, :, ::-1] for crop in crops])
+
+
+def make_normalize(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """Returns images in 0..255 -> (images / 255 - mean) / std, float32 or wider."""
+    mean = 255 * jnp.array(config.data.mean, jnp.float32)
+    std = 255 * jnp.array(config.data.std, jnp.float32)
+    return lambda images: (images.astype(jnp.promote_types(images.dtype, mean.dtype)) - mean) / std

@@ -1,0 +1,60 @@
+"""Looks at every image of a data set before anything is trained on it.
+
+  python -m flaxcls.commands.check_data --source=folder:photos
+  python -m flaxcls.commands.check_data --source=folder:photos --json=report.json --sheets=sheets
+
+Exit code 1 if something is wrong: files that cannot be read, the same picture in training and in
+validation, or under different labels. Other duplicates, near duplicates, classes with few images
+and odd sizes are remarks. All options of config.data apply, such as --config.data.val_split=test.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import tqdm
+
+from flaxcls.config.files import load_config
+from flaxcls.config.validation import validate
+from flaxcls.data.contact_sheets import write_sheets
+from flaxcls.data.inspection import describe, inspect_source
+from flaxcls.data.sources import open_source
+from flaxcls.errors import RunError
+from flaxcls.system.cli import CommandParser, parse_overrides, run_command
+from flaxcls.system.files import require_place
+from flaxcls.system.threads import num_threads
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = CommandParser('flaxcls.commands.check_data', __doc__)
+    parser.add_argument('--source', required=True, help='folder:PATH, manifest:FILE, tfds:NAME ...')
+    parser.add_argument('--json', help='file for the whole report')
+    parser.add_argument('--sheets', help='folder for a contact sheet of each class')
+    flags, rest = parser.parse_known_args(argv)
+    overrides = parse_overrides(rest, ['--source', '--json', '--sheets'])
+    config = load_config(None, {'data.source': flags.source, 'data.image_size': 32} | overrides)
+    validate(config)
+    if flags.json:
+        require_place(flags.json)
+    source = open_source(config)
+    for note in source.notes:
+        print(f'Note: {note}')
+    total = len(source.train) + len(source.val)
+    with tqdm.tqdm(total=total, unit=' images', disable=not sys.stderr.isatty()) as bar:
+        report = inspect_source(source, num_threads=num_threads(config), on_progress=bar.update)
+    for line in describe(report):
+        print(line)
+    if flags.json:
+        path = pathlib.Path(flags.json).expanduser()
+        path.write_text(json.dumps(report.to_json(), indent=1) + '\n', encoding='utf-8')
+        print(f'wrote {flags.json}')
+    if flags.sheets:
+        paths = write_sheets(source, pathlib.Path(flags.sheets).expanduser())
+        print(f'wrote {len(paths)} contact sheets to {flags.sheets}')
+    if report.is_wrong:
+        raise RunError(f'{flags.source} has faults, listed above.')
+
+
+if __name__ == '__main__':
+    run_command(main)

@@ -1,0 +1,134 @@
+"""Loading of configs: experiment files, their variants, overrides; and where such a run lives."""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxcls.config.defaults import default_config, default_options, options
+from flaxcls.config.options import set_option
+from flaxcls.errors import UserError
+from flaxcls.system.files import LONGEST_NAME, shorten
+from flaxcls.system.text import nearest
+
+
+def load_config(
+    path: str | os.PathLike | None, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Returns the config of the experiment file `path` (None: the defaults) with overrides.
+
+    Args:
+      path: a Python file that defines `get_config()`, or FILE:VARIANT, for one that defines
+        `VARIANTS`, their names, and `get_config(variant)`.
+      overrides: dotted key -> value, or the value's text as on the command line.
+
+    Raises:
+      UserError: no such file or variant, an unknown key, or a value of another type.
+    """
+    config = default_config() if path is None else _experiment(os.fspath(path))
+    for key, value in (overrides or {}).items():
+        set_option(config, key, value)
+    return config
+
+
+def split_variant(path: str) -> tuple[str, str | None]:
+    """Returns (file, variant) of FILE:VARIANT; the variant is None in FILE."""
+    file, colon, variant = path.rpartition(':')
+    return (file, variant) if colon and not os.path.exists(path) else (path, None)
+
+
+def _experiment(path: str) -> ConfigDict:
+    path, variant = split_variant(path)
+    module = load_module(path, 'config', 'get_config')
+    with told_of(path, 'config'):
+        if variant is not None:
+            _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
+        config = module.get_config() if variant is None else module.get_config(variant)
+    _require_all_options(config, path)
+    return config
+
+
+def load_module(path: str, kind: str, function: str) -> types.ModuleType:
+    """Returns the Python file `path`, run.
+
+    Args:
+      path: the file.
+      kind: what it is, in a word for messages.
+      function: that it has to define.
+
+    Raises:
+      UserError: there is no such file, it does not run, or has no such function.
+    """
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
+        raise UserError(f'there is no {kind} file {path!r}{nearest(path, names)}.')
+    spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
+    if spec is None:
+        raise UserError(f'{path!r} is no Python file with a {function}() function.')
+    module = importlib.util.module_from_spec(spec)
+    with told_of(path, kind):
+        spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise UserError(f'the {kind} file {path!r} has no {function}() function; define it.')
+    return module
+
+
+@contextlib.contextmanager
+def told_of(path: str, kind: str) -> Iterator[None]:
+    """Makes of whatever a file's own code raises a UserError that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        what = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'the {kind} file {path!r} does not run ({what}).') from error
+
+
+def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:
+    variants = list(variants)
+    if not variants:
+        raise UserError(f'{path!r} has no variants; leave {":" + variant!r} out.')
+    if variant not in variants:
+        remedy = nearest(variant, variants) or f'; choose from {", ".join(variants)}'
+        raise UserError(f'{path!r} has no variant {variant!r}{remedy}.')
+
+
+def _require_all_options(config: Any, path: str) -> None:
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f'get_config() of {path!r} returns {type(config).__name__}; let it return '
+            'flaxcls.default_config(), modified.'
+        )
+    theirs, ours = dict(options(config)), default_options()
+    for key in theirs:
+        if key not in ours:
+            raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')
+    for key in ours:
+        if key not in theirs:
+            raise UserError(
+                f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'
+            )
+
+
+def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
+    """Returns a folder below runs/ that differs wherever the experiment does.
+
+    So another override is another run, and the same command goes on with the same one.
+    """
+    file, variant = split_variant(path) if path else ('default', None)
+    parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
+    parts += [f'{key}={value}' for key, value in sorted(overrides.items())]
+    exact = '-'.join(parts)
+    name = re.sub(r'[^\w.=,-]+', '_', exact)
+    if name != exact or len(name) > LONGEST_NAME:  # Two names may have become one.
+        name = shorten(name, exact)
+    return f'runs/{name}'

@@ -1,0 +1,1 @@
+"""What a network sees, and what is in it."""

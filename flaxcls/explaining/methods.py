@@ -1,0 +1,206 @@
+"""What `flaxcls.commands.explain` draws, a function for each method."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from flaxcls.data.datasets import Source, Subset
+from flaxcls.data.pipeline import make_eval_batches
+from flaxcls.errors import UserError
+from flaxcls.explaining import plots
+from flaxcls.explaining.attribution import (
+    cam,
+    grad_cam,
+    integrated_gradients,
+    occlusion,
+    smooth_grad,
+)
+from flaxcls.explaining.features import feature_maps, first_filters, layer_outputs, nearest
+from flaxcls.explaining.plots import Cell, overlay
+from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
+from flaxcls.inference.classifier import Classifier
+from flaxcls.models import from_config
+from flaxcls.models.init import init_variables
+from flaxcls.models.resnet import ResNet
+from flaxcls.training.restore import require_stored_classes
+from flaxcls.training.setup import prepare
+from flaxcls.training.workdir import load_stored_config
+
+_SHOWN = 12  # Validation images where none are given.
+
+
+_NEIGHBOURS, _CHANNELS, _DEPTH_IMAGES = 7, 11, 32
+
+
+class Examples(NamedTuple):
+    """Images to explain, uint8 [N, S, S, 3], and what stands beside them.
+
+    Of validation images labels [N] are known, and their places [N] in the split.
+    """
+
+    images: np.ndarray
+    names: Sequence[str]
+    labels: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+
+class Run(NamedTuple):
+    """A run, and what is asked about it."""
+
+    classifier: Classifier
+    workdir: pathlib.Path
+    method: str
+    layer: str
+    label: int | None  # The class to look for; None: each image's answer.
+    paths: Sequence[str]  # Images; none: take some of the validation images.
+    out: pathlib.Path
+
+    def title(self, text: str) -> str:
+        return f'{self.classifier.config.model.name} in {self.workdir}: {text}'
+
+    def open_data(self) -> Source:
+        """Returns the data of the run, of which the training images are left unread."""
+        try:
+            config = load_stored_config(self.workdir)
+            setup = prepare(config, for_training=False, devices=jax.local_devices()[:1])
+            require_stored_classes(setup, self.workdir)
+        except UserError as error:
+            raise UserError(
+                f'--method={self.method} looks for validation images, and {error}'
+            ) from None
+        return setup.source
+
+    def load(self, source: Source, places: np.ndarray) -> Examples:
+        """Returns validation images by their places."""
+        batches = list(make_eval_batches(self.classifier.config, Subset(source.val, places))())
+        images, labels = (
+            np.concatenate([batch[key][batch['mask']] for batch in batches])
+            for key in ('image', 'label')
+        )
+        return Examples(
+            images, [f'is {source.class_names[label]}' for label in labels], labels, places
+        )
+
+    def examples(self, count: int = _SHOWN, source: Source | None = None) -> Examples:
+        """Returns the images that were given, or validation images from all over their order."""
+        if self.paths:
+            images = np.stack([self.classifier.prepare(path) for path in self.paths])
+            return Examples(images, [pathlib.Path(path).name[-24:] for path in self.paths])
+        source = source or self.open_data()
+        return self.load(source, np.unique(np.linspace(0, len(source.val) - 1, count).astype(int)))
+
+
+def draw_heat(run: Run) -> None:
+    """Draws images beside themselves under the heat of an attribution method."""
+    examples, classifier = run.examples(), run.classifier
+    probabilities = classifier.to_probabilities(classifier.classify(examples.images))
+    classes = probabilities.argmax(-1)
+    if run.label is not None:
+        classes = np.full_like(classes, run.label)
+    options = {'layer': run.layer} if run.method == 'grad_cam' else {}
+    heat = HEAT[run.method](classifier, examples.images, classes, **options)
+    if heat.ndim == 4:  # Of colours; few pixels are so hot that they would leave the others cold.
+        heat = np.abs(heat).sum(-1)
+        heat = np.minimum(heat, np.percentile(heat, 99, axis=(1, 2), keepdims=True))
+    cells: list[Cell] = []
+    for row, (image, name) in enumerate(zip(examples.images, examples.names, strict=True)):
+        answer = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
+        cells += [(image, name), (overlay(image, heat[row]), answer)]
+    plots.draw_grid(_in_rows(cells, 8), run.title(run.method), run.out)
+
+
+def _in_rows(cells: Sequence[Cell], columns: int) -> list[Sequence[Cell]]:
+    return [cells[first : first + columns] for first in range(0, len(cells), columns)]
+
+
+def draw_feature_maps(run: Run) -> None:
+    """Draws the channels of a layer that are strongest in the mean over an image, a row each."""
+    examples = run.examples(6)
+    rows = []
+    outputs = feature_maps(run.classifier, examples.images, run.layer)
+    for image, name, output in zip(examples.images, examples.names, outputs, strict=True):
+        strength = np.abs(output).mean(axis=(0, 1))
+        strongest = np.argsort(-strength, kind='stable')[:_CHANNELS]
+        low, span = output.min(axis=(0, 1)), np.maximum(np.ptp(output, axis=(0, 1)), 1e-12)
+        scaled = (output - low) / span
+        rows.append([(image, name)])
+        rows[-1] += [(scaled[..., channel], f'channel {channel}') for channel in strongest]
+    plots.draw_grid(rows, run.title(f'{run.layer}, strongest channels'), run.out)
+
+
+def draw_filters(run: Run) -> None:
+    """Draws the filters of the first convolution."""
+    cells = [(image, '') for image in first_filters(run.classifier)]
+    plots.draw_grid(_in_rows(cells, 16), run.title('first convolution'), run.out)
+
+
+def draw_neighbours(run: Run) -> None:
+    """Draws images, a row each, and the validation images whose features are most like theirs."""
+    source = run.open_data()
+    examples = run.examples(6, source)
+    features = np.concatenate(
+        [
+            layer_outputs(run.classifier, batch['image'], 'features')[batch['mask']]
+            for batch in make_eval_batches(run.classifier.config, source.val)()
+        ]
+    )
+    queries = layer_outputs(run.classifier, examples.images, 'features')
+    found = nearest(features, queries, min(_NEIGHBOURS + 1, len(features)))
+    if examples.places is not None:  # An image is no neighbour of itself.
+        pairs = zip(found, examples.places, strict=True)
+        found = np.stack([places[places != own][: found.shape[1] - 1] for places, own in pairs])
+    found = found[:, :_NEIGHBOURS]
+    near = run.load(source, found.ravel())
+    near_cells = _in_rows(list(zip(near.images, near.names, strict=True)), found.shape[1])
+    own_cells = zip(examples.images, examples.names, strict=True)
+    rows = [[own, *others] for own, others in zip(own_cells, near_cells, strict=True)]
+    plots.draw_grid(rows, run.title('nearest in their features'), run.out)
+
+
+def draw_depth(run: Run) -> None:
+    """Draws norms of signal and gradient over depth: trained, new, and new without shortcuts."""
+    classifier, config = run.classifier, run.classifier.config
+    examples = run.examples(_DEPTH_IMAGES)
+    images = classifier.normalize(examples.images)
+
+    def norms(model, variables=None):
+        if variables is None:
+            key = jax.random.key(config.seed)
+            variables = init_variables(model, key, config.data.image_size)
+        return signal_and_gradient_norms(model, variables, images, examples.labels)
+
+    curves = {'trained': norms(classifier.model, classifier.variables)}
+    curves['at initialisation'] = norms(classifier.model)
+    if isinstance(classifier.model, ResNet) and classifier.model.shortcut != 'none':
+        plain = config.copy_and_resolve_references().unlock()
+        plain.model.shortcut = 'none'
+        curves['without shortcuts, at initialisation'] = norms(from_config.model_from_config(plain))
+    title = run.title(f'{len(images)} validation images, BatchNorm as in training')
+    plots.draw_depth(curves, title, run.out)
+
+
+def draw_reuse(run: Run) -> None:
+    """Draws which layers of a DenseNet's blocks read which."""
+    tables = feature_reuse(run.classifier.variables['params'])
+    plots.draw_reuse(tables, run.title('features read again'), run.out)
+
+
+HEAT = {
+    'grad_cam': grad_cam,
+    'cam': cam,
+    'integrated_gradients': integrated_gradients,
+    'smooth_grad': smooth_grad,
+    'occlusion': occlusion,
+}
+
+
+METHODS = dict.fromkeys(HEAT, draw_heat) | {
+    'feature_maps': draw_feature_maps,
+    'neighbours': draw_neighbours,
+    'filters': draw_filters,
+    'depth': draw_depth,
+    'reuse': draw_reuse,
+}

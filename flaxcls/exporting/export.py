@@ -1,0 +1,210 @@
+"""Exports a run: the file, what lies beside it, and its certificate."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flaxcls.config.options import differences, set_option
+from flaxcls.errors import RunError, UserError
+from flaxcls.exporting import run
+from flaxcls.exporting.certificate import Bounds, Certificate, certify
+from flaxcls.exporting.formats import FORMATS, Request, find_format
+from flaxcls.exporting.samples import take_samples
+from flaxcls.exporting.web import PAGE_FILES
+from flaxcls.inference.classifier import Classifier
+from flaxcls.training.restore import SAME_LOGITS, WHICH_IMAGES, open_run
+from flaxcls.training.workdir import load_stored_config
+
+CERTIFICATE_FILE = 'certificate.json'
+
+
+# What an export may leave in a folder, besides the files of a page.
+EXPORT_FILES = {form.file for form in FORMATS.values()} | {
+    CERTIFICATE_FILE,
+    'class_names.json',
+    'preprocessing.json',
+    'run.py',
+}
+
+
+_STEPS = (
+    "EXIF's orientation is applied; 16 bits become 8, the upper ones; transparency becomes white; "
+    'grey is repeated; the shorter side becomes shorter_side pixels and the other one as many as '
+    'fit, rounded half to even, by bilinear interpolation with antialiasing; the middle side x '
+    'side is cut, from (length - side) // 2 on'
+)
+
+
+IMAGES, CALIBRATION_IMAGES = 500, 200
+
+
+def export(
+    workdir: str | os.PathLike,
+    form: str,
+    out: str | os.PathLike,
+    *,
+    checkpoint: str = 'newest',
+    crops: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    images: int = IMAGES,
+    calibration_images: int = CALIBRATION_IMAGES,
+    bounds: Bounds | None = None,
+    onnxruntime_web: str | None = None,
+) -> Certificate:
+    """Writes a run's network to a folder, with its certificate, which is returned.
+
+    Args:
+      workdir: of the run.
+      form: a row of FORMATS.
+      out: the folder. An earlier export there is replaced whole; other files are refused.
+      checkpoint, crops: see `Classifier.load`.
+      overrides: of the run's config, to find its data.
+      images: how many of the validation set are compared.
+      calibration_images: how many of the training set int8 is calibrated on.
+      bounds: what the certificate is to keep; None: those of the format.
+      onnxruntime_web: its npm package as a file, for the format web; None: it is fetched, once.
+
+    Raises:
+      UserError: there is no such run, its data is not there, or the format's packages are not.
+      RunError: the exported network does not keep the bounds; see above.
+    """
+    wanted = find_format(form)
+    out = _require_folder(out)
+    rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
+    _require_own_network(workdir, overrides or {})
+    loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
+    classifier = _in_float32(loaded)
+    setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
+    source = setup.config.data.source
+    samples = take_samples(classifier, setup.source.val, images, source)
+    for note in _notes(loaded, classifier, images, len(samples.images)):
+        print(f'Note: {note}')
+    training_images = None
+    if wanted.calibrates:
+        training_images = take_samples(classifier, setup.source.train, calibration_images).images
+    request = Request(classifier, _about(classifier), training_images, onnxruntime_web)
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
+        new = pathlib.Path(folder) / out.name
+        new.mkdir()
+        print(f'Writing {classifier.config.model.name} as {form} ...', flush=True)
+        wanted.write(request, new / wanted.file)
+        for name, value in request.about.items():
+            (new / f'{name}.json').write_text(json.dumps(value, indent=1) + '\n')
+        shutil.copy(run.__file__, new)
+        print(f'Comparing {len(samples.images):,} images ...', flush=True)
+        certificate = certify(
+            form,
+            new / wanted.file,
+            classifier,
+            samples,
+            bounds or wanted.bounds,
+            tools=wanted.needs,
+        )
+        (new / CERTIFICATE_FILE).write_text(certificate.to_json())
+        if not certificate.passed:
+            _put(new, rejected)
+            raise RunError(_rejection(certificate, rejected))
+        _put(new, out)
+    return certificate
+
+
+def _require_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the folder to write, whose own folder exists; what is in it is an export's alone."""
+    if not os.fspath(path):
+        raise UserError('--out= is empty; name a folder.')
+    given, path = path, pathlib.Path(path).expanduser().absolute()
+    for folder in (path, *path.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f'--out={given} is a file, or lies below one; name a folder.')
+    strangers = _strangers(path)
+    if strangers:
+        raise UserError(
+            f'--out={given}: {path.name} has files that are no export, such as {strangers[0]}; '
+            'name a new folder.'
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out={given} cannot be made ({error.strerror}); name another.') from None
+    return path
+
+
+def _strangers(folder: pathlib.Path) -> list[str]:
+    """Returns the files of a folder that no export has written."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return sorted(files - {*EXPORT_FILES, *PAGE_FILES} if _is_export(folder) else files)
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+    try:
+        certificate = json.loads((folder / CERTIFICATE_FILE).read_text(encoding='utf-8'))
+        return 'versions_of_export' in certificate
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _put(new: pathlib.Path, out: pathlib.Path) -> None:
+    """Puts a folder in the place of an earlier one, whole or not at all."""
+    if out.exists():
+        out.rename(new.parent / 'earlier')  # Goes with the temporary folder.
+    new.rename(out)
+
+
+def _require_own_network(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> None:
+    """Raises UserError for overrides that do more than find the data."""
+    stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
+    wrong = differences(stored, changed).keys() - SAME_LOGITS - WHICH_IMAGES
+    if wrong:
+        raise UserError(
+            f'--config.{min(wrong)} would make another network of the run, which is exported as it '
+            'is; leave it out (views are chosen with --crops).'
+        )
+
+
+def _notes(loaded: Classifier, classifier: Classifier, asked: int, found: int) -> Iterator[str]:
+    if found < asked:
+        yield f'the validation set has {found:,} images, and all of them are compared.'
+    dtype = loaded.config.model.dtype
+    if dtype != classifier.config.model.dtype:
+        yield f'the run computes in {dtype}, its export and what it is compared with in float32.'
+
+
+def _in_float32(classifier: Classifier) -> Classifier:
+    """Returns the classifier as it is exported, whatever it was trained in."""
+    config = classifier.config.copy_and_resolve_references()
+    set_option(config, 'model.dtype', 'float32')
+    return Classifier(
+        config,
+        classifier.variables,
+        classifier.class_names,
+        temperature=classifier.temperature,
+        step=classifier.step,
+    )
+
+
+def _about(classifier: Classifier) -> dict[str, Any]:
+    """Returns what the files class_names.json and preprocessing.json hold."""
+    config = classifier.config
+    shorter_side = round(config.data.image_size / config.data.eval_crop_fraction)
+    return {
+        'class_names': list(classifier.class_names),
+        'preprocessing': {
+            'side': classifier.side,
+            'shorter_side': max(classifier.side, shorter_side),
+            'views': config.data.eval_crops,
+            'steps': _STEPS,
+        },
+    }
+
+
+def _rejection(certificate: Certificate, folder: pathlib.Path) -> str:
+    bounds = certificate.bounds
+    allowed = '' if bounds.difference is None else f' and differences up to {bounds.difference:g}'
+    return (
+        f'{certificate.describe().splitlines()[0]}: less than --min_agreement={bounds.agreement:g}'
+        f'{allowed} allow; it is kept in {folder}.'
+    )

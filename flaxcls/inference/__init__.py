@@ -1,0 +1,1 @@
+"""Inference API of a trained run."""

@@ -1,0 +1,1 @@
+"""Convolution, pooling, batch statistics: each with its reference form and its fast ones."""

@@ -1,0 +1,245 @@
+"""What a run would be and what it would cost, with nothing computed."""
+
+import datetime
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from flaxcls.augment.transforms import make_views
+from flaxcls.config.defaults import image_size
+from flaxcls.data.datasets import Source
+from flaxcls.data.known_sizes import open_or_published
+from flaxcls.errors import RunError, UserError
+from flaxcls.models.summary import Cost, count_cost
+from flaxcls.planning.compiled import Needs, compile_train_step, needs
+from flaxcls.planning.hardware import LEAST_EFFORT, Chip, Target, is_tpu, open_target
+from flaxcls.system.text import gib
+from flaxcls.training.schedules import peak_learning_rate
+from flaxcls.training.setup import Setup, prepare
+
+# A training step is a forward pass, and the gradients of its inputs and of its weights.
+_PASSES = 3
+
+
+class Plan(NamedTuple):
+    """What a run would be, with nothing computed.
+
+    Attributes:
+      setup: everything that follows from the config.
+      target: the devices it is for.
+      cost: of an image of training's size, forward.
+      eval_cost: of an image of evaluation's size, forward.
+      needs: of a step on each device; None: not compiled.
+    """
+
+    setup: Setup
+    target: Target
+    cost: Cost
+    eval_cost: Cost
+    needs: Needs | None = None
+
+    @property
+    def flops_per_step(self) -> float:
+        """Of all devices: two for each multiply-add, forward and backward."""
+        return 2 * _PASSES * self.cost.macs * self.setup.config.batch_size
+
+    @property
+    def flops_per_evaluated_image(self) -> float:
+        """Of all its views."""
+        config = self.setup.config
+        images = jax.ShapeDtypeStruct((1, *2 * [config.data.image_size], 3), jnp.uint8)
+        views = jax.eval_shape(make_views(config), images)
+        return 2 * len(views) * self.eval_cost.macs
+
+    @property
+    def flops(self) -> float:
+        """Of the whole run, its evaluations included."""
+        config, setup = self.setup.config, self.setup
+        evaluations = -(-config.num_epochs // config.eval_every_epochs)
+        evaluated = evaluations * len(setup.source.val)
+        training = self.flops_per_step * setup.total_steps
+        return training + self.flops_per_evaluated_image * evaluated
+
+    @property
+    def least_seconds_per_step(self) -> dict[str, float]:
+        """{what limits: seconds}, at the chip's full rate; empty for an unknown chip."""
+        chip, needs = self.target.chip, self.needs
+        if chip is None or needs is None:
+            return {}
+        # FLOPs as counted here: the compiler leaves out what it gives to a library.
+        limits = {'FLOPs': self.flops_per_step / self.setup.layout.devices / chip.flops}
+        if needs.traffic is not None:
+            limits['memory traffic'] = needs.traffic / chip.bandwidth
+        return limits
+
+
+def create_plan(
+    config: ConfigDict, target: str | None = None, *, source: Source | None = None
+) -> Plan:
+    """Returns the plan without what the compiled step tells, which `compile_plan` adds.
+
+    Args:
+      config: a full config.
+      target: as for `open_target`.
+      source: its data set, if it has been opened.
+
+    Raises:
+      UserError: the run is impossible, or the target is unknown.
+    """
+    opened = open_target(target)
+    setup = prepare(config, source=source or open_or_published(config), devices=opened.devices)
+    _refuse_idle_milestones(setup.config)
+    return plan_setup(setup, opened)
+
+
+def plan_setup(setup: Setup, target: Target) -> Plan:
+    """Returns the plan of a run that is set up for the devices of `target`."""
+    sizes = [image_size(setup.config, training=training) for training in (True, False)]
+    costs = {size: count_cost(setup.model, size) for size in set(sizes)}
+    return Plan(setup, target, *(costs[size] for size in sizes))
+
+
+def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
+    """Returns the plan with what the compiled training step needs.
+
+    Args:
+      plan: of `create_plan`.
+      effort: of a TPU's compiler, from -1 to 0, that of a run. At -1 it takes a fifth of the time;
+        of ResNet-50's step, 64 images on each v5e, it then tells 9 % more memory in float32, the
+        same in bfloat16, and a quarter to 40 % less traffic.
+
+    Raises:
+      RunError: it does not fit into the memory of the target.
+    """
+    on_tpu = is_tpu(plan.target.name)
+    options = {'exec_time_optimization_effort': effort} if on_tpu else None
+    try:
+        compiled = compile_train_step(plan.setup, options)
+    except Exception as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        used = next((line for line in str(error).splitlines() if 'Used' in line), str(error))
+        raise RunError(
+            f'a step of config.batch_size={plan.setup.config.batch_size} does not fit on '
+            f'{plan.target.name} ({used.strip()}); choose a smaller one, more devices, '
+            f'config.model.dtype=bfloat16 or config.model.remat=norm{_with_more_effort(options)}.'
+        ) from None
+    return plan._replace(needs=needs(compiled, plan.setup))
+
+
+def _with_more_effort(options: dict[str, float] | None) -> str:
+    less = options and options['exec_time_optimization_effort'] < 0
+    return ', or try --effort=0, which may find room' if less else ''
+
+
+def _refuse_idle_milestones(config: ConfigDict) -> None:
+    late = [m for m in config.schedule.milestones if m >= config.num_epochs]
+    if late:
+        raise UserError(
+            f'config.schedule.milestones={config.schedule.milestones} go on to epoch {late[-1]:g}, '
+            f'and config.num_epochs={config.num_epochs} ends before; move them or train longer.'
+        )
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """Yields lines for a person: steps, learning rates, parameters, FLOPs."""
+    setup, config = plan.setup, plan.setup.config
+    source, total = setup.source, setup.total_steps
+    yield (
+        f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
+        f'images, {len(source.class_names)} classes'
+    )
+    yield from (f'Note: {note}' for note in source.notes)
+    per_epoch = setup.steps_per_epoch
+    yield f'steps           {per_epoch:,} per epoch, {total:,} in all; {_last_batch(setup)}'
+    yield f'learning rate   {_scaling(config)}; {_turning_points(setup)}'
+    yield f'parameters      {plan.cost.parameters:,}'
+    yield (
+        f'FLOPs           {2 * plan.cost.macs / 1e9:.3f} G per image forward, {_PASSES} times that '
+        f'in training; {plan.flops:.3g} for the run'
+    )
+
+
+def _last_batch(setup: Setup) -> str:
+    config = setup.config
+    left = len(setup.source.train) - setup.steps_per_epoch * config.batch_size
+    last = len(setup.source.val) % config.batch_size
+    train = f'{left} images of each epoch wait for the next' if left else 'no image is left over'
+    padded = f'the last evaluation batch has {last} images and is filled up, masked' if last else ''
+    return '; '.join(filter(None, [train, padded]))
+
+
+def _scaling(config: ConfigDict) -> str:
+    base = config.optimizer.base_batch_size
+    peak = f'peak {peak_learning_rate(config):g}'
+    if not base:
+        return peak
+    return f'{peak} = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}'
+
+
+def _turning_points(setup: Setup) -> str:
+    schedule, total = setup.config.schedule, setup.total_steps
+    warmup = round(schedule.warmup_epochs * setup.steps_per_epoch)
+    milestones = [round(epoch * setup.steps_per_epoch) for epoch in schedule.milestones]
+    steps = sorted({0, warmup, total // 2, *milestones, total - 1})
+    return ', '.join(f'{float(setup.schedule(step)):.4g} at step {step:,}' for step in steps)
+
+
+def describe_needs(plan: Plan) -> Iterator[str]:
+    """Yields lines for a person: memory, traffic, collectives, time, the largest batch."""
+    setup, found = plan.setup, plan.needs
+    devices, batch = setup.layout.devices, setup.config.batch_size
+    memory = found.memory
+    yield f'devices         {devices} of {plan.target.name}, {batch // devices} images each'
+    yield (
+        f'memory          {gib(memory.total)} a device: weights {gib(memory.weights)}, optimizer '
+        f'{gib(memory.optimizer)}, batch {gib(memory.batch)}, activations and gradients '
+        f'{gib(memory.temporary)}'
+    )
+    if plan.target.chip:
+        yield from _describe_fit(plan, plan.target.chip)
+    if found.traffic is not None:
+        yield f'traffic         {found.traffic * devices / batch / 1e6:.0f} MB of memory per image'
+    sent = ', '.join(
+        f'{number} {kind} ({size / 1e6:.2f} MB)'
+        for kind, (number, size) in found.collectives.items()
+    )
+    yield f'between devices {sent or "nothing"}'
+    limits = plan.least_seconds_per_step
+    if limits:
+        yield from _describe_time(plan, limits)
+
+
+def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
+    memory, devices = plan.needs.memory, plan.setup.layout.devices
+    local = plan.setup.config.batch_size // devices
+    # What does not grow with the batch; gradients are as large as the weights.
+    fixed = 2 * memory.weights + memory.optimizer + memory.program
+    each = max(memory.total - fixed, memory.batch) / local
+    largest = int((chip.memory - fixed) / each) * devices
+    fits = 'fits in' if memory.total <= chip.memory else 'does not fit in'
+    largest = f'; by proportion, a batch of about {largest:,} would'
+    # What is too small to fill the chip tells nothing of how it grows.
+    known = largest if memory.total > chip.memory / 20 else ''
+    yield f'                {fits} {gib(chip.memory)}{known}'
+
+
+def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
+    setup = plan.setup
+    limit, seconds = max(limits.items(), key=lambda item: item[1])
+    rate = setup.config.batch_size / seconds
+    whole = datetime.timedelta(seconds=round(seconds * setup.total_steps))
+    parts = ', '.join(f'{name} {value * 1e3:.1f} ms' for name, value in limits.items())
+    yield (
+        f'time            at least {seconds * 1e3:.1f} ms a step ({parts}): at most {rate:,.0f} '
+        f'images/s, {whole} for all steps'
+    )
+    yield (
+        f'                a roofline, limited by {limit}: what the chip could do at its full rate, '
+        'not a forecast'
+    )
+    if plan.needs.traffic is None:
+        yield '                its compiler does not count memory traffic, which may take longer'

@@ -1,0 +1,122 @@
+"""What all commands share: their parser, overrides of the config, and how they end."""
+
+import argparse
+import errno
+import logging as standard_logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import logging
+
+from flaxcls.errors import LOST_NEIGHBOUR, RunError, Stopped, UserError, is_lost_neighbour
+from flaxcls.system.compilation_cache import keep_compiled_programs
+from flaxcls.system.text import nearest
+
+
+def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
+    """Returns {KEY: VALUE} of arguments --config.KEY=VALUE and --config.KEY VALUE.
+
+    Args:
+      arguments: of the command line, without the command's own flags.
+      flags: the command's own, to name the nearest to a misspelt one.
+
+    Raises:
+      UserError: an argument is of neither form.
+    """
+    overrides, arguments = {}, list(arguments)
+    while arguments:
+        argument = arguments.pop(0)
+        match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
+        if not match:
+            remedy = nearest(argument.partition('=')[0], flags)
+            raise UserError(f'the argument {argument!r} is unknown{remedy}.')
+        key, value = match.groups()
+        if value is None:
+            if not arguments:
+                raise UserError(f'--config.{key} needs a value, as in --config.{key}=VALUE.')
+            value = arguments.pop(0)
+        overrides[key] = value
+    return overrides
+
+
+def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UserError unless `value` is one of `choices`, naming the nearest."""
+    if value not in choices:
+        remedy = nearest(value, choices) or f'; choose from {", ".join(choices)}'
+        raise UserError(f'config.{key}={value!r} is unknown{remedy}.')
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser for `python -m MODULE`, described by its docstring; a wrong flag is a UserError."""
+
+    def __init__(self, module: str, description: str, **options):
+        super().__init__(
+            f'python -m {module}',
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; {self.prog} --help lists the arguments.')
+
+
+def run_command(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
+    keep_compiled_programs()
+    logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
+    # What Orbax's readers of a damaged checkpoint report once more, when it has been told.
+    standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
+    sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.
+    sys.unraisablehook = _show_unraisable
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except (UserError, RunError) as error:
+        _exit(f'error: {error}', error.exit_code)
+    except Stopped as stop:
+        _exit(str(stop), stop.exit_code)
+    except KeyboardInterrupt:
+        _exit('Interrupted before anything was left to save.', 128 + signal.SIGINT)
+    except BrokenPipeError:  # The reader of a pipe, such as `head`, has gone; nothing to tell it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _exit(f'error: {error.strerror}: {error.filename or "while writing"}', 1)
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        _exit(f'error: {message}', 1)
+
+
+def _show_unraisable(unraisable) -> None:
+    # TensorStore's threads report to the event loop that a failed read or write has closed.
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
+def _explain(error: Exception) -> str | None:
+    """Returns a sentence about what JAX reports of the world outside; None: a fault of ours."""
+    # By its name, since the mistakes above should be told without importing jax first.
+    if type(error).__name__ != 'JaxRuntimeError':
+        return None
+    if 'RESOURCE_EXHAUSTED' in str(error):
+        return (
+            'the memory of the device is too small for this run; choose a smaller '
+            '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.'
+        )
+    return LOST_NEIGHBOUR if is_lost_neighbour(error) else None
+
+
+def _exit(message: str, code: int) -> None:
+    sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)

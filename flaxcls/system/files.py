@@ -1,0 +1,103 @@
+"""Files and folders: where a command may write, atomic writes, locks, the user's cache."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from flaxcls.errors import UserError
+
+LONGEST_NAME = 100  # Characters of a folder's name, which some file systems bound.
+
+
+def shorten(name: str, exact: str) -> str:
+    """Returns the beginning of a name, with 8 hex digits of all that it stands for."""
+    return f'{name[:90]}-{hashlib.sha256(os.fsencode(exact)).hexdigest()[:8]}'
+
+
+def require_place(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a file to write; raises UserError if it is a folder, or has none."""
+    path = pathlib.Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f'{str(path)!r} is a folder; name a file in it.')
+    if not path.parent.is_dir():
+        raise UserError(f'there is no folder {str(path.parent)!r} for {path.name}; create it.')
+    return path
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes | memoryview) -> None:
+    """Writes a file that is, at any moment, either the old one or the new one; text as UTF-8."""
+    temporary = path.with_name(f'.{path.name}.tmp')
+    with temporary.open('wb') as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: pathlib.Path, does: str) -> Iterator[None]:
+    """Creates a folder, and keeps others out of it as long as the block lasts, or this process.
+
+    Args:
+      folder: that --workdir has named.
+      does: what another process does there, as in 'run is training'.
+
+    Raises:
+      UserError: another one has it, or it is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f'--workdir={folder} is a file, or lies below one.') from None
+    with open_lock(folder) as file:
+        try:
+            take(file)
+        except BlockingIOError:
+            raise UserError(
+                f'another {does} in {str(folder)!r}; wait for it, or choose another --workdir.'
+            ) from None
+        except OSError as error:  # Some network file systems have no locks.
+            print(f'Note: {str(folder)!r} cannot be locked ({error.strerror}); run once there.')
+        yield
+
+
+def open_lock(folder: pathlib.Path) -> IO[str]:
+    """Returns the open file of a folder's lock, which ends when the file is closed."""
+    return (folder / '.lock').open('w')
+
+
+def take(file: IO[str]) -> None:
+    """Takes a lock; raises BlockingIOError if another has it, OSError where there are no locks."""
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def user_cache_path(kind: str, key: str) -> pathlib.Path:
+    """Returns the file for `key` in $XDG_CACHE_HOME/flaxcls/KIND, which need not exist."""
+    root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+    return root / 'flaxcls' / kind / hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+
+
+def load_or_none(path: pathlib.Path) -> np.ndarray | None:
+    """Returns the array that `save_atomically` wrote, or None if there is none to be read."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def save_atomically(path: pathlib.Path, array: np.ndarray) -> None:
+    """Writes the array, or nothing where the folder cannot be written: it only saves time."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f'{path.name}.{os.getpid()}')
+        with partial.open('wb') as file:
+            np.save(file, array)
+        partial.replace(path)
+    except OSError:
+        return

@@ -1,0 +1,243 @@
+"""The one place that knows devices: how a batch lies on them, and how per-device steps are run.
+
+Of the global batch, in its order, each of `accumulation_steps` parts is consecutive; of a part,
+each device has consecutive examples. So BatchNorm's groups lie side by side on any layout.
+"""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from flaxcls.errors import UserError
+from flaxcls.models.batch_norm import devices_of_a_group
+from flaxcls.system.host_memory import garbage_collection_paused
+from flaxcls.system.xla_options import compiler_options
+from flaxcls.training.state import AXIS
+
+_COPIED, _SPLIT, _PARTS_SPLIT = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+
+
+class Layout(NamedTuple):
+    """How a global batch lies on the devices of all processes."""
+
+    mesh: Mesh  # Of one axis over the devices.
+    mode: str  # jit or pmap.
+    accumulation_steps: int  # Parts of a training batch that are computed one after another.
+    compiler_options: dict[str, Any] = {}  # Of a step, under jit.
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+
+def create_layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """Returns the layout that `config.parallel` names, over `devices`; None: all there are.
+
+    Raises:
+      UserError: the batch cannot be shared equally, or pmap is asked of several processes.
+    """
+    options = config.parallel
+    mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
+    if options.mode == 'pmap' and jax.process_count() > 1:
+        raise UserError(
+            'config.parallel.mode=pmap drives the devices of one process, and there are '
+            f'{jax.process_count()}; choose config.parallel.mode=jit.'
+        )
+    tuned = compiler_options(config.model.name, mesh.devices.flat[0].platform)
+    layout = Layout(mesh, options.mode, options.accumulation_steps, tuned)
+    _require_shares(config, layout)
+    return layout
+
+
+def require_one_result(config: ConfigDict, layout: Layout, *, batch_norm: bool) -> None:
+    """Raises UserError if training would give another result than on one device; says what can do.
+
+    Args:
+      config: a full config.
+      layout: to train on.
+      batch_norm: whether the network has any, so that its groups matter.
+    """
+    if batch_norm:
+        _require_groups(config, layout)
+    _require_partners(config, layout)
+
+
+def _require_shares(config: ConfigDict, layout: Layout) -> None:
+    """Refuses batches that cannot be cut into equal shares."""
+    shares, batch = layout.devices * layout.accumulation_steps, config.batch_size
+    if batch % shares:
+        lower, upper = batch // shares * shares, -(-batch // shares) * shares
+        nearest = upper if not lower else f'{lower} or {upper}'
+        steps = f' x {layout.accumulation_steps} accumulation steps'
+        raise UserError(
+            f'config.batch_size={batch} cannot be shared by {layout.devices} devices'
+            f'{steps if layout.accumulation_steps > 1 else ""}; choose {nearest}.'
+        )
+
+
+def _require_groups(config: ConfigDict, layout: Layout) -> None:
+    """Refuses layouts that would cut BatchNorm's groups."""
+    parts, batch = layout.accumulation_steps, config.batch_size
+    group = config.batch_norm.group_size or batch
+    local = batch // parts // layout.devices
+    if devices_of_a_group(group, local, layout.devices):
+        return
+    fitting = [
+        f'{devices} x {steps}'
+        for devices in range(1, layout.devices + 1)
+        for steps in range(1, parts + 1)
+        if batch % (devices * steps) == 0
+        and devices_of_a_group(group, batch // (devices * steps), devices)
+    ]
+    raise UserError(
+        f'config.batch_norm.group_size={config.batch_norm.group_size} (None: the whole batch) '
+        f'asks for {group} examples at once, and {layout.devices} devices x {parts} accumulation '
+        f'steps have {local} of the {batch} each; of devices x accumulation steps, '
+        f'{", ".join(fitting[-4:])} would do, or a group_size that divides {local}.'
+    )
+
+
+def _require_partners(config: ConfigDict, layout: Layout) -> None:
+    """Refuses shares of a batch too small for `mixing.next_in_batch`."""
+    augment, shares = config.augment, layout.devices * layout.accumulation_steps
+    if (augment.mixup or augment.cutmix) and config.batch_size // shares < augment.repeats:
+        raise UserError(
+            f'config.augment.repeats={augment.repeats} with mixup or cutmix needs as many examples '
+            f'in each of the {shares} shares of a batch; choose config.batch_size='
+            f'{augment.repeats * shares} or larger.'
+        )
+
+
+def parallelize_train_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """Returns the compiled (state, batch of `parts_to_devices`) -> (state, sums).
+
+    The old state is given up.
+    """
+    if layout.mode == 'pmap':
+        return _pmap(step, layout, donate_argnums=0)
+    mapped = _shard_map(step, layout, (_COPIED, _PARTS_SPLIT))
+    return jax.jit(mapped, donate_argnums=0, compiler_options=layout.compiler_options)
+
+
+def parallelize_eval_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """Returns the compiled (state, batch of `to_devices`) -> what `step` sums over the devices."""
+    if layout.mode == 'pmap':
+        return _pmap(step, layout)
+    mapped = _shard_map(step, layout, (_COPIED, _SPLIT))
+    return jax.jit(mapped, compiler_options=layout.compiler_options)
+
+
+def _shard_map(step: Callable[..., Any], layout: Layout, in_specs: Any) -> Callable[..., Any]:
+    step = garbage_collection_paused()(step)  # As it is traced.
+    return jax.shard_map(
+        step, mesh=layout.mesh, in_specs=in_specs, out_specs=_COPIED, check_vma=False
+    )
+
+
+def _pmap(step: Callable[..., Any], layout: Layout, **options: Any) -> Callable[..., Any]:
+    return jax.pmap(
+        garbage_collection_paused()(step),
+        axis_name=AXIS,
+        devices=list(layout.mesh.devices.flat),
+        in_axes=(None, 0),
+        out_axes=None,
+        **options,
+    )
+
+
+def replicate(tree: Any, layout: Layout) -> Any:
+    """Returns the tree with every array copied to all devices."""
+    return jax.device_put(tree, NamedSharding(layout.mesh, _COPIED))
+
+
+def abstract_inputs(state: Any, batch: Any, layout: Layout) -> tuple[Any, Any]:
+    """Returns the shapes of a state and of a global batch [rows, ...] as jit's step takes them."""
+    parts = layout.accumulation_steps
+
+    def place(x: jax.ShapeDtypeStruct, shape: Sequence[int], spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(layout.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=sharding)
+
+    return (
+        jax.tree.map(lambda x: place(x, x.shape, _COPIED), state),
+        jax.tree.map(
+            lambda x: place(x, (parts, x.shape[0] // parts, *x.shape[1:]), _PARTS_SPLIT), batch
+        ),
+    )
+
+
+def to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
+    """Yields this process's shares of evaluation batches [rows, ...] spread over the devices."""
+    return _ahead(batches, lambda x: _place(x, layout, parts=None))
+
+
+def parts_to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
+    """Yields this process's shares of training batches, as [parts, examples, ...] on each device.
+
+    Their rows are in the order of the global batch.
+    """
+    return _ahead(batches, lambda x: _place(x, layout, parts=layout.accumulation_steps))
+
+
+def _place(x: np.ndarray, layout: Layout, parts: int | None) -> jax.Array:
+    """Returns the rows [rows, ...] of this process as one array over all devices."""
+    here = layout.mesh.local_mesh.size
+    if layout.mode == 'pmap':  # The first axis is the device's.
+        shape = (parts or 1, here, -1, *x.shape[1:])
+        x = x.reshape(shape).swapaxes(0, 1)
+        return _to_array(x if parts else x[:, 0], layout, _SPLIT)
+    if parts is None:
+        return _to_array(x, layout, _SPLIT)
+    return _to_array(x.reshape(parts, -1, *x.shape[1:]), layout, _PARTS_SPLIT)
+
+
+def _to_array(x: np.ndarray, layout: Layout, spec: PartitionSpec) -> jax.Array:
+    return jax.make_array_from_process_local_data(NamedSharding(layout.mesh, spec), x)
+
+
+def _ahead(batches: Iterable[Any], place: Callable[[Any], Any], ahead: int = 2) -> Iterator[Any]:
+    """Yields the batches placed, `ahead` of them on their way early."""
+    batches = iter(batches)
+    queue = collections.deque()
+    for batch in itertools.islice(batches, ahead):
+        queue.append(jax.tree.map(place, batch))
+    while queue:
+        yield queue.popleft()
+        for batch in itertools.islice(batches, 1):
+            queue.append(jax.tree.map(place, batch))
+
+
+def limit_run_ahead(results: list[Any]) -> None:
+    """Waits for the step before the last, so that the host cannot pile up batches on a device."""
+    if len(results) > 2:
+        jax.block_until_ready(results[-3])
+
+
+class Agreement:
+    """Tells all processes, at the same call, that one of them has asked for something.
+
+    Among several processes the answer is two calls old, so that nobody waits for it.
+    """
+
+    _DELAY = 2
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        add = lambda asked: lax.psum(asked.sum(), AXIS)  # noqa: E731
+        self._add = jax.jit(_shard_map(add, layout, (_SPLIT,)))
+        self._answers = collections.deque()
+
+    def any(self, asked: bool) -> bool:
+        """Returns whether any process has asked, this call or `_DELAY` calls ago."""
+        if jax.process_count() == 1:
+            return asked
+        here = np.full(self._layout.mesh.local_mesh.size, asked, np.int32)
+        self._answers.append(self._add(_to_array(here, self._layout, _SPLIT)))
+        return len(self._answers) > self._DELAY and bool(self._answers.popleft())

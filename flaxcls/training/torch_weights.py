@@ -1,0 +1,195 @@
+"""Runs made of PyTorch weights, and the weights of runs as PyTorch has them."""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from flaxcls.config import options
+from flaxcls.config.files import load_config
+from flaxcls.config.validation import validate
+from flaxcls.errors import UserError
+from flaxcls.models import from_config, init, registry
+from flaxcls.system import cli
+from flaxcls.system.files import write_atomically
+from flaxcls.training import freezing, optimizers
+from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.state import create_train_state
+from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE, load_stored_config
+from flaxcls.weights.files import (
+    StateDict,
+    _normalize,
+    _require_suffix,
+    _write_state_dict,
+    read_state_dict,
+)
+from flaxcls.weights.state_dict import Entry, from_state_dict, to_state_dict, torch_layout
+
+_IMPORT_FILE = 'imported.json'
+
+
+_COUNTER = 'num_batches_tracked'
+
+
+def import_weights(
+    model_name: str,
+    weights: str | os.PathLike,
+    workdir: str | os.PathLike,
+    *,
+    config_path: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Makes a workdir, at step 0, of a weights file; evaluation and training take it as any other.
+
+    Args:
+      model_name: a row of MODELS.
+      weights: .pth or .safetensors.
+      workdir: must not have a run yet.
+      config_path: an experiment file; None: evaluation on the paper's data set.
+      overrides: of the config.
+
+    Returns:
+      Sentences about what was changed on the way.
+
+    Raises:
+      UserError: the file is missing, damaged or another network's, or the workdir has a run.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    weights = pathlib.Path(weights).expanduser()
+    if (workdir / CONFIG_FILE).exists():
+        raise UserError(f'{str(workdir)!r} has a run already; choose another --workdir.')
+    config = _make_config(model_name, config_path, overrides or {})
+    tensors, notes = _normalize(read_state_dict(weights))
+    counters = {key: int(tensors.pop(key)) for key in list(tensors) if key.endswith(_COUNTER)}
+    if config.model.num_classes is None:
+        config.model.num_classes = _count_classes(tensors, config)
+    model = from_config.model_from_config(config)
+    registry.require_image_size(model, model_name, config.data.image_size)
+    variables, head_notes = _fill(model, config, tensors, weights)
+    patterns = from_config.frozen_patterns(config)
+    trained, _ = freezing.split_frozen(variables['params'], patterns)
+    optimizer = optimizers.make_optimizer(config, optax.constant_schedule(0.0), trained)
+    state = create_train_state(variables, optimizer, patterns)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(state, None)
+    checkpoints.close()
+    source = {'file': weights.name, 'sha256': _sha256(weights), _COUNTER: counters}
+    write_atomically(workdir / _IMPORT_FILE, json.dumps(source, indent=1) + '\n')
+    write_atomically(workdir / CLASSES_FILE, 'null\n')  # The file does not tell the names.
+    write_atomically(workdir / CONFIG_FILE, options.to_json(config))
+    return notes + head_notes
+
+
+def export_weights(
+    workdir: str | os.PathLike, weights: str | os.PathLike, *, checkpoint: str = 'newest'
+) -> StateDict:
+    """Writes the weights of a run as PyTorch has them, and returns the state dict.
+
+    Args:
+      workdir: of the run.
+      weights: the file to write, .pth or .safetensors.
+      checkpoint: newest, best or a step.
+
+    Raises:
+      UserError: there is no such run or checkpoint, or the file has another suffix.
+    """
+    workdir = pathlib.Path(workdir).expanduser()
+    weights = pathlib.Path(weights).expanduser()
+    _require_suffix(weights)
+    config = load_stored_config(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.find(checkpoint)
+    weights_of_run = checkpoints.restore_weights(step)
+    checkpoints.close()
+    entries = torch_layout(from_config.model_from_config(config), config.data.image_size)
+    state = to_state_dict(weights_of_run, entries)
+    state |= _counters(workdir, entries, step)
+    _write_state_dict(state, weights)
+    return state
+
+
+def _make_config(name: str, path: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
+    cli.require_choice('model.name', name, list(registry.MODELS))
+    row = registry.MODELS[name]
+    config = load_config(path)
+    config.model.name = name
+    if path is None:
+        imagenet = row.num_classes == 1000
+        config.data.source = 'tfds:imagenet2012' if imagenet else 'tfds:cifar10'
+        config.data.eval_crop_fraction = 224 / 256 if imagenet else 1.0
+    for key, value in overrides.items():
+        options.set_option(config, key, value)
+    config.data.image_size = config.data.image_size or row.image_size
+    validate(config)
+    return config
+
+
+def _count_classes(tensors: StateDict, config: ConfigDict) -> int | None:
+    entries = torch_layout(from_config.model_from_config(config), config.data.image_size)
+    key = next(entry.key for entry in entries if _is_head(entry) and entry.path[-1] == 'bias')
+    return len(tensors[key]) if key in tensors and tensors[key].ndim == 1 else None
+
+
+def _is_head(entry: Entry) -> bool:
+    return entry.path[1] == 'head'
+
+
+def _fill(model: nn.Module, config: ConfigDict, tensors: StateDict, weights: pathlib.Path):
+    """Returns the variables of `model` from `tensors`, and what is to be said about the head."""
+    entries = torch_layout(model, config.data.image_size)
+    shapes = {entry.key: entry.shape for entry in entries}
+    head = {entry.key for entry in entries if _is_head(entry)}
+    wrong = {key for key in shapes.keys() & tensors.keys() if tensors[key].shape != shapes[key]}
+    new_head = bool(wrong) and wrong <= head
+    faults = [
+        *(f'{key} is missing' for key in sorted(shapes.keys() - tensors.keys())),
+        *(f'{key} is unexpected' for key in sorted(tensors.keys() - shapes.keys())),
+        *(
+            f'{key} is {tensors[key].shape} and should be {shapes[key]}'
+            for key in sorted(wrong)
+            if not new_head
+        ),
+    ]
+    if faults:
+        more = f', and {len(faults) - 6} more' if len(faults) > 6 else ''
+        raise UserError(
+            f'{str(weights)!r} does not fit {config.model.name}: {", ".join(faults[:6])}{more}.'
+        )
+    notes = []
+    if new_head:
+        initial = init.init_variables(model, jax.random.key(config.seed), config.data.image_size)
+        fresh = to_state_dict(initial, [entry for entry in entries if _is_head(entry)])
+        old = next(len(tensors[key]) for key in sorted(wrong))
+        tensors = tensors | fresh
+        notes.append(
+            f'the classifier of {old} classes is replaced by a new one of '
+            f'{config.model.num_classes}, drawn with seed {config.seed}.'
+        )
+    narrow = {str(value.dtype) for value in tensors.values()} - {'float32'}
+    if narrow:
+        notes.append(f'weights of type {", ".join(sorted(narrow))} are kept as float32.')
+    tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
+    return from_state_dict(tensors, entries), notes
+
+
+def _counters(workdir: pathlib.Path, entries: list[Entry], step: int) -> StateDict:
+    """Returns BatchNorm's counts of batches, which torch keeps and which nothing here needs."""
+    names = [e.key.replace('running_mean', _COUNTER) for e in entries if e.path[-1] == 'mean']
+    path = workdir / _IMPORT_FILE
+    before = dict.fromkeys(names, 0)
+    if path.exists():
+        before = json.loads(path.read_text(encoding='utf-8'))[_COUNTER]
+    return {name: np.array(count + step, np.int64) for name, count in before.items()}
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

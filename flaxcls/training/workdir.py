@@ -1,0 +1,65 @@
+"""The files of a workdir that say what its run is."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from flaxcls.config import options
+from flaxcls.errors import UserError
+
+CONFIG_FILE, CLASSES_FILE = 'config.json', 'class_names.json'
+
+
+def load_stored_config(
+    workdir: str | os.PathLike, overrides: Mapping[str, Any] | None = None
+) -> ConfigDict:
+    """Returns the resolved config of a run, with overrides.
+
+    Raises:
+      UserError: no run has been started in `workdir`, or an override does not fit.
+    """
+    path = pathlib.Path(workdir).expanduser() / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); name the workdir of one, or '
+            'start one with  python -m flaxcls.main --config=FILE'
+        )
+    config = options.from_json(path.read_text(encoding='utf-8'))
+    for key, value in (overrides or {}).items():
+        options.set_option(config, key, value)
+    return config
+
+
+def require_different(workdirs: Sequence[str]) -> None:
+    """Raises UserError if one run is given twice, which is nothing to compare."""
+    seen = {}
+    for workdir in workdirs:
+        if (real := os.path.realpath(workdir)) in seen:
+            raise UserError(
+                f'--workdir={workdir} and --workdir={seen[real]} are one run; give different ones.'
+            )
+        seen[real] = workdir
+
+
+def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
+    """Returns the names of a run's classes in the order of the logits; None: imported, untold.
+
+    Raises:
+      UserError: the file that tells them is missing or damaged.
+    """
+    path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
+    classes = load_stored_config(workdir).model.num_classes
+    try:
+        names = json.loads(path.read_text(encoding='utf-8'))
+        if names is None or (isinstance(names, list) and len(names) == classes):
+            return names
+    except (FileNotFoundError, ValueError):
+        pass
+    raise UserError(
+        f'{str(path)!r} is missing or damaged, and should list {classes} names; train in a new '
+        'workdir.'
+    )
