@@ -21,11 +21,11 @@ from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
 from flaxcls.models.registry import MODELS
 from flaxcls.planning.compiled import abstract_inputs, collectives, compile_train_step
-from flaxcls.planning.hardware import is_tpu, open_target
+from flaxcls.planning.hardware import is_tpu, open_hardware
 from flaxcls.system.cli import run_command
 from flaxcls.training import parallel, steps
 from flaxcls.training import state as state_lib
-from flaxcls.training.setup import Setup, prepare
+from flaxcls.training.setup import Setup, build_setup
 
 _CUSTOM_CALL = re.compile(r' custom-call\(.*custom_call_target="([^"]+)"')
 _FUSION = re.compile(r' fusion\(.*kind=(\w+)')
@@ -44,7 +44,7 @@ def compile_here(program: Program) -> Facts:
     Raises:
       UserError: there is no such target, or its compiler is not installed.
     """
-    devices = open_target(program.target).devices
+    devices = open_hardware(program.target).devices
     began = time.perf_counter()
     try:
         compiled = _compile(program, devices)
@@ -101,7 +101,7 @@ def _prepare(program: Program, devices: Sequence[Any]) -> Setup:
         'data.source': f'synthetic:{max(10, 2 * batch_size)}',
         'batch_norm.group_size': program.per_chip,
     }  # fmt: skip
-    return prepare(load_config(None, options), devices=devices)
+    return build_setup(load_config(None, options), devices=devices)
 
 
 def compile_eval_step(setup: Setup, compiler_options: dict[str, Any] | None = None) -> Any:

@@ -55,14 +55,14 @@ def write_photographs(folder: pathlib.Path, height: int, width: int, count: int)
 
 def flaxcls_batches(folder: str, cores: int) -> Iterator[np.ndarray]:
     from flaxcls.config.files import load_config
-    from flaxcls.data.datasets import Division
+    from flaxcls.data.datasets import SplitSpec
     from flaxcls.data.folder import open_folder
     from flaxcls.data.pipeline import make_train_batches
 
     overrides = {'data.image_size': SIZE, 'batch_size': BATCH_SIZE, 'num_epochs': 10**6}
     overrides |= {'augment.crop': 'random_resized', 'data.num_threads': cores}
     config = load_config(None, overrides)
-    split = open_folder(folder, Division(None, ['val'], 0.1, seed=0)).train
+    split = open_folder(folder, SplitSpec(None, ['val'], 0.1, seed=0)).train
     return (batch['image'] for batch in make_train_batches(config, split)(0))
 
 

@@ -39,7 +39,7 @@ _DATA_NAMES = {
 }
 
 
-class Row(NamedTuple):
+class LedgerRow(NamedTuple):
     """A row of the ledger, with the fields of results/rows.toml."""
 
     experiment: str
@@ -66,10 +66,10 @@ class Misquoted(NamedTuple):
     source: str
 
 
-class Entry(NamedTuple):
+class LedgerEntry(NamedTuple):
     """A row with what belongs to it now."""
 
-    row: Row
+    row: LedgerRow
     options: Mapping[str, Any]  # `experiment_options` of its config.
     records: list[Mapping[str, Any]]  # By seed.
 
@@ -79,7 +79,7 @@ class Entry(NamedTuple):
         return self.options['data.source']
 
 
-def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
+def load_rows(folder: pathlib.Path) -> tuple[list[LedgerRow], list[Misquoted]]:
     """Returns the rows and the misquoted figures of the ledger in `folder`.
 
     Raises:
@@ -88,7 +88,7 @@ def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
     path = folder / _ROWS_FILE
     try:
         tables = tomllib.loads(path.read_text(encoding='utf-8'))
-        rows = [Row(**fields) for fields in tables['rows']]
+        rows = [LedgerRow(**fields) for fields in tables['rows']]
         for row in rows:
             _require_fields(row)
         return rows, [Misquoted(**fields) for fields in tables.get('misquoted', [])]
@@ -101,7 +101,7 @@ def load_rows(folder: pathlib.Path) -> tuple[list[Row], list[Misquoted]]:
         raise UserError(f'{str(path)!r} cannot be read ({error}); its head says how.') from None
 
 
-def _require_fields(row: Row) -> None:
+def _require_fields(row: LedgerRow) -> None:
     numbers = (row.top1, row.top5, row.tolerance, row.at_least)
     if not all(number is None or isinstance(number, int | float) for number in numbers):
         raise ValueError(f'{row.experiment}: an accuracy is no number')
@@ -113,11 +113,13 @@ def _require_fields(row: Row) -> None:
         raise ValueError(f'{row.name}: either top1 and tolerance, or at_least')
 
 
-def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry], list[str]]:
+def load_entries(
+    rows: Sequence[LedgerRow], folder: pathlib.Path
+) -> tuple[list[LedgerEntry], list[str]]:
     """Returns the rows with the records kept in `folder`, and the names of those of no row."""
     configs = [load_config(_EXPERIMENTS / row.experiment, row.options) for row in rows]
     entries = [
-        Entry(row, experiment_options(config), [])
+        LedgerEntry(row, experiment_options(config), [])
         for row, config in zip(rows, configs, strict=True)
     ]
     outdated = []
@@ -133,7 +135,7 @@ def load_entries(rows: Sequence[Row], folder: pathlib.Path) -> tuple[list[Entry]
     return entries, outdated
 
 
-def _find(entries: Sequence[Entry], record: Mapping[str, Any]) -> Entry | None:
+def _find(entries: Sequence[LedgerEntry], record: Mapping[str, Any]) -> LedgerEntry | None:
     experiment = recorded_experiment(record['options'])
     return next((entry for entry in entries if entry.options == experiment), None)
 
@@ -145,7 +147,7 @@ def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
     return record
 
 
-def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) -> list[str]:
+def take_in(runs: pathlib.Path, entries: Sequence[LedgerEntry], folder: pathlib.Path) -> list[str]:
     """Copies the records of the finished runs below `runs` into `folder`.
 
     A record replaces that of another run of the same experiment, seed and precision.
@@ -176,7 +178,9 @@ def take_in(runs: pathlib.Path, entries: Sequence[Entry], folder: pathlib.Path) 
     return lines
 
 
-def _why_not(workdir: pathlib.Path, record: Mapping[str, Any], entry: Entry | None) -> str | None:
+def _why_not(
+    workdir: pathlib.Path, record: Mapping[str, Any], entry: LedgerEntry | None
+) -> str | None:
     """Returns why the record of a run is not to be kept; None: it is."""
     if not record:
         return f'its {RECORD_FILE} is damaged'
@@ -191,7 +195,7 @@ def _why_not(workdir: pathlib.Path, record: Mapping[str, Any], entry: Entry | No
     return None
 
 
-def _slug(row: Row, record: Mapping[str, Any]) -> str:
+def _slug(row: LedgerRow, record: Mapping[str, Any]) -> str:
     file, variant = split_variant(row.experiment)
     parts = [pathlib.Path(file).stem, *([variant] if variant else [])]
     parts += [f'{key}={value}' for key, value in row.options.items()]
@@ -199,7 +203,7 @@ def _slug(row: Row, record: Mapping[str, Any]) -> str:
     return re.sub(r'[^\w.=-]+', '_', '-'.join(parts))
 
 
-def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
+def render(entries: Sequence[LedgerEntry], misquoted: Sequence[Misquoted]) -> str:
     """Returns RESULTS.md."""
     lines = [
         '# Results',
@@ -235,7 +239,7 @@ def render(entries: Sequence[Entry], misquoted: Sequence[Misquoted]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _entry_line(entry: Entry) -> str:
+def _entry_line(entry: LedgerEntry) -> str:
     row = entry.row
     published = ' / '.join(f'{value:.2f}' for value in (row.top1, row.top5) if value is not None)
     expected = '' if row.at_least is None else f'>= {row.at_least:g}'
@@ -245,7 +249,7 @@ def _entry_line(entry: Entry) -> str:
     return f'| {" | ".join(cells)} | {len(entry.records) or ""} |'
 
 
-def describe_ours(entry: Entry) -> str:
+def describe_ours(entry: LedgerEntry) -> str:
     """Returns the mean of our accuracies in percent and their deviation, or 'not run'."""
     row = entry.row
     values = [100 * record['val']['val/accuracy'] for record in entry.records]
@@ -262,7 +266,7 @@ def describe_ours(entry: Entry) -> str:
     return text
 
 
-def _run_line(entry: Entry, record: Mapping[str, Any]) -> str:
+def _run_line(entry: LedgerEntry, record: Mapping[str, Any]) -> str:
     parts, val = record['parts'], record['val']
     dtype = record['options'].get('model.dtype', 'float32')
     precision = '' if dtype == 'float32' else f', {dtype}'

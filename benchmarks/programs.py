@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from flaxcls.errors import RunError, UserError
 from flaxcls.planning.hardware import prepare_environment
 from flaxcls.system.cli import CommandParser
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 EXAMPLE = 'flax_example'
 # One of each kind of block, stem, head and image size.
@@ -39,7 +39,7 @@ class Program(NamedTuple):
       dtype: of the computation.
       remat: as config.model.remat.
       per_chip: images of each device, which are a group of BatchNorm's in ours.
-      target: as for `flaxcls.planning.hardware.open_target`.
+      target: as for `flaxcls.planning.hardware.open_hardware`.
       effort: of a TPU's compiler, see `flaxcls.planning.estimate.compile_plan`.
     """
 
@@ -149,7 +149,7 @@ def _choices(flag: str, text: str, known: Sequence[str]) -> list[str]:
     words = list(dict.fromkeys(text.split(',')))
     for word in words:
         if word not in known:
-            remedy = nearest(word, known) or f'; choose from {", ".join(known)}'
+            remedy = did_you_mean(word, known) or f'; choose from {", ".join(known)}'
             raise UserError(f'--{flag}={word} is unknown{remedy}.')
     return words
 

@@ -32,7 +32,7 @@ from flaxcls.models.init import init_variables
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.planning.compiled import abstract_inputs
 from flaxcls.training import parallel, steps
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 BATCH, SIZE = 16, 224
 PARTS = ('init', 'compile', 'starts')
@@ -95,7 +95,7 @@ def _compile_ours() -> None:
         'model.name': 'densenet121', 'model.num_classes': 1000, 'batch_size': BATCH,
         'data.source': f'synthetic:{2 * BATCH}', 'data.image_size': SIZE,
     }  # fmt: skip
-    setup = prepare(load_config(None, options), devices=jax.devices()[:1])
+    setup = build_setup(load_config(None, options), devices=jax.devices()[:1])
     step = parallel.parallelize_train_step(
         steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
     )

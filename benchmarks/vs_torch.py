@@ -26,7 +26,7 @@ from flaxcls.config.files import load_config
 from flaxcls.models.registry import MODELS
 from flaxcls.system.host_memory import keep_freed_memory
 from flaxcls.training import parallel
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 if __name__ == '__main__':  # As flaxcls.main does; before PyTorch starts threads.
     keep_freed_memory()
@@ -49,12 +49,12 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
         'model.name': name, 'model.num_classes': classes, 'model.dtype': dtype,
         'data.source': f'synthetic:{2 * batch}', 'data.image_size': size, 'batch_size': batch,
     }  # fmt: skip
-    setup = prepare(load_config(None, options))
+    setup = build_setup(load_config(None, options))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
     labels = rng.integers(0, classes, batch).astype(np.int32)
     data = {'image': images, 'label': labels}
-    train_data = next(parallel.parts_to_devices(iter([data]), setup.layout))
+    train_data = next(parallel.microbatches_to_devices(iter([data]), setup.layout))
     eval_data = data | {'mask': np.ones(batch, bool)}
     eval_data = next(parallel.to_devices(iter([eval_data]), setup.layout))
     train_step, eval_step = setup.make_train_step(), setup.make_eval_step()

@@ -3,7 +3,7 @@
 import re
 import signal
 
-LOST_NEIGHBOUR = (
+PEER_LOST = (
     'another process of this run has died; start all of them again, and they go on from the newest '
     'checkpoint.'
 )
@@ -38,6 +38,6 @@ class Stopped(Exception):
         self.exit_code = 130 if signal_number == signal.SIGINT else 75
 
 
-def is_lost_neighbour(error: Exception) -> bool:
+def is_peer_lost(error: Exception) -> bool:
     """Tells whether JAX, or what waits for other processes through it, has missed one of them."""
     return type(error).__name__ == 'JaxRuntimeError' and bool(_LOST.search(str(error)))

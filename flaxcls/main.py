@@ -64,11 +64,11 @@ def _train(config: ConfigDict, workdir: str, overrides: Mapping[str, str], *, re
 
 
 def _evaluate(workdir: str, checkpoint: str, overrides: Mapping[str, str]) -> None:
-    from flaxcls.training.evaluation import describe  # noqa: PLC0415
+    from flaxcls.training.evaluation import describe_evaluation  # noqa: PLC0415
     from flaxcls.training.restore import evaluate_workdir  # noqa: PLC0415
 
     values = evaluate_workdir(workdir, checkpoint=checkpoint, overrides=overrides)
-    print(f'step {values["step"]}: {describe(values)}')
+    print(f'step {values["step"]}: {describe_evaluation(values)}')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,7 @@ import shutil
 from importlib.metadata import version
 
 # Tiny networks spend their time in the compiler; tests that need the real program unset these.
-COMPILED_QUICKLY = {
+COMPILED_FAST = {
     'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
     # XLA ends at a flag that it does not know; later versions do not know this one.
     'XLA_FLAGS': '--xla_cpu_use_fusion_emitters=false' if version('jaxlib') < '0.11' else '',
@@ -15,12 +15,12 @@ COMPILED_QUICKLY = {
 
 def with_devices(count):
     """Returns the environment of a process that is to see `count` devices."""
-    flags = COMPILED_QUICKLY['XLA_FLAGS']
+    flags = COMPILED_FAST['XLA_FLAGS']
     return os.environ | {'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={count}'}
 
 
 # Before jax is imported: the devices, and where compiled programs are kept between runs.
-for _name, _value in (COMPILED_QUICKLY | {'XLA_FLAGS': with_devices(8)['XLA_FLAGS']}).items():
+for _name, _value in (COMPILED_FAST | {'XLA_FLAGS': with_devices(8)['XLA_FLAGS']}).items():
     os.environ.setdefault(_name, _value)
 os.environ['JAX_PLATFORMS'] = 'cpu'
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'flaxcls-tests'

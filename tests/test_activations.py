@@ -7,7 +7,7 @@ import pytest
 
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables, init_variables
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.registry import MODELS, create_model
 
 TAPS = ['feature_map', 'features']
@@ -38,7 +38,7 @@ def test_every_network_names_what_its_classifier_sees(name):
     model, size = _one_block_a_stage(create_model(name)), MODELS[name].image_size
     variables = abstract_variables(model, size)
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-    record = lambda variables, images: apply_and_record(model, variables, images, TAPS)  # noqa: E731
+    record = lambda variables, images: apply_with_intermediates(model, variables, images, TAPS)  # noqa: E731
     logits, outputs = jax.eval_shape(record, variables, images)
     assert logits.shape == (2, MODELS[name].num_classes)
     assert outputs['features'].shape == (2, _last_kernel(variables['params']).shape[0])
@@ -50,13 +50,15 @@ def test_the_gradient_of_a_shift_is_that_of_the_output(name):
     model = create_model(name, num_classes=3, **SMALL[name])
     variables = init_variables(model, jax.random.key(0), 64)
     images = jax.random.normal(jax.random.key(1), (2, 64, 64, 3))
-    record = jax.jit(lambda images: apply_and_record(model, variables, images, TAPS))
+    record = jax.jit(lambda images: apply_with_intermediates(model, variables, images, TAPS))
     logits, outputs = record(images)
     expected = jax.jit(lambda images: model.apply(variables, images, train=False))(images)
     np.testing.assert_array_equal(logits, expected)
 
-    def second_logit(shifts):
-        return apply_and_record(model, variables, images, TAPS, shifts=shifts)[0][:, 1].sum()
+    def second_logit(perturbations):
+        return apply_with_intermediates(
+            model, variables, images, TAPS, perturbations=perturbations
+        )[0][:, 1].sum()
 
     gradients = jax.jit(jax.grad(second_logit))(jax.tree.map(jnp.zeros_like, outputs))
     weights = _last_kernel(variables['params'])[:, 1]
@@ -75,4 +77,4 @@ def test_an_unknown_layer_is_refused_naming_the_nearest():
     with pytest.raises(
         UserError, match=r"no layer 'stage1_blok1' \(did you mean stage1_block1\?\)"
     ):
-        apply_and_record(model, variables, jnp.zeros((1, 64, 64, 3)), ['stage1_blok1'])
+        apply_with_intermediates(model, variables, jnp.zeros((1, 64, 64, 3)), ['stage1_blok1'])

@@ -220,7 +220,7 @@ def test_crops_on_the_device_show_a_part_of_the_image():
 
 def test_lighting_is_the_papers_formula():
     image = np.full((3, 3, 3), 128, np.float32)
-    shifts = np.stack(
+    perturbations = np.stack(
         [
             np.asarray(transforms.pca_lighting(key, image, std=0.1))[0, 0] - 128
             for key in jax.random.split(jax.random.key(0), 500)
@@ -228,7 +228,7 @@ def test_lighting_is_the_papers_formula():
     )
     vectors, values = np.array(transforms._PCA_VECTORS), np.array(transforms._PCA_VALUES)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-3)
-    deviations = (shifts / 255 @ vectors).std(0)
+    deviations = (perturbations / 255 @ vectors).std(0)
     np.testing.assert_allclose(deviations, 0.1 * values, rtol=0.12)
 
 
@@ -347,10 +347,10 @@ def test_options_that_contradict_are_refused(overrides, says):
 
 @pytest.mark.parametrize('options', [{}, {'augment__mixup': 0.4, 'augment__cutmix': 1.0}], ids=str)
 def test_picture_of_what_training_sees(tmp_path, options):
-    from flaxcls.explaining.training_images import augmented_images, draw
-    from flaxcls.training.setup import prepare
+    from flaxcls.explaining.training_images import augmented_images, draw_training_images
+    from flaxcls.training.setup import build_setup
 
-    setup = prepare(_config(augment__flip=True, data__image_size=16, **options))
+    setup = build_setup(_config(augment__flip=True, data__image_size=16, **options))
     evaluated, mixed, _ = augmented_images(setup, epochs=5)
     assert evaluated.shape == (8, 16, 16, 3)
     assert mixed.images.shape == (5, 8, 16, 16, 3)
@@ -359,6 +359,6 @@ def test_picture_of_what_training_sees(tmp_path, options):
         for image, views in zip(evaluated, mixed.images.swapaxes(0, 1), strict=True):
             for view in views:
                 assert min(np.abs(view - i).max() for i in (image, image[:, ::-1])) < 1
-    draw(setup, 2, tmp_path / 'a folder/seen.png')
+    draw_training_images(setup, 2, tmp_path / 'a folder/seen.png')
     with Image.open(tmp_path / 'a folder/seen.png') as picture:
         assert picture.width > 1000

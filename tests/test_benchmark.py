@@ -16,9 +16,9 @@ from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
 from flaxcls.models.summary import count_cost
 from flaxcls.planning import hardware, timing
-from flaxcls.planning.results import Compilation, Measurements, Rate, describe
+from flaxcls.planning.results import BenchmarkResults, Compilation, Rate, describe_results
 from flaxcls.training.checkpoints import fingerprint
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 TINY_FLAGS = [f'--config.{key}={value}' for key, value in TINY.items()]
 CHIP = hardware.CHIPS['gpu:h100']
@@ -46,7 +46,7 @@ def test_every_number_is_finite_and_positive(measured):
 
 
 def test_what_is_told_of_the_run_is_the_runs_own(measured):
-    setup = prepare(load_config(None, TINY))
+    setup = build_setup(load_config(None, TINY))
     cost = count_cost(setup.model, 8)
     assert (measured.train_flops, measured.eval_flops) == (6 * cost.macs, 2 * cost.macs)
     assert measured.about['devices'] == setup.layout.devices == 2
@@ -58,7 +58,7 @@ def test_what_is_told_of_the_run_is_the_runs_own(measured):
 def test_the_loop_that_is_timed_takes_the_steps_of_the_run(tmp_path):
     config = load_config(None, TINY | {'num_epochs': 1})
     trained, _ = flaxcls.train_and_evaluate(config, tmp_path)
-    setup = prepare(config)
+    setup = build_setup(config)
     state = setup.init_state()
     programs = timing.compile_programs(setup, state)
     timed = 18
@@ -76,7 +76,7 @@ def test_every_layout_and_ten_crops_can_be_measured(mode):
     options |= {'data.eval_crop_fraction': 0.8, 'batch_norm.group_size': 16}
     found = timing.benchmark(load_config(None, TINY | options), steps=1, rounds=2)
     assert found.eval_flops == 10 * found.train_flops / 3
-    assert '\n'.join(describe(found)).count('\n') > 9
+    assert '\n'.join(describe_results(found)).count('\n') > 9
 
 
 def _fake(**values):
@@ -85,7 +85,7 @@ def _fake(**values):
              'device_kind': 'NVIDIA H100 80GB HBM3', 'host': 'h', 'versions': {'jax': '1'},
              'commit': None, 'date': 'd', 'notes': ['n']}  # fmt: skip
     compilation = Compilation(1.0, 2.0, from_cache=None)
-    found = Measurements(
+    found = BenchmarkResults(
         about, 50, 1.0, compilation, compilation, 7,
         step=Rate((100.0, 80.0, 160.0)), loop=Rate((60.0, 90.0, 100.0)), forward=Rate((1.0, 2.0)),
         data_wait_fraction=0.25, train_flops=3e9, eval_flops=1e9, peak_flops=2 * CHIP.flops,
@@ -102,14 +102,14 @@ def test_ratios_are_of_medians():
     assert found.mfu == 3e9 * 100 / (2 * CHIP.flops)
     low, high = found.loop_to_step_middle_half
     assert low <= 0.625 <= high  # The ratio within the last round, the middle one.
-    text = '\n'.join(describe(found))
+    text = '\n'.join(describe_results(found))
     for words in ('0.900 x step', '500.00 ms a step', '25.0% waiting', '7 steps', 'no persistent'):
         assert words in text
 
 
 def test_mfu_names_the_peak_that_it_is_of():
     line = lambda **values: next(  # noqa: E731
-        line for line in describe(_fake(**values)) if line.startswith('MFU')
+        line for line in describe_results(_fake(**values)) if line.startswith('MFU')
     )
     assert line().endswith("of the devices' 1,978 T/s in bfloat16")
     about = _fake().about | {'dtype': 'float32'}

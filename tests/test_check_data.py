@@ -12,9 +12,9 @@ from PIL import Image, ImageEnhance
 
 from flaxcls.config.files import load_config
 from flaxcls.data import inspection
-from flaxcls.data.inspection import inspect_source
+from flaxcls.data.inspection import inspect_dataset
 from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
-from flaxcls.data.sources import open_source
+from flaxcls.data.sources import open_dataset
 
 FINDINGS = (
     'unreadable', 'across_splits', 'conflicts', 'within_splits', 'near_duplicates', 'odd_sizes',
@@ -53,7 +53,7 @@ def clean(tmp_path):
 
 def _inspect(root, **overrides):
     config = load_config(None, {'data.source': f'folder:{root}'} | overrides)
-    return inspect_source(open_source(config), num_threads=2)
+    return inspect_dataset(open_dataset(config), num_threads=2)
 
 
 def _found(report):
@@ -179,7 +179,7 @@ def test_groups_and_links():
 
 
 def test_sets_in_memory_are_inspected_too():
-    report = inspect_source(open_source(load_config(None, {})), num_threads=2)
+    report = inspect_dataset(open_dataset(load_config(None, {})), num_threads=2)
     assert sum(entry['train'] for entry in report.classes) == 1438
     assert report.formats == {'array': 1797}
     assert not report.is_wrong
@@ -237,7 +237,7 @@ def test_mistakes_are_one_sentence_and_exit_2(arguments, says):
 def test_long_lists_are_cut_for_the_terminal(clean):
     for index in range(30):
         (clean / 'train/a' / f'bad{index}.jpg').write_bytes(io.BytesIO().getvalue())
-    lines = list(inspection.describe(_inspect(clean), classes_shown=1))
+    lines = list(inspection.describe_report(_inspect(clean), classes_shown=1))
     assert '... and 1 more classes; --json has all.' in lines
     assert 'WRONG: 30 files cannot be read' in lines
     assert '  ... and 20 more; --json has all.' in lines

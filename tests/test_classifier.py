@@ -34,10 +34,10 @@ def classifier(workdir):
 def digits(workdir):
     """Validation images as they come, and the run's own logits of them."""
     setup, state = load_run(workdir)
-    batches = list(pipeline.make_eval_batches(setup.config, setup.source.val)())
+    batches = list(pipeline.make_eval_batches(setup.config, setup.dataset.val)())
     classify = jax.jit(steps.make_classify(setup.config, setup.model))
-    logits = [classify(state.evaluated, batch['image'])[batch['mask']] for batch in batches]
-    return setup.source.val.images, np.concatenate(logits)
+    logits = [classify(state.eval_variables, batch['image'])[batch['mask']] for batch in batches]
+    return setup.dataset.val.images, np.concatenate(logits)
 
 
 def test_it_answers_as_evaluation_does(classifier, digits):
@@ -120,7 +120,7 @@ def test_the_exported_program_needs_jax_alone(classifier, digits, tmp_path):
     exported = jax.export.deserialize(classifier.export(tmp_path / 'm.stablehlo').read_bytes())
     assert set(exported.platforms) == {'cpu', 'cuda', 'tpu'}
     for count in (1, 7):
-        prepared = np.stack([classifier.prepare(image) for image in digits[0][:count]])
+        prepared = np.stack([classifier.preprocess(image) for image in digits[0][:count]])
         expected = classifier.predict(digits[0][:count])
         np.testing.assert_allclose(exported.call(prepared), expected, rtol=1e-4, atol=1e-6)
 

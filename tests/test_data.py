@@ -14,7 +14,7 @@ from flaxcls.data import images as images_lib
 from flaxcls.data.datasets import ArraySplit, Subset
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
-from flaxcls.data.sources import open_source
+from flaxcls.data.sources import open_dataset
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
 
@@ -34,7 +34,7 @@ def _numbered(count, size=8):
 
 def test_digits_are_split_once_and_for_all():
     for seed in (0, 7):
-        source = open_source(_config(seed=seed))
+        source = open_dataset(_config(seed=seed))
         assert (len(source.train), len(source.val)) == (1438, 359)
         assert source.class_names == tuple('0123456789')
         counts = np.bincount(source.val.labels)
@@ -72,7 +72,7 @@ def test_digits_are_split_once_and_for_all():
 )
 def test_folder_classes_have_one_order(write_images, names, order):
     files = {f'{part}/{name}/{part}.png': (8, 9) for name in names for part in ('train', 'val')}
-    source = open_source(_config(**{'data.source': f'folder:{write_images(files)}'}))
+    source = open_dataset(_config(**{'data.source': f'folder:{write_images(files)}'}))
     assert list(source.class_names) == order
     for split in (source.train, source.val):
         for index, path in enumerate(split.paths):
@@ -93,7 +93,7 @@ def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
     (folder / 'train/a/notes.txt').write_text('')
     (folder / 'train/empty').mkdir()
     (folder / 'train/README').write_text('')
-    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    source = open_dataset(_config(**{'data.source': f'folder:{folder}'}))
     assert source.class_names == ('a', 'b')
     assert [os.path.basename(path) for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
     assert source.val.labels.tolist() == [1]  # A class missing in val shifts no label.
@@ -106,7 +106,7 @@ def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
 def test_folders_without_images_have_no_say_in_the_order(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in ('10', '9') for i in range(5)})
     (folder / 'notes').mkdir()
-    assert open_source(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
+    assert open_dataset(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
 
 
 def test_files_are_looked_into_where_their_names_do_not_tell(write_images):
@@ -114,7 +114,7 @@ def test_files_are_looked_into_where_their_names_do_not_tell(write_images):
     (folder / 'a/0.png').rename(folder / 'a/0')
     (folder / 'a/1.png').rename(folder / 'a/1.photo')
     (folder / 'b/list.csv').write_text('path,label')
-    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    source = open_dataset(_config(**{'data.source': f'folder:{folder}'}))
     assert len(source.train) + len(source.val) == 10
     assert '1 files that are no images of a class were left out: 1 .csv.' in source.notes
 
@@ -123,16 +123,16 @@ def test_folder_that_contains_itself_is_one_sentence(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
     (folder / 'a/again').symlink_to(folder / 'a')
     with pytest.raises(UserError, match='is a link to a folder that it lies in'):
-        open_source(_config(**{'data.source': f'folder:{folder}'}))
+        open_dataset(_config(**{'data.source': f'folder:{folder}'}))
 
 
 def test_link_to_a_class_folder_is_followed_and_a_dangling_one_is_named(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
     (folder / 'c').symlink_to(folder / 'a')
-    assert open_source(_config(**{'data.source': f'folder:{folder}'})).class_names == tuple('abc')
+    assert open_dataset(_config(**{'data.source': f'folder:{folder}'})).class_names == tuple('abc')
     (folder / 'a/0.png').unlink()
     (folder / 'a/0.png').symlink_to('nowhere.png')
-    source = open_source(_config(**{'data.source': f'folder:{folder}'}))
+    source = open_dataset(_config(**{'data.source': f'folder:{folder}'}))
     batches = make_eval_batches(_config(), Subset(source.train, range(len(source.train))))
     with pytest.raises(RunError, match=r'a/0.png'):
         list(batches()), list(make_eval_batches(_config(), source.val)())
@@ -141,8 +141,8 @@ def test_link_to_a_class_folder_is_followed_and_a_dangling_one_is_named(write_im
 def test_folder_without_splits_holds_out_a_share_of_every_class(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(10)})
     overrides = {'data.source': f'folder:{folder}', 'data.val_fraction': 0.3}
-    first, again = (open_source(_config(**overrides)) for _ in range(2))
-    other = open_source(_config(**overrides, seed=1))
+    first, again = (open_dataset(_config(**overrides)) for _ in range(2))
+    other = open_dataset(_config(**overrides, seed=1))
     assert np.bincount(first.val.labels).tolist() == [3, 3]
     assert first.val.paths == again.val.paths != other.val.paths
     assert not set(first.train.paths) & set(first.val.paths)
@@ -165,7 +165,7 @@ def test_folder_without_splits_holds_out_a_share_of_every_class(write_images):
 def test_folder_that_is_not_one_is_one_sentence(write_images, files, says):
     folder = write_images(dict.fromkeys(files, (8, 8)))
     with pytest.raises(UserError, match=says):
-        open_source(_config(**{'data.source': f'folder:{folder}'}))
+        open_dataset(_config(**{'data.source': f'folder:{folder}'}))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_option_that_a_source_cannot_heed_is_refused(write_images, source, optio
     folder = write_images({f'{part}/a/1.png': (8, 8) for part in ('train', 'val')})
     source = f'{source}{folder}' if source == 'folder:' else source
     with pytest.raises(UserError, match=f'config.data.{option}|there is no folder|no folder test'):
-        open_source(_config(**{'data.source': source, f'data.{option}': value}))
+        open_dataset(_config(**{'data.source': source, f'data.{option}': value}))
 
 
 def _write_manifest(folder, text, name='labels.csv'):
@@ -199,7 +199,7 @@ def test_manifest_names_images_labels_and_splits(write_images, delimiter):
     lines = ['Path,Label,Split', 'images/0.png,10,train', '"images/1.png",9,train', '']
     lines += [f'{folder}/images/2.png,10,val', 'images/3.png,9,holdout', 'images/4.png,9,train']
     text = '\n'.join(lines).replace(',', delimiter)
-    source = open_source(_write_manifest(folder, text))
+    source = open_dataset(_write_manifest(folder, text))
     assert source.class_names == ('9', '10')
     assert [os.path.basename(path) for path in source.train.paths] == ['0.png', '1.png', '4.png']
     assert source.train.labels.tolist() == [1, 0, 0]
@@ -213,7 +213,7 @@ def test_manifest_without_splits_holds_out_a_share_of_every_class(tmp_path):
     text = 'label,path\n' + '\n'.join(f'{"ab"[i % 2]},{i}.png' for i in range(20))
     config = _write_manifest(tmp_path, text)
     config.data.val_fraction = 0.3
-    source = open_source(config)
+    source = open_dataset(config)
     assert np.bincount(source.val.labels).tolist() == [3, 3]
     assert len(set(source.train.paths) | set(source.val.paths)) == 20
 
@@ -233,19 +233,19 @@ def test_manifest_without_splits_holds_out_a_share_of_every_class(tmp_path):
 )
 def test_manifest_that_is_not_one_is_one_sentence(tmp_path, text, says):
     with pytest.raises(UserError, match=says) as caught:
-        open_source(_write_manifest(tmp_path, text))
+        open_dataset(_write_manifest(tmp_path, text))
     assert '\n' not in str(caught.value)
 
 
 def test_synthetic_source_is_of_any_size_and_small_in_memory():
-    source = open_source(_config(**{'data.source': 'synthetic:100000'}))
+    source = open_dataset(_config(**{'data.source': 'synthetic:100000'}))
     assert (len(source.train), len(source.val)) == (100_000, 10_000)
     config = _config(**{'data.source': 'synthetic:100000', 'batch_size': 64})
     batch = next(make_train_batches(config, source.train)(0))
     assert batch['image'].shape == (64, 8, 8, 3)
     for text in ('synthetic', 'synthetic:x', 'synthetic:9'):
         with pytest.raises(UserError, match='how many images'):
-            open_source(_config(**{'data.source': text}))
+            open_dataset(_config(**{'data.source': text}))
 
 
 @pytest.mark.parametrize(('height', 'width'), [(64, 64), (100, 60), (3, 200), (1, 1)])
@@ -287,7 +287,7 @@ def test_training_may_have_a_size_of_its_own(write_images):
             **{'data.source': f'folder:{folder}', 'augment.crop': crop, 'batch_size': 4},
             **{'data.eval_crop_fraction': 0.8, 'data.train_image_size': 6, 'data.image_size': 8},
         )
-        source = open_source(config)
+        source = open_dataset(config)
         assert next(make_train_batches(config, source.train)(0))['image'].shape[1:] == (6, 6, 3)
         assert next(make_eval_batches(config, source.val)())['image'].shape[1:] == (8, 8, 3)
 
@@ -321,7 +321,7 @@ def test_crops_belong_to_the_example_not_to_a_thread_or_process(write_images, th
         **{'data.source': f'folder:{folder}', 'augment.crop': 'random_resized'},
         **{'data.num_threads': threads, 'batch_size': 4},
     )
-    split = open_source(config).train
+    split = open_dataset(config).train
     whole = list(make_train_batches(config, split)(0))
     halves = [
         make_train_batches(config, split, process_index=index, process_count=2)(1)
@@ -349,7 +349,7 @@ def test_unreadable_file_is_named(write_images):
     for path in folder.rglob('*.png'):
         path.write_bytes(path.read_bytes()[:60])
     config = _config(**{'data.source': f'folder:{folder}', 'batch_size': 8})
-    source = open_source(config)
+    source = open_dataset(config)
     for make in (lambda: make_train_batches(config, source.train)(0),
                  make_eval_batches(config, source.val)):  # fmt: skip
         with pytest.raises(RunError, match=r'[ab]/\d.png'):
@@ -378,7 +378,7 @@ def test_fashion_mnist_is_prepared_in_tfds_layout_and_read_back(tmp_path):
     assert find_prepared('fashion_mnist', data_dir) == data_dir / 'fashion_mnist/3.0.1'
     assert find_prepared('fashion_mnist:9.9.9', data_dir) is None
     overrides = {'data.source': 'tfds:fashion_mnist', 'data.data_dir': str(data_dir)}
-    source = open_source(_config(**overrides))
+    source = open_dataset(_config(**overrides))
     assert (len(source.train), len(source.val)) == (30, 20)
     assert source.class_names[9] == 'Ankle boot'
     # TFDS shuffles as it writes: the same pairs, in its own order.
@@ -387,11 +387,11 @@ def test_fashion_mnist_is_prepared_in_tfds_layout_and_read_back(tmp_path):
     assert read == written
     assert 'tensorflow' not in sys.modules
     with pytest.raises(UserError, match='no split nonsense'):
-        open_source(_config(**overrides, **{'data.val_split': 'nonsense'}))
-    half = open_source(_config(**overrides, **{'data.train_split': 'train[:50%]'}))
+        open_dataset(_config(**overrides, **{'data.val_split': 'nonsense'}))
+    half = open_dataset(_config(**overrides, **{'data.train_split': 'train[:50%]'}))
     assert len(half.train) == 15
     with pytest.raises(UserError, match='is empty'):
-        open_source(_config(**overrides, **{'data.val_split': 'test[:0]'}))
+        open_dataset(_config(**overrides, **{'data.val_split': 'test[:0]'}))
 
 
 def test_prepared_version_and_config_are_found_by_what_is_named_of_them(tmp_path):
@@ -427,7 +427,7 @@ def test_damaged_idx_file_is_named(tmp_path):
 
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason='Debian package is not installed')
 def test_real_fashion_mnist_has_its_70000_images():
-    source = open_source(_config(**{'data.source': 'fashion_mnist'}))
+    source = open_dataset(_config(**{'data.source': 'fashion_mnist'}))
     assert (len(source.train), len(source.val)) == (60_000, 10_000)
     assert (np.bincount(source.train.labels) == 6000).all()
     assert round(float(source.train.images.mean()) / 255, 3) == 0.286
@@ -447,6 +447,6 @@ def test_real_fashion_mnist_has_its_70000_images():
 )
 def test_missing_source_is_one_sentence_with_the_remedy(tmp_path, source, says):
     with pytest.raises(UserError) as caught:
-        open_source(_config(**{'data.source': source, 'data.data_dir': str(tmp_path)}))
+        open_dataset(_config(**{'data.source': source, 'data.data_dir': str(tmp_path)}))
     assert says in str(caught.value)
     assert '\n' not in str(caught.value)

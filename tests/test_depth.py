@@ -11,7 +11,7 @@ import pytest
 from flaxcls.errors import UserError
 from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
 from flaxcls.models.init import init_variables
-from flaxcls.models.intermediates import apply_and_record, layer_names
+from flaxcls.models.intermediates import apply_with_intermediates, layer_names
 from flaxcls.models.registry import create_model
 
 NETWORKS = {
@@ -61,9 +61,14 @@ def test_gradients_are_those_of_each_layer_by_itself(name):
     model, variables, images, labels = _network(name, size=16)
 
     @jax.jit
-    def loss(shifts):
-        logits, outputs = apply_and_record(
-            model, variables, images, list(shifts), shifts=shifts, training_keys=keys
+    def loss(perturbations):
+        logits, outputs = apply_with_intermediates(
+            model,
+            variables,
+            images,
+            list(perturbations),
+            perturbations=perturbations,
+            training_keys=keys,
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), outputs
 
@@ -71,7 +76,9 @@ def test_gradients_are_those_of_each_layer_by_itself(name):
     for layer in signal_and_gradient_norms(model, variables, images, labels):
         if 'block' not in layer.layer:
             continue
-        _, outputs = apply_and_record(model, variables, images, [layer.layer], training_keys=keys)
+        _, outputs = apply_with_intermediates(
+            model, variables, images, [layer.layer], training_keys=keys
+        )
         zeros = jax.tree.map(jnp.zeros_like, outputs)
         gradient = jax.grad(loss, has_aux=True)(zeros)[0][layer.layer]
         length = jnp.sqrt(jnp.square(gradient).sum())
@@ -93,8 +100,8 @@ def test_statistics_are_the_batch_s_and_are_not_kept():
     ):
         np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4)
     keys = _training_keys(images)
-    evaluated, _ = apply_and_record(model, variables, images, [])
-    trained, _ = apply_and_record(model, variables, images, [], training_keys=keys)
+    evaluated, _ = apply_with_intermediates(model, variables, images, [])
+    trained, _ = apply_with_intermediates(model, variables, images, [], training_keys=keys)
     assert jnp.abs(evaluated - trained).max() > 1e-3
 
 

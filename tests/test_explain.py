@@ -18,12 +18,12 @@ from flaxcls.explaining.attribution import (
     occlusion,
     smooth_grad,
 )
-from flaxcls.explaining.features import feature_maps, first_filters, nearest
+from flaxcls.explaining.features import feature_maps, first_filters, nearest_neighbours
 from flaxcls.explaining.plots import draw_curves, overlay
 from flaxcls.inference.classifier import Classifier
 from flaxcls.models.from_config import model_from_config
 from flaxcls.models.init import init_variables
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 
 NETWORKS = {
     'resnet': {'model.name': 'resnet20', 'model.stage_sizes': '1,1'},
@@ -81,13 +81,13 @@ def _images(classifier, count):
 
 def test_maps_are_those_of_the_answers_and_of_an_image_alone(classifier):
     images = _images(classifier, 5)
-    answers = classifier.classify(images).argmax(-1)
-    others = (answers + 1) % 5
+    predicted = classifier.classify(images).argmax(-1)
+    others = (predicted + 1) % 5
     for name, method in _methods(classifier).items():
         heat = method(classifier, images)
         assert heat.dtype == np.float32 and len(heat) == 5 and heat.ndim in (3, 4), name
         tolerance = {'rtol': 1e-4, 'atol': 1e-5 * np.abs(heat).max(), 'err_msg': name}
-        np.testing.assert_allclose(method(classifier, images, answers), heat, **tolerance)
+        np.testing.assert_allclose(method(classifier, images, predicted), heat, **tolerance)
         np.testing.assert_allclose(method(classifier, images[3:4]), heat[3:4], **tolerance)
         assert np.abs(method(classifier, images, others) - heat).max() > tolerance['atol'], name
 
@@ -114,9 +114,9 @@ def test_grad_cam_of_a_layer_is_its_equations():
     output = feature_maps(classifier, images, layer)
 
     def logit(shift):
-        shifts = {layer: shift}
-        logits, _ = apply_and_record(
-            classifier.model, classifier.variables, normalized, [layer], shifts=shifts
+        perturbations = {layer: shift}
+        logits, _ = apply_with_intermediates(
+            classifier.model, classifier.variables, normalized, [layer], perturbations=perturbations
         )
         return logits[:, 3].sum()
 
@@ -162,7 +162,7 @@ def test_occlusion_is_the_fall_of_the_logit():
     classifier.config.unlock().data.mean = (0.0, 0.0, 0.0)
     classifier = Classifier(classifier.config, classifier.variables, 'abcde')  # Covers with black.
     images, classes = _images(classifier, 2), np.array([1, 4])
-    heat = occlusion(classifier, images, classes, window=6, stride=4)
+    heat = occlusion(classifier, images, classes, meter=6, stride=4)
     assert heat.shape == (2, 3, 3)
     for row in range(3):
         for column in range(3):
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused(classifier):
     for call in (
         lambda: integrated_gradients(classifier, images, steps=0),
         lambda: smooth_grad(classifier, images, samples=0),
-        lambda: occlusion(classifier, images, window=0),
+        lambda: occlusion(classifier, images, meter=0),
         lambda: occlusion(classifier, images, stride=-1),
     ):
         with pytest.raises(UserError, match='is no positive number'):
@@ -233,13 +233,13 @@ def test_the_nearest_point_the_same_way():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(20, 6)).astype(np.float32)
     queries = features[[3, 7]] * 5
-    found = nearest(features, queries, 4)
+    found = nearest_neighbours(features, queries, 4)
     assert found.shape == (2, 4) and found[:, 0].tolist() == [3, 7]
     for query, places in zip(queries, found, strict=True):
         cosines = features @ query / np.linalg.norm(features, axis=1)
         assert places.tolist() == sorted(range(20), key=lambda i: -cosines[i])[:4]
     with pytest.raises(UserError, match='k=21 neighbours are not among 20'):
-        nearest(features, queries, 21)
+        nearest_neighbours(features, queries, 21)
 
 
 def test_an_overlay_is_strongest_where_the_heat_is():

@@ -158,8 +158,8 @@ def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
         'runpy.run_path("run.py", run_name="__main__")'
     )
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
-    answers = np.load(tmp_path / 'answers.npy')
-    np.testing.assert_allclose(answers, classifier.predict(images), rtol=1e-3, atol=1e-6)
+    predicted = np.load(tmp_path / 'answers.npy')
+    np.testing.assert_allclose(predicted, classifier.predict(images), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize('form', FORMS)
@@ -334,7 +334,7 @@ def test_pictures_are_prepared_without_flaxcls_as_with_it(workdir, tmp_path):
     for file in _draw(tmp_path / 'pictures'):
         with Image.open(file) as picture:
             found = run.prepare(picture, classifier.side, classifier.side).astype(int)
-        expected = classifier.prepare(file).astype(int)
+        expected = classifier.preprocess(file).astype(int)
         assert np.abs(found - expected).max() <= 1, file
 
 

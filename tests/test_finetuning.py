@@ -16,7 +16,7 @@ from flaxcls.models.patterns import matches
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.training.freezing import merge_frozen, split_frozen
 from flaxcls.training.restore import load_run
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 from flaxcls.training.torch_weights import import_weights
 from flaxcls.weights.state_dict import torch_layout
 
@@ -64,7 +64,7 @@ def test_frozen_backbone_keeps_every_byte_for_five_steps(imported, tmp_path, cap
     for path, leaf in after.items():
         if path[1] != 'head':
             assert np.asarray(leaf).tobytes() == before[path].tobytes(), path
-    initial = prepare(config).init_state()
+    initial = build_setup(config).init_state()
     changed = jax.tree.map(
         lambda a, b: bool((a != b).any()), initial.params['head'], state.params['head']
     )
@@ -86,7 +86,7 @@ def _saved(workdir):
 
 def test_without_freezing_all_weights_start_there_and_move(imported, tmp_path):
     config = _config(imported, optimizer__learning_rate=1e-3)
-    initial = flatten_dict(prepare(config).init_state().params)
+    initial = flatten_dict(build_setup(config).init_state().params)
     saved = flatten_dict(_saved(imported)['params'])
     for path, leaf in initial.items():
         assert path[0] == 'head' or (leaf == saved[path]).all()
@@ -139,7 +139,7 @@ def test_classifier_may_learn_faster(imported):
             optimizer__momentum=0.0,
             optimizer__nesterov=False,
         )
-        setup = prepare(config)
+        setup = build_setup(config)
         params = setup.init_state().params
         gradients = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
         updates, _ = setup.optimizer.update(gradients, setup.optimizer.init(params), params)

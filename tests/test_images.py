@@ -17,7 +17,7 @@ import flaxcls
 from flaxcls.config.files import load_config
 from flaxcls.data import cache, crops, images
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
-from flaxcls.data.sources import prepare_source
+from flaxcls.data.sources import load_dataset
 from flaxcls.errors import RunError, UserError
 
 HEIGHT, WIDTH = 24, 40
@@ -405,7 +405,7 @@ def _config(folder, **overrides):
 
 
 def test_folder_of_all_kinds_is_taken_whole(torture):
-    source = prepare_source(_config(torture))
+    source = load_dataset(_config(torture))
     assert len(source.train) == len(source.val) == len(READABLE) >= 30
     assert source.notes == ()
     expected = list(READABLE.values())
@@ -431,7 +431,7 @@ def _plant(folder):
 def test_unreadable_files_stop_the_run_before_it_begins(torture):
     planted = _plant(torture)
     with pytest.raises(RunError, match='cannot be read') as caught:
-        prepare_source(_config(torture))
+        load_dataset(_config(torture))
     message = str(caught.value)
     assert message.startswith(f'{planted} of {planted + len(READABLE)} training images')
     assert message.count('/bad') == 5
@@ -442,7 +442,7 @@ def test_unreadable_files_stop_the_run_before_it_begins(torture):
 
 def test_unreadable_files_are_left_out_when_asked_and_counted(torture):
     planted = _plant(torture)
-    source = prepare_source(_config(torture, data__on_error='skip'))
+    source = load_dataset(_config(torture, data__on_error='skip'))
     for split, name in ((source.train, 'training'), (source.val, 'validation')):
         assert len(split) == len(READABLE)
         assert not any('/bad' in split.name(index) for index in range(len(split)))
@@ -452,22 +452,22 @@ def test_unreadable_files_are_left_out_when_asked_and_counted(torture):
 
 def test_scan_reads_a_file_again_only_when_it_has_changed(torture, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    prepare_source(_config(torture))
+    load_dataset(_config(torture))
     assert f'Reading {len(READABLE):,} image files' in capsys.readouterr().out
-    prepare_source(_config(torture))
+    load_dataset(_config(torture))
     assert capsys.readouterr().out == ''
     path = next((torture / 'train/a').iterdir())
     path.write_bytes(b'overwritten')
     with pytest.raises(RunError, match=f'1 of {len(READABLE)} training .*{path.name}'):
-        prepare_source(_config(torture))
+        load_dataset(_config(torture))
     assert 'Reading 1 image files' in capsys.readouterr().out
     with pytest.raises(RunError, match=path.name):  # What could not be read is not remembered.
-        prepare_source(_config(torture))
+        load_dataset(_config(torture))
 
 
 def test_evaluation_leaves_the_training_files_unread(torture):
     (next((torture / 'train/a').iterdir())).write_bytes(b'overwritten')
-    assert len(prepare_source(_config(torture), for_training=False).val) == len(READABLE)
+    assert len(load_dataset(_config(torture), for_training=False).val) == len(READABLE)
 
 
 def _all_batches(config, source):
@@ -480,9 +480,9 @@ def test_cached_images_are_those_that_would_be_read(torture, tmp_path, monkeypat
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     options = {'data__image_size': 20, 'data__eval_crop_fraction': 0.9}
     config = _config(torture, data__cache=kind, **options)
-    plain = prepare_source(_config(torture, **options))
+    plain = load_dataset(_config(torture, **options))
     for _ in range(2):
-        cached = prepare_source(config)
+        cached = load_dataset(config)
         batches = _all_batches(config, cached), _all_batches(config, plain)
         for got, expected in zip(*batches, strict=True):
             np.testing.assert_array_equal(got['label'], expected['label'])
@@ -494,10 +494,10 @@ def test_cached_images_are_those_that_would_be_read(torture, tmp_path, monkeypat
 def test_cache_on_disk_is_made_anew_when_a_file_has_changed(torture, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     config = _config(torture, data__cache='disk')
-    before, _ = prepare_source(config).train[0]
+    before, _ = load_dataset(config).train[0]
     path = torture / 'train/a/000.jpg'
     path.write_bytes(_encode(255 - RGB, 'PNG'))
-    after, _ = prepare_source(config).train[0]
+    after, _ = load_dataset(config).train[0]
     assert np.abs(after.astype(int) - before).mean() > 20
 
 
@@ -506,7 +506,7 @@ def test_cache_that_would_not_fit_is_refused(torture, monkeypatch, kind):
     monkeypatch.setattr(cache, '_SHARE_OF_MEMORY', 1e-9)
     monkeypatch.setattr(cache, '_SHARE_OF_DISK', 1e-12)
     with pytest.raises(UserError, match=f'config.data.cache={kind!r} needs about'):
-        prepare_source(_config(torture, data__cache=kind))
+        load_dataset(_config(torture, data__cache=kind))
 
 
 _MEASURE = """

@@ -20,7 +20,8 @@ ORDER = [
     {'training'},
     {'inference'},
     {'evaluation', 'explaining', 'exporting', 'planning', 'serving'},
-    {'reporting', 'sweeping'},
+    {'reporting'},
+    {'sweeping'},
     {'commands', 'main'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}

@@ -52,11 +52,11 @@ def test_conv_pads_evenly_as_torch_does(size, strides, padding, groups, shape):
     x, kernel = _noise(2, *shape, 4), _noise(size, size, 4 // groups, 6, seed=1)
     conv = Conv(6, size, strides, padding, groups=groups)
     got = conv.apply({'params': {'kernel': kernel}}, x)
-    for i, j, window in _windows(x, size, strides, padding):
+    for i, j, meter in _windows(x, size, strides, padding):
         for group in range(groups):
             channels = slice(group * 4 // groups, (group + 1) * 4 // groups)
             features = slice(group * 6 // groups, (group + 1) * 6 // groups)
-            expected = np.einsum('bhwc,hwco->bo', window[..., channels], kernel[..., features])
+            expected = np.einsum('bhwc,hwco->bo', meter[..., channels], kernel[..., features])
             np.testing.assert_allclose(got[:, i, j, features], expected, rtol=2e-4, atol=2e-4)
     assert got.shape[1:3] == (i + 1, j + 1)
 
@@ -192,8 +192,8 @@ def test_partial_windows_are_averaged_over_the_pixels_they_have(shape):
     assert got.shape[1:3] == tuple(-(-size // 2) for size in shape)
     for i in range(got.shape[1]):
         for j in range(got.shape[2]):
-            window = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-            np.testing.assert_allclose(got[:, i, j], window.mean((1, 2)), rtol=1e-5, atol=1e-6)
+            meter = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            np.testing.assert_allclose(got[:, i, j], meter.mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def test_frozen_batch_norm_uses_its_running_statistics_and_keeps_them():
@@ -234,11 +234,11 @@ def test_local_response_norm_is_the_papers_or_caffes(size, mean):
 def test_pools_are_the_maximum_and_the_mean_of_windows(size, strides, padding):
     x = _noise(2, 7, 9, 3) - 5
     got = max_pool(x, size, strides, padding)
-    for i, j, window in _windows(x, size, strides, padding, value=-np.inf):
-        np.testing.assert_array_equal(got[:, i, j], window.max((1, 2)))
+    for i, j, meter in _windows(x, size, strides, padding, value=-np.inf):
+        np.testing.assert_array_equal(got[:, i, j], meter.max((1, 2)))
     got = avg_pool(x, size, strides)
-    for i, j, window in _windows(x, size, strides, 0):
-        np.testing.assert_allclose(got[:, i, j], window.mean((1, 2)), rtol=1e-5)
+    for i, j, meter in _windows(x, size, strides, 0):
+        np.testing.assert_allclose(got[:, i, j], meter.mean((1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(('size', 'strides', 'padding'), [(3, 2, 0), (3, 2, 1), (2, 2, 0)])
@@ -249,15 +249,15 @@ def test_max_pools_gradient_goes_to_the_first_maximum(size, strides, padding, sh
     maxima, transpose = jax.vjp(lambda x: max_pool(x, size, strides, padding), x)
     gradient = _noise(*maxima.shape, seed=1)
     padded = np.pad(np.zeros_like(x), [(0, 0), (padding, padding), (padding, padding), (0, 0)])
-    for i, j, window in _windows(x, size, strides, padding, value=-np.inf):
-        first = window.reshape(2, -1, 3).argmax(1)
+    for i, j, meter in _windows(x, size, strides, padding, value=-np.inf):
+        first = meter.reshape(2, -1, 3).argmax(1)
         for b in range(2):
             for c in range(3):
                 row, column = divmod(first[b, c], size)
                 padded[b, strides * i + row, strides * j + column, c] += gradient[b, i, j, c]
     rows, columns = (slice(padding, padding + length) for length in shape)
     np.testing.assert_allclose(transpose(gradient)[0], padded[:, rows, columns], atol=1e-6)
-    native = pooling._native_gradient(x, gradient, window=size, strides=strides, padding=padding)
+    native = pooling._native_gradient(x, gradient, meter=size, strides=strides, padding=padding)
     np.testing.assert_allclose(native, padded[:, rows, columns], atol=1e-6)
 
 

@@ -159,9 +159,9 @@ def test_a_mean_outside_what_is_expected_is_marked(tmp_path, empty_ledger, accur
 
 
 def test_a_published_number_is_expected_from_both_sides():
-    row = ledger.Row('resnet50.py', 'somebody', top1=76.0, tolerance=0.3)
+    row = ledger.LedgerRow('resnet50.py', 'somebody', top1=76.0, tolerance=0.3)
     for accuracy, surprising in ((0.7569, True), (0.757, False), (0.763, False), (0.7631, True)):
-        entry = ledger.Entry(row, {}, [{'val': {'val/accuracy': accuracy}}])
+        entry = ledger.LedgerEntry(row, {}, [{'val': {'val/accuracy': accuracy}}])
         assert ('**not as expected**' in ledger.describe_ours(entry)) == surprising
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import COMPILED_QUICKLY, TINY, with_devices
+from conftest import COMPILED_FAST, TINY, with_devices
 
 from flaxcls.config.files import default_workdir
 from flaxcls.errors import UserError
@@ -19,7 +19,7 @@ from flaxcls.training.restore import load_run
 
 ENVIRONMENT = with_devices(1)  # As most users have.
 # And the program that they run.
-OPTIMIZED = {name: value for name, value in os.environ.items() if name not in COMPILED_QUICKLY}
+OPTIMIZED = {name: value for name, value in os.environ.items() if name not in COMPILED_FAST}
 EXPERIMENT = os.path.abspath('experiments/digits_resnet20.py')
 TINY_FLAGS = [f'--config={EXPERIMENT}', *(f'--config.{key}={v}' for key, v in TINY.items())]
 

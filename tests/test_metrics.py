@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls.training.metrics import batch_sums, summarize
+from flaxcls.training.metrics import loss_and_metrics, summarize
 
 
 def _batch(count, classes, seed=0):
@@ -18,7 +18,7 @@ def _batch(count, classes, seed=0):
 def test_sums_are_those_of_the_unmasked_examples(smoothing, top_k):
     logits, labels, mask = _batch(40, 10)
     targets = np.eye(10)[labels] * (1 - smoothing) + smoothing / 10
-    sums = batch_sums(
+    sums = loss_and_metrics(
         logits, labels, jnp.array(mask), top_k=top_k, targets=targets if smoothing else None
     )
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -32,26 +32,28 @@ def test_sums_are_those_of_the_unmasked_examples(smoothing, top_k):
 def test_binary_cross_entropy_is_the_mean_over_the_classes():
     logits, labels, mask = _batch(40, 10)
     targets = 0.7 * np.eye(10)[labels] + 0.3 * np.eye(10)[labels[::-1]]
-    sums = batch_sums(logits, labels, jnp.array(mask), top_k=1, targets=targets, loss='sigmoid')
+    sums = loss_and_metrics(
+        logits, labels, jnp.array(mask), top_k=1, targets=targets, loss='sigmoid'
+    )
     p = 1 / (1 + np.exp(-logits))
     losses = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean(-1)
     np.testing.assert_allclose(sums['loss_sum'], losses[mask].sum(), rtol=1e-5)
-    assert sums['correct'] == batch_sums(logits, labels, jnp.array(mask), top_k=1)['correct']
+    assert sums['correct'] == loss_and_metrics(logits, labels, jnp.array(mask), top_k=1)['correct']
 
 
 def test_padding_with_anything_changes_nothing():
     logits, labels, _ = _batch(5, 4)
     mask = jnp.array([True, True, True, False, False])
-    sums = batch_sums(logits, labels, mask, top_k=2)
+    sums = loss_and_metrics(logits, labels, mask, top_k=2)
     logits[3:] = np.nan
-    for name, value in batch_sums(logits, labels, mask, top_k=2).items():
+    for name, value in loss_and_metrics(logits, labels, mask, top_k=2).items():
         assert value == sums[name], name
 
 
 def test_counts_are_integers_and_sums_float32_under_bfloat16():
     logits = jnp.zeros((761, 10), jnp.bfloat16).at[:, 3].set(1)
     labels, mask = jnp.full(761, 3), jnp.ones(761, bool)
-    sums = batch_sums(logits, labels, mask, top_k=5)
+    sums = loss_and_metrics(logits, labels, mask, top_k=5)
     assert sums['correct'] == 761  # bfloat16 would say 760.
     assert sums['correct'].dtype == jnp.int32
     assert sums['loss_sum'].dtype == jnp.float32
@@ -60,10 +62,12 @@ def test_counts_are_integers_and_sums_float32_under_bfloat16():
 def test_summary_does_not_depend_on_the_batches():
     logits, labels, mask = _batch(60, 10)
     parts = [
-        batch_sums(logits[i : i + 20], labels[i : i + 20], jnp.array(mask[i : i + 20]), top_k=5)
+        loss_and_metrics(
+            logits[i : i + 20], labels[i : i + 20], jnp.array(mask[i : i + 20]), top_k=5
+        )
         for i in (0, 20, 40)
     ]
-    whole = summarize([batch_sums(logits, labels, jnp.array(mask), top_k=5)], 'val', 5)
+    whole = summarize([loss_and_metrics(logits, labels, jnp.array(mask), top_k=5)], 'val', 5)
     split = summarize(parts, 'val', 5)
     assert set(whole) == {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}
     for name in whole:

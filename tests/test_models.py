@@ -14,7 +14,7 @@ from flaxcls.models.densenet import DenseNet, Features
 from flaxcls.models.init import abstract_variables, init_variables
 from flaxcls.models.registry import MODELS, create_model, require_image_size
 from flaxcls.models.summary import count_cost, list_layers
-from flaxcls.models.tables import summary, table
+from flaxcls.models.tables import layer_table, model_table
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
 # convolutions and fully connected layers where they are known.
@@ -225,13 +225,13 @@ def test_layers_add_up_to_the_network(name):
 
 
 def test_zoo_is_printed_with_every_row_and_every_layer():
-    lines = table().splitlines()
+    lines = model_table().splitlines()
     assert [line.split()[0] for line in lines[1:]] == list(MODELS)
-    lines = summary('resnet20', 48).splitlines()
+    lines = layer_table('resnet20', 48).splitlines()
     assert lines[1].split() == ['stem', 'Conv', '48x48x16', '432', '1.00']
     assert lines[-1].startswith('resnet20 at 48x48: 269,722 parameters')
     with pytest.raises(UserError, match='did you mean'):
-        summary('resnet21')
+        layer_table('resnet21')
 
 
 def test_shortcut_c_projects_in_every_block_and_a_never():

@@ -11,7 +11,7 @@ from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.registry import create_model
-from flaxcls.training.optimizers import make_optimizer, treatments
+from flaxcls.training.optimizers import make_optimizer, param_groups
 from flaxcls.training.schedules import make_schedule, peak_learning_rate
 
 PER_EPOCH = 10
@@ -285,7 +285,7 @@ def test_rules_that_cannot_be_followed_are_refused(rules, says):
 @pytest.mark.parametrize('name', ['alexnet_bn', 'resnet50', 'densenet121'])
 def test_only_weights_of_convolutions_and_dense_layers_decay(name):
     params = abstract_variables(create_model(name), 64)['params']
-    got = treatments(load_config(None, {}), params)
+    got = param_groups(load_config(None, {}), params)
     got = jax.tree.leaves(got, is_leaf=lambda x: isinstance(x, tuple))
     for treatment, leaf in zip(got, jax.tree.leaves(params), strict=True):
         assert treatment == (1, leaf.ndim > 1)

@@ -17,10 +17,10 @@ from flaxcls.data.pipeline import make_train_batches
 from flaxcls.errors import RunError, UserError
 from flaxcls.planning import compiled as compiled_lib
 from flaxcls.planning import estimate
-from flaxcls.planning.compiled import collectives, needs
-from flaxcls.planning.hardware import CHIPS, open_target
+from flaxcls.planning.compiled import collectives, step_resources
+from flaxcls.planning.hardware import CHIPS, open_hardware
 from flaxcls.training import parallel, steps
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 # The others take XLA up to minutes to compile.
 QUICK = ('digits_alexnet',)
@@ -41,7 +41,7 @@ def test_every_experiment_can_be_planned(path, tmp_path):
                 (tmp_path / name / f'{i}.png').touch()
         overrides = {'data__source': f'folder:{tmp_path}'}
     found = _make_plan(path, data__data_dir=str(tmp_path), **overrides)
-    text = '\n'.join(estimate.describe(found))
+    text = '\n'.join(estimate.describe_plan(found))
     assert f'{found.setup.total_steps:,} in all' in text
     assert f'{found.cost.parameters:,}' in text
 
@@ -115,12 +115,12 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
 def test_planned_memory_is_that_of_the_program_that_trains(options):
     config = load_config(None, TINY | options)
     found = estimate.compile_plan(estimate.create_plan(config)).needs.memory
-    setup = prepare(config)
+    setup = build_setup(config)
     step = parallel.parallelize_train_step(
         steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
     )
-    batches = make_train_batches(setup.config, setup.source.train)(0)
-    batch = next(parallel.parts_to_devices(batches, setup.layout))
+    batches = make_train_batches(setup.config, setup.dataset.train)(0)
+    batch = next(parallel.microbatches_to_devices(batches, setup.layout))
     compiled = step.lower(setup.init_state(), batch).compile().memory_analysis()
     whole = (
         compiled.argument_size_in_bytes
@@ -139,7 +139,7 @@ def test_published_sizes_stand_in_for_sets_that_are_not_prepared(tmp_path):
     found = _make_plan('experiments/densenet121.py', data__data_dir=str(tmp_path))
     assert (found.setup.steps_per_epoch, found.setup.total_steps) == (1_281_167 // 256, 450_360)
     assert found.flops_per_step == 256 * 3 * 2 * found.cost.macs
-    text = '\n'.join(estimate.describe(found))
+    text = '\n'.join(estimate.describe_plan(found))
     assert 'its published size is taken' in text
     assert '143 images of each epoch wait for the next' in text
     assert '0.01 at step 150,120' in text
@@ -165,7 +165,7 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
     limits = found.least_seconds_per_step
     assert limits['FLOPs'] == found.flops_per_step / 2 / chip.flops
     assert limits['memory traffic'] == found.needs.traffic / chip.bandwidth
-    text = '\n'.join(estimate.describe_needs(found))
+    text = '\n'.join(estimate.describe_resources(found))
     assert f'limited by {max(limits, key=limits.get)}' in text
     assert 'fits in 16.00 GiB' in text
 
@@ -194,7 +194,7 @@ def test_step_that_does_not_fit_is_one_sentence(monkeypatch):
 )
 def test_targets_that_are_not_there_are_one_sentence(target, says):
     with pytest.raises(UserError, match=says) as caught:
-        open_target(target)
+        open_hardware(target)
     assert '\n' not in str(caught.value)
 
 
@@ -218,8 +218,10 @@ def test_command_prints_the_plan(capsys):
 
 def test_needs_take_all_devices_into_account():
     """Two devices have half of the batch each, and all of the weights."""
-    one, two = (prepare(load_config(None, TINY), devices=jax.devices()[:count]) for count in (1, 2))
-    found = [needs(compiled_lib.compile_train_step(setup), setup) for setup in (one, two)]
+    one, two = (
+        build_setup(load_config(None, TINY), devices=jax.devices()[:count]) for count in (1, 2)
+    )
+    found = [step_resources(compiled_lib.compile_train_step(setup), setup) for setup in (one, two)]
     assert found[0].memory.weights == found[1].memory.weights
     assert found[0].memory.batch == 2 * found[1].memory.batch
     assert found[0].collectives == {}

@@ -96,7 +96,7 @@ def test_the_maximum_lies_on_the_patch(name, tmp_path):
     }
     flaxcls.train_and_evaluate(flaxcls.load_config(None, config | options), tmp_path / 'run')
     classifier = Classifier.load(tmp_path / 'run')
-    images = np.stack([classifier.prepare(path) for path in paths])
+    images = np.stack([classifier.preprocess(path) for path in paths])
     methods = {'grad_cam': grad_cam} if name == 'alexnet_bn' else {'grad_cam': grad_cam, 'cam': cam}
     rates = {
         key: _hits(method(classifier, images), corners, size).mean()

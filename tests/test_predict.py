@@ -23,7 +23,7 @@ import flaxcls
 from flaxcls.commands import predict
 from flaxcls.commands.predict import main
 from flaxcls.data.paths import Found, find_files
-from flaxcls.data.sources import open_source
+from flaxcls.data.sources import open_dataset
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
@@ -57,7 +57,7 @@ def classifier(workdir):
 
 @pytest.fixture(scope='module')
 def digits():
-    return open_source(flaxcls.load_config(None, CONFIG)).val
+    return open_dataset(flaxcls.load_config(None, CONFIG)).val
 
 
 @pytest.fixture(scope='module')
@@ -165,10 +165,10 @@ def test_odd_names_come_back_from_json_and_csv():
     assert entries.pop() == {'file': 'bad\n.png', 'error': 'ends, "early"'}
     assert rows.pop() == ['bad\n.png', '', '', '', 'ends, "early"']
     for file, entry, first, second in zip(ODD_NAMES, entries, rows[::2], rows[1::2], strict=True):
-        answers = [(f'class of {file}', 0.75), ('b', 0.25)]
+        predicted = [(f'class of {file}', 0.75), ('b', 0.25)]
         assert (entry['file'], first[0], second[0]) == (file, file, file)
-        assert [tuple(answer.values()) for answer in entry['predictions']] == answers
-        assert [(row[2], float(row[3])) for row in (first, second)] == answers
+        assert [tuple(answer.values()) for answer in entry['predictions']] == predicted
+        assert [(row[2], float(row[3])) for row in (first, second)] == predicted
 
 
 def test_the_table_keeps_its_columns_whatever_the_names():

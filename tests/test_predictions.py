@@ -15,7 +15,7 @@ from conftest import TINY, with_devices
 
 import flaxcls
 from flaxcls.commands import evaluate
-from flaxcls.data.datasets import Source, Subset
+from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.errors import UserError
 from flaxcls.evaluation import tables
 from flaxcls.inference import calibration, scores
@@ -31,7 +31,7 @@ from flaxcls.inference.predictions import (
 )
 from flaxcls.training import evaluation, parallel, restore
 from flaxcls.training.logging import read_metrics
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 from flaxcls.training.steps import make_classify
 from flaxcls.training.workdir import load_stored_config
 
@@ -100,7 +100,7 @@ def test_probabilities_sum_to_one_and_answers_stay_at_any_temperature(prediction
     for temperature in (0.1, 1.0, 30.0):
         probabilities = predictions.probabilities(temperature)
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
-        np.testing.assert_array_equal(probabilities.argmax(1), predictions.answers)
+        np.testing.assert_array_equal(probabilities.argmax(1), predictions.predicted)
     assert predictions.probabilities(30.0).max() < predictions.probabilities(1.0).max()
 
 
@@ -109,10 +109,10 @@ def test_probabilities_sum_to_one_and_answers_stay_at_any_temperature(prediction
 def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
     """23 examples in batches of 8, the last of which is not full, in an order of their own."""
     config = load_stored_config(trained[0], {'parallel.mode': mode, 'batch_size': 8})
-    digits = prepare(config, for_training=False).source
+    digits = build_setup(config, for_training=False).dataset
     rows = np.random.default_rng(0).permutation(len(digits.val))[:23]
-    source = Source(digits.train, Subset(digits.val, rows), digits.class_names)
-    setup = prepare(config, source=source, devices=jax.devices()[:devices])
+    source = Dataset(digits.train, Subset(digits.val, rows), digits.class_names)
+    setup = build_setup(config, source=source, devices=jax.devices()[:devices])
     state = jax.device_get(restore.load_run(trained[0])[1])
     state = parallel.replicate(state, setup.layout)
     got = predict_validation(setup, state)
@@ -120,7 +120,7 @@ def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
     np.testing.assert_array_equal(got.labels, digits.val.labels[rows])
     images = np.concatenate([batch['image'] for batch in setup.make_eval_batches()()])[:23]
     classify = jax.jit(make_classify(setup.config, setup.model))
-    logits = classify(jax.device_get(state.evaluated), images)
+    logits = classify(jax.device_get(state.eval_variables), images)
     np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-5)
     assert got.accuracy == evaluation.make_evaluate(setup)(state)['val/accuracy']
     assert (got.logits.dtype, got.labels.dtype) == (np.float32, np.int32)
@@ -199,7 +199,7 @@ def test_the_table_for_people_has_every_example(tmp_path):
     assert tuple(row['example'] for row in rows) == names
     classes = predictions.class_names
     assert [row['label'] for row in rows] == [classes[label] for label in predictions.labels]
-    assert [row['answer'] for row in rows] == [classes[answer] for answer in predictions.answers]
+    assert [row['answer'] for row in rows] == [classes[answer] for answer in predictions.predicted]
     assert [row['correct'] == '1' for row in rows] == predictions.correct.tolist()
     shown = [float(row['probability']) for row in rows]
     np.testing.assert_allclose(shown, predictions.probabilities(2.0).max(1), atol=1e-6)
@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_refused(workdir, flags, says):
 
 def test_classes_come_worst_first_and_what_is_left_out_is_said():
     predictions = _random(3000, 300)
-    table = scores.class_scores(predictions.labels, predictions.answers, 300)
+    table = scores.class_scores(predictions.labels, predictions.predicted, 300)
     lines = tables.class_table(predictions, most=25).splitlines()
     shown = [float(line.split()[-1].rstrip('%')) for line in lines[1:26]]
     np.testing.assert_allclose(shown, 100 * np.sort(table.f1[table.support > 0])[:25], atol=0.006)
@@ -358,18 +358,18 @@ def test_confusions_come_most_frequent_first():
     text = tables.confusions(predictions, most=7)
     rows = re.findall(r'(\d+)  class (\d) taken for class (\d) \(([\d.]+)% of its (\d+)\)', text)
     assert len(rows) == 7
-    wrong = predictions.labels != predictions.answers
+    wrong = predictions.labels != predictions.predicted
     for count, label, answer, percent, images in rows:
         assert label != answer
         of_label = predictions.labels == int(label)
-        assert int(count) == (of_label & wrong & (predictions.answers == int(answer))).sum()
+        assert int(count) == (of_label & wrong & (predictions.predicted == int(answer))).sum()
         assert int(images) == of_label.sum()
         assert float(percent) == pytest.approx(100 * int(count) / int(images), abs=0.06)
     counts = [int(row[0]) for row in rows]
     assert counts == sorted(counts, reverse=True)
-    pairs = predictions.labels[wrong] * 5 + predictions.answers[wrong]
+    pairs = predictions.labels[wrong] * 5 + predictions.predicted[wrong]
     assert counts[0] == np.bincount(pairs).max()
-    right = predictions._replace(labels=predictions.answers.astype(np.int32))
+    right = predictions._replace(labels=predictions.predicted.astype(np.int32))
     assert tables.confusions(right) == 'No image has a wrong answer.'
 
 

@@ -142,7 +142,7 @@ TROUBLE = [
     '/job:jax_worker/replica:0/task:1\n',
     'The tasks have crashed. Check the task logs for an earlier error.\n',
 ]
-LOST = f'error: {errors.LOST_NEIGHBOUR}\n'
+LOST = f'error: {errors.PEER_LOST}\n'
 
 
 @pytest.mark.parametrize(
@@ -266,4 +266,4 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
     ids=json.dumps,
 )
 def test_launchers_are_known_by_their_environment(environment, neighbours):
-    assert distributed._has_neighbours(environment) == neighbours
+    assert distributed._has_peers(environment) == neighbours

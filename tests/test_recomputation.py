@@ -12,7 +12,7 @@ from flaxcls.config import options as options_lib
 from flaxcls.config.files import load_config
 from flaxcls.training import parallel, steps
 from flaxcls.training import state as state_lib
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 NETWORKS = {
     'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
@@ -30,7 +30,7 @@ def _setup(name, **options):
         'model.name': name, 'data.source': 'synthetic:32', 'batch_size': 16,
         'data.image_size': 16, 'batch_norm.group_size': 8,
     } | NETWORKS[name] | options  # fmt: skip
-    return prepare(load_config(None, options))
+    return build_setup(load_config(None, options))
 
 
 def _train_step(setup, remat, **options):
@@ -49,7 +49,7 @@ def _state_after_a_step(setup, remat):
     size = setup.config.data.image_size
     images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
     batch = {'image': images, 'label': rng.integers(0, 10, 16).astype(np.int32)}
-    return step(state, next(parallel.parts_to_devices(iter([batch]), layout)))
+    return step(state, next(parallel.microbatches_to_devices(iter([batch]), layout)))
 
 
 @pytest.mark.parametrize('name', NETWORKS)

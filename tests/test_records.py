@@ -19,7 +19,7 @@ from flaxcls.training.run_record import (
     read_record,
     recorded_experiment,
 )
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,
          str: lambda v: v + 'x', tuple: lambda v: (*v, 7.0)}  # fmt: skip
@@ -66,7 +66,7 @@ def test_a_record_from_before_an_option_was_added_counts_where_that_has_its_defa
 
 def test_the_hash_is_the_same_when_a_run_has_filled_in_what_was_left_open():
     config = load_config(None, TINY | {'data.image_size': None})
-    resolved = prepare(config).config
+    resolved = build_setup(config).config
     assert (resolved.data.image_size, resolved.model.num_classes) == (32, 10)
     assert experiment_options(resolved) == experiment_options(config)
 

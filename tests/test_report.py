@@ -21,7 +21,7 @@ from flaxcls.inference.predictions import Predictions, save_predictions
 from flaxcls.reporting import figures, report, tables
 from flaxcls.reporting.examples import select
 from flaxcls.reporting.figures import PANELS
-from flaxcls.reporting.runs import load
+from flaxcls.reporting.runs import load_reported_run
 from flaxcls.system import svg
 from flaxcls.system.cli import parse_overrides
 from flaxcls.training.restore import evaluate_workdir
@@ -53,7 +53,7 @@ def other(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('other')
     options = TINY | {'num_epochs': 1, 'model.width_multiplier': 0.125}
     flaxcls.train_and_evaluate(flaxcls.load_config(None, options), workdir)
-    predictions = load(str(workdir)).predictions
+    predictions = load_reported_run(str(workdir)).predictions
     found = calibration.calibrate(predictions)
     calibration.save_calibration(found, workdir, source='digits')
     return workdir
@@ -98,7 +98,7 @@ def cases(finished, other, hostile, tmp_path_factory):
     config['data']['source'] = 'folder:/no/such/folder'
     (gone / 'config.json').write_text(json.dumps(config))
     kept = _copy(gone, folder / 'kept')
-    save_predictions(load(str(hostile)).predictions, kept)
+    save_predictions(load_reported_run(str(hostile)).predictions, kept)
     begun = _copy(unevaluated, folder / 'begun', 'metrics.jsonl')
     return {
         'finished': [finished],
@@ -244,7 +244,7 @@ def test_other_classes_than_the_runs_are_told(cases, tmp_path):
 
 
 def test_a_comparison_counts_what_only_one_has_right(cases, pages):
-    runs = [load(str(workdir)) for workdir in cases['compared'][:2]]
+    runs = [load_reported_run(str(workdir)) for workdir in cases['compared'][:2]]
     ours, theirs = (run.predictions.correct for run in runs)
     document = JustHTML(pages('compared').read_text(encoding='utf-8'), sanitize=False)
     cells = [c.to_text().strip() for c in document.query('#comparison table')[1].query('tbody td')]
@@ -256,7 +256,7 @@ def test_a_comparison_counts_what_only_one_has_right(cases, pages):
 
 @pytest.mark.parametrize('name', ['finished', 'calibrated', 'hostile', 'no data'])
 def test_the_command_makes_the_same_config(cases, name):
-    run = load(str(cases[name][0]))
+    run = load_reported_run(str(cases[name][0]))
     words = shlex.split(tables.repeating_command(run).replace('\\\n', ' '))
     assert words[:3] == ['python', '-m', 'flaxcls.main']
     config = flaxcls.load_config(None, parse_overrides(words[4:], []))
@@ -304,7 +304,7 @@ def test_the_images_are_the_surest_mistakes_one_typical_of_each_class_and_the_le
 
 
 def test_a_plot_takes_colours_and_font_of_the_page(cases):
-    for plot in figures.curves([load(str(w)) for w in cases['compared'][:2]]):
+    for plot in figures.curves([load_reported_run(str(w)) for w in cases['compared'][:2]]):
         assert 'currentColor' in plot.svg and 'var(--run-0)' in plot.svg
         for colour in (svg.INK, *map(svg.run_colour, range(svg.NUM_COLOURS))):
             assert colour not in plot.svg

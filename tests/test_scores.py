@@ -48,9 +48,9 @@ def test_scores_of_classes_are_shares_of_the_confusion_matrix(example):
 
 
 def test_what_is_no_class_is_refused():
-    for labels, answers in (([0, 3], [0, 1]), ([0, 1], [-1, 0])):
+    for labels, predicted in (([0, 3], [0, 1]), ([0, 1], [-1, 0])):
         with pytest.raises(ValueError, match='classes are 0 to 2'):
-            scores.confusion_matrix(np.array(labels), np.array(answers), 3)
+            scores.confusion_matrix(np.array(labels), np.array(predicted), 3)
 
 
 def test_loss_and_top_k_are_scikit_learns(example):

@@ -168,8 +168,8 @@ def test_of_many_requests_at_once_each_has_its_own_answer_and_some_share_a_batch
     before = _counts(port)
     images = [_image(seed, shape=(8 + seed % 5, 8, 3)) for seed in range(120)]
     with futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda data: _predict(port, data, '?top_k=10'), images))
-    for data, (status, answer) in zip(images, answers, strict=True):
+        predicted = list(pool.map(lambda data: _predict(port, data, '?top_k=10'), images))
+    for data, (status, answer) in zip(images, predicted, strict=True):
         _require_answer(classifier, data, status, answer)
     after = _counts(port)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
@@ -285,7 +285,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
             return classify(images)
 
         monkeypatch.setattr(classifier, 'classify', slowly)
-        answers = [pool.submit(_predict, port, _image(seed)) for seed in range(3)]
+        predicted = [pool.submit(_predict, port, _image(seed)) for seed in range(3)]
         try:
             _until(lambda: _counts(port)['flaxcls_requests_under_way'] == 3)
             status, headers, text = _request(port, 'POST', '/predict', _image(3))
@@ -295,7 +295,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
         assert int(headers['Retry-After']) > 0
         assert json.loads(text)['error'].startswith('no more than 3 may wait')
         monkeypatch.undo()
-        for seed, answer in enumerate(answers):
+        for seed, answer in enumerate(predicted):
             _require_answer(classifier, _image(seed), *answer.result())
         _require_answer(classifier, _image(3), *_predict(port, _image(3)))
 
@@ -340,12 +340,12 @@ def test_rows_that_come_together_are_one_batch_and_none_is_lost_at_the_end():
     with Batcher(
         lambda rows: rows * 2, max_batch=4, max_wait=60.0, observe=sizes.append
     ) as batcher:
-        answers = [batcher.submit(np.array([value])) for value in range(10)]
-        for value, answer in enumerate(answers[:8]):
+        predicted = [batcher.submit(np.array([value])) for value in range(10)]
+        for value, answer in enumerate(predicted[:8]):
             assert answer.result(PATIENCE) == 2 * value
         assert batcher.waiting in (0, 2)  # Taken by the thread, or not yet.
-        answers[9].cancel()
-    assert answers[8].result(PATIENCE) == 16
+        predicted[9].cancel()
+    assert predicted[8].result(PATIENCE) == 16
     assert sizes == [4, 4, 1]
     assert not batcher.alive
 
@@ -357,9 +357,9 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
         return 1 / rows
 
     with Batcher(invert, max_batch=2, max_wait=60.0) as batcher:
-        answers = [batcher.submit(np.array(value)) for value in (4, 0, 2, 1)]
-    assert [type(answer.exception(PATIENCE)) for answer in answers[:2]] == [ZeroDivisionError] * 2
-    assert [answer.result(PATIENCE) for answer in answers[2:]] == [0.5, 1.0]
+        predicted = [batcher.submit(np.array(value)) for value in (4, 0, 2, 1)]
+    assert [type(answer.exception(PATIENCE)) for answer in predicted[:2]] == [ZeroDivisionError] * 2
+    assert [answer.result(PATIENCE) for answer in predicted[2:]] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -371,10 +371,10 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         line = process.stdout.readline()
         port = int(line.split()[0].rsplit(':', 1)[1])
         with futures.ThreadPoolExecutor(5) as pool:
-            answers = [pool.submit(_predict, port, _image(seed)) for seed in range(5)]
+            predicted = [pool.submit(_predict, port, _image(seed)) for seed in range(5)]
             _until(lambda: _counts(port)['flaxcls_requests_under_way'] == 5)
             process.send_signal(number)
-            for seed, answer in enumerate(answers):
+            for seed, answer in enumerate(predicted):
                 _require_answer(classifier, _image(seed), *answer.result())
         out, err = process.communicate()
     assert process.returncode == 0, err

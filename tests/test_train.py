@@ -21,7 +21,7 @@ from flaxcls.training import steps as steps_lib
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
 from flaxcls.training.logging import MetricsWriter, read_metrics
 from flaxcls.training.restore import evaluate_workdir, load_run
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 # Of records that two equal runs share; the others are times.
 TIMED = {'train/images_per_second', 'train/data_wait_fraction'}
@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_and_moves_everything(finished):
     config, _, state, history = finished
     losses = [record['train/loss'] for record in history if 'train/loss' in record]
     assert losses[-1] < losses[0] - 0.2
-    initial = prepare(config).init_state()
+    initial = build_setup(config).init_state()
     for before, after in zip(jax.tree.leaves(initial), jax.tree.leaves(state), strict=True):
         assert (before != after).any()
         assert before.dtype == after.dtype
@@ -92,7 +92,7 @@ def test_a_network_is_traced_once_for_all_that_precedes_a_run(tiny_config):
         return call(*args, **kwargs)
 
     with nn.intercept_methods(count):
-        setup = prepare(tiny_config())
+        setup = build_setup(tiny_config())
         state, abstract = setup.init_state(), setup.abstract_state()
     assert len(calls) == 1
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
@@ -126,10 +126,10 @@ def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished
     _, workdir, _, _ = finished
     overrides = {'data.eval_crop_fraction': 0.8, 'data.image_size': 8, 'data.eval_crops': 'ten'}
     setup, state = load_run(workdir, overrides=overrides)
-    batch = next(pipeline.make_eval_batches(setup.config, setup.source.val)())
+    batch = next(pipeline.make_eval_batches(setup.config, setup.dataset.val)())
     assert batch['image'].shape[1:] == (10, 10, 3)
     logits = jax.jit(steps_lib.make_classify(setup.config, setup.model))(
-        state.evaluated, batch['image']
+        state.eval_variables, batch['image']
     )
     one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'})[0].config
     classify = jax.jit(steps_lib.make_classify(one_crop, setup.model))
@@ -137,7 +137,7 @@ def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished
     for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
         crop = batch['image'][:, top : top + 8, left : left + 8]
         for image in (crop, crop[:, :, ::-1]):
-            expected += jax.nn.softmax(classify(state.evaluated, image)) / 10
+            expected += jax.nn.softmax(classify(state.eval_variables, image)) / 10
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4, atol=1e-6)
     assert evaluate_workdir(workdir, overrides=overrides)['val/count'] == 359
 
@@ -170,7 +170,9 @@ def test_another_seed_gives_another_state_and_the_same_seed_the_same(finished, t
     assert _untimed(history_again) == _untimed(history)
     other = config.copy_and_resolve_references()
     other.seed = 1
-    assert fingerprint(prepare(other).init_state()) != fingerprint(prepare(config).init_state())
+    assert fingerprint(build_setup(other).init_state()) != fingerprint(
+        build_setup(config).init_state()
+    )
 
 
 class _StopAt(SignalFlag):
@@ -335,7 +337,7 @@ def test_checkpoint_of_another_network_is_refused_by_name(finished, tmp_path):
     other.model.width_multiplier = 0.5
     checkpoints = Checkpoints(workdir, read_only=True)
     with pytest.raises(UserError, match=r'bn_stem\.mean is \(4,\) there, and \(8,\)') as caught:
-        checkpoints.restore(44, like=prepare(other).init_state())
+        checkpoints.restore(44, like=build_setup(other).init_state())
     checkpoints.close()
     assert '\n' not in str(caught.value)
 

@@ -211,7 +211,7 @@ def _strengths(
     )
 
 
-def make_views(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+def make_tta_crops(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     """Returns images [B, H, W, 3] of evaluation -> [V, B, S, S, 3], as config.data.eval_crops says.
 
     H and W are S, or with ten crops the sides of the image that these are cut from.

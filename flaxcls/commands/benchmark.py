@@ -14,7 +14,7 @@ not read or decoded. Timed, in rounds that alternate within one process, are
   forward  the evaluation step, on a batch that lies on the devices already.
 The median of the rounds counts; in brackets is their middle half. A round begins with steps that
 are not timed, while the loop's buffers fill. Nothing is written but --json. In a notebook:
-flaxcls.measuring.benchmark(config).
+flaxcls.planning.timing.benchmark(config).
 """
 
 import json
@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> None:
     # After the checks above, since these take seconds.
     import tqdm  # noqa: PLC0415
 
-    from flaxcls.planning.results import describe  # noqa: PLC0415
+    from flaxcls.planning.results import describe_results  # noqa: PLC0415
     from flaxcls.planning.timing import benchmark  # noqa: PLC0415
 
     with tqdm.tqdm(unit=' rounds', disable=not sys.stderr.isatty()) as bar:
         found = benchmark(config, steps=flags.steps, rounds=flags.rounds, on_round=bar.update)
-    for line in describe(found):
+    for line in describe_results(found):
         print(line)
     if path:
         path.write_text(json.dumps(found.to_json(), indent=1) + '\n', encoding='utf-8')

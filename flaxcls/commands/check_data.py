@@ -18,8 +18,8 @@ import tqdm
 from flaxcls.config.files import load_config
 from flaxcls.config.validation import validate
 from flaxcls.data.contact_sheets import write_sheets
-from flaxcls.data.inspection import describe, inspect_source
-from flaxcls.data.sources import open_source
+from flaxcls.data.inspection import describe_report, inspect_dataset
+from flaxcls.data.sources import open_dataset
 from flaxcls.errors import RunError
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
 from flaxcls.system.files import require_place
@@ -37,13 +37,13 @@ def main(argv: Sequence[str]) -> None:
     validate(config)
     if flags.json:
         require_place(flags.json)
-    source = open_source(config)
+    source = open_dataset(config)
     for note in source.notes:
         print(f'Note: {note}')
     total = len(source.train) + len(source.val)
     with tqdm.tqdm(total=total, unit=' images', disable=not sys.stderr.isatty()) as bar:
-        report = inspect_source(source, num_threads=num_threads(config), on_progress=bar.update)
-    for line in describe(report):
+        report = inspect_dataset(source, num_threads=num_threads(config), on_progress=bar.update)
+    for line in describe_report(report):
         print(line)
     if flags.json:
         path = pathlib.Path(flags.json).expanduser()

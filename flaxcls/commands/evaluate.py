@@ -44,7 +44,7 @@ from flaxcls.training.workdir import load_stored_config, require_different
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 
 
-class _Run(NamedTuple):
+class _EvaluatedRun(NamedTuple):
     """What the command has learnt of a run."""
 
     workdir: str
@@ -68,7 +68,7 @@ def _require_own_network(workdir: str, changed: set[str]) -> None:
         )
 
 
-def _tell(runs: Sequence[_Run], flags: argparse.Namespace) -> None:
+def _tell(runs: Sequence[_EvaluatedRun], flags: argparse.Namespace) -> None:
     """Prints the scores of the runs, and writes what is to be kept."""
     first, top_k = runs[0].predictions, runs[0].config.top_k
     if len(runs) > 1:
@@ -85,7 +85,7 @@ def _tell(runs: Sequence[_Run], flags: argparse.Namespace) -> None:
         print(f'wrote {write_csv(first, flags.csv, temperature=_temperature(runs[0]))}')
 
 
-def _keep(run: _Run) -> None:
+def _keep(run: _EvaluatedRun) -> None:
     if run.changed:
         options = ', '.join(f'config.{key}' for key in sorted(run.changed))
         path = pathlib.Path(run.workdir) / PREDICTIONS_FILE
@@ -94,7 +94,7 @@ def _keep(run: _Run) -> None:
         print(f'wrote {save_predictions(run.predictions, run.workdir)}')
 
 
-def _calibrate(run: _Run) -> None:
+def _calibrate(run: _EvaluatedRun) -> None:
     found = calibrate(run.predictions)
     print(
         f'temperature {found.temperature:.4f}; on images that it was not fitted on, expected '
@@ -110,7 +110,7 @@ def _calibrate(run: _Run) -> None:
         print('Note: every answer is right, which does not tell how sure to be.')
 
 
-def _temperature(run: _Run) -> float:
+def _temperature(run: _EvaluatedRun) -> float:
     """Returns that of the probabilities which Classifier.load gives."""
     if run.changed - WHICH_IMAGES:
         return 1.0
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
     runs = []
     for workdir, options in zip(workdirs, changed, strict=True):
         setup, state = load_run(workdir, checkpoint=flags.checkpoint, overrides=overrides)
-        runs.append(_Run(workdir, setup.config, options, predict_validation(setup, state)))
+        runs.append(_EvaluatedRun(workdir, setup.config, options, predict_validation(setup, state)))
     _tell(runs, flags)
 
 

@@ -23,11 +23,11 @@ import pathlib
 from collections.abc import Sequence
 
 from flaxcls.errors import UserError
-from flaxcls.explaining.methods import HEAT, METHODS, Run
+from flaxcls.explaining.methods import HEAT, METHODS, ExplainRequest
 from flaxcls.inference.classifier import Classifier
 from flaxcls.system.cli import CommandParser, run_command
 from flaxcls.system.files import require_place
-from flaxcls.system.text import nearest as did_you_mean
+from flaxcls.system.text import did_you_mean as did_you_mean
 from flaxcls.training.workdir import load_stored_config
 
 _SUFFIXES = ('.png', '.jpg', '.svg', '.pdf')
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         _require_known('--class', flags.class_name, names)
         label = names.index(flags.class_name)
     layer = flags.layer or 'feature_map'
-    run = Run(classifier, workdir, flags.method, layer, label, flags.images, out)
+    run = ExplainRequest(classifier, workdir, flags.method, layer, label, flags.images, out)
     METHODS[flags.method](run)
     print(f'wrote {out}')
 

@@ -7,7 +7,7 @@ python -m flaxcls.commands.models resnet50 --image_size=288
 from collections.abc import Sequence
 
 from flaxcls.errors import UserError
-from flaxcls.models.tables import summary, table
+from flaxcls.models.tables import layer_table, model_table
 from flaxcls.system.cli import CommandParser, run_command
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     if flags.image_size is not None and (flags.name is None or flags.image_size < 1):
         raise UserError(f'--image_size={flags.image_size} needs a network, and a positive size.')
-    print(summary(flags.name, flags.image_size) if flags.name else table())
+    print(layer_table(flags.name, flags.image_size) if flags.name else model_table())
 
 
 if __name__ == '__main__':

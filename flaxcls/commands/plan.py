@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> None:
     from flaxcls.planning import estimate  # noqa: PLC0415
 
     plan = estimate.create_plan(config, flags.target)
-    for line in estimate.describe(plan):
+    for line in estimate.describe_plan(plan):
         print(line, flush=True)
     if hardware.is_tpu(flags.target) and effort < 0:
         print(f'Note: compiled with effort {effort:g}; --effort=0 does as a run, in minutes.')
-    for line in estimate.describe_needs(estimate.compile_plan(plan, effort=effort)):
+    for line in estimate.describe_resources(estimate.compile_plan(plan, effort=effort)):
         print(line)
 
 

@@ -12,8 +12,8 @@ arXiv:2105.07576, section 3). --out is a run like any other: to be evaluated, or
 from collections.abc import Sequence
 
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
-from flaxcls.training.evaluation import describe
-from flaxcls.training.precise_bn import recalibrate_workdir
+from flaxcls.training.evaluation import describe_evaluation
+from flaxcls.training.precise_bn import precise_bn_workdir
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,13 +22,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument('--out', required=True, help='workdir to write')
     parser.add_argument('--checkpoint', default='newest', help='newest (the default), best or step')
     flags, rest = parser.parse_known_args(argv)
-    before, after = recalibrate_workdir(
+    before, after = precise_bn_workdir(
         flags.workdir,
         flags.out,
         checkpoint=flags.checkpoint,
         overrides=parse_overrides(rest, ['--workdir', '--out', '--checkpoint']),
     )
-    print(f'before: {describe(before)}\nafter:  {describe(after)}\nwrote {flags.out}')
+    print(f'before: {describe_evaluation(before)}\nafter:  {describe_evaluation(after)}')
+    print(f'wrote {flags.out}')
 
 
 if __name__ == '__main__':

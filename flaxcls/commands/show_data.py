@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
-from flaxcls.explaining.training_images import draw
+from flaxcls.explaining.training_images import draw_training_images
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 
 def main(argv: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     if flags.epochs < 1:
         raise UserError(f'--epochs={flags.epochs} must be positive.')
     config = load_config(flags.config, parse_overrides(rest, ['--config', '--epochs', '--out']))
-    draw(prepare(config), flags.epochs, pathlib.Path(flags.out).expanduser())
+    draw_training_images(build_setup(config), flags.epochs, pathlib.Path(flags.out).expanduser())
     print(f'wrote {flags.out}')
 
 

@@ -15,7 +15,7 @@ from flaxcls.config.defaults import default_config, default_options, options
 from flaxcls.config.options import set_option
 from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 def load_config(
@@ -46,7 +46,7 @@ def split_variant(path: str) -> tuple[str, str | None]:
 def _experiment(path: str) -> ConfigDict:
     path, variant = split_variant(path)
     module = load_module(path, 'config', 'get_config')
-    with told_of(path, 'config'):
+    with as_user_error(path, 'config'):
         if variant is not None:
             _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
         config = module.get_config() if variant is None else module.get_config(variant)
@@ -69,12 +69,12 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
         folder = os.path.dirname(path) or '.'
         files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
         names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
-        raise UserError(f'there is no {kind} file {path!r}{nearest(path, names)}.')
+        raise UserError(f'there is no {kind} file {path!r}{did_you_mean(path, names)}.')
     spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
     if spec is None:
         raise UserError(f'{path!r} is no Python file with a {function}() function.')
     module = importlib.util.module_from_spec(spec)
-    with told_of(path, kind):
+    with as_user_error(path, kind):
         spec.loader.exec_module(module)
     if not hasattr(module, function):
         raise UserError(f'the {kind} file {path!r} has no {function}() function; define it.')
@@ -82,7 +82,7 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def told_of(path: str, kind: str) -> Iterator[None]:
+def as_user_error(path: str, kind: str) -> Iterator[None]:
     """Makes of whatever a file's own code raises a UserError that names the file."""
     try:
         yield
@@ -98,7 +98,7 @@ def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:
     if not variants:
         raise UserError(f'{path!r} has no variants; leave {":" + variant!r} out.')
     if variant not in variants:
-        remedy = nearest(variant, variants) or f'; choose from {", ".join(variants)}'
+        remedy = did_you_mean(variant, variants) or f'; choose from {", ".join(variants)}'
         raise UserError(f'{path!r} has no variant {variant!r}{remedy}.')
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from flaxcls.config.defaults import default_config, default_options, option_comments, options
 from flaxcls.errors import UserError
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 def describe_options() -> str:
@@ -28,7 +28,7 @@ def set_option(config: ConfigDict, key: str, value: Any) -> None:
     """
     defaults = default_options()
     if key not in defaults:
-        raise UserError(f'there is no option config.{key}{nearest(key, list(defaults))}.')
+        raise UserError(f'there is no option config.{key}{did_you_mean(key, list(defaults))}.')
     *parents, name = key.split('.')
     for parent in parents:
         config = config[parent]

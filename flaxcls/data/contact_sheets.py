@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from flaxcls.data import crops
-from flaxcls.data.datasets import Source, Split
+from flaxcls.data.datasets import Dataset, Split
 
 _SHEET_COLUMNS, _SHEET_ROWS, _THUMBNAIL, _TITLE = 10, 6, 96, 32
 
 
-def write_sheets(source: Source, folder: pathlib.Path) -> list[pathlib.Path]:
+def write_sheets(source: Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes one picture for each class, of up to 60 of its training images; returns the files.
 
     Files that cannot be read leave their place empty.

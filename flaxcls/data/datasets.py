@@ -111,7 +111,7 @@ class Subset:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Dataset:
     """A data set: its two splits, the names of its classes in the order of the labels, notes.
 
     Notes say what was left out or decided while looking at the data; they are printed.
@@ -123,7 +123,7 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-class Division(NamedTuple):
+class SplitSpec(NamedTuple):
     """What tells the training examples of a set of files from those for validation."""
 
     train: str | None  # The name of the training part; None: train.
@@ -172,14 +172,14 @@ def draw_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.nda
     return drawn
 
 
-def hold_out(every: FileSplit, division: Division) -> tuple[FileSplit, FileSplit, str]:
+def hold_out(every: FileSplit, split_spec: SplitSpec) -> tuple[FileSplit, FileSplit, str]:
     """Returns the training and the validation files, and a note about them.
 
     Raises:
       UserError: one of the two would have none.
     """
-    paths, labels, seed = every.paths, every.labels, division.seed
-    fraction = division.val_fraction
+    paths, labels, seed = every.paths, every.labels, split_spec.seed
+    fraction = split_spec.val_fraction
     if fraction is None:
         fraction = DEFAULT_VAL_FRACTION
     held_out = draw_of_each_class(labels, fraction, seed)

@@ -7,7 +7,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from flaxcls.data.datasets import Division, FileSplit, Source, hold_out, in_order
+from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, hold_out, in_order
 from flaxcls.data.images import is_image
 from flaxcls.errors import UserError
 
@@ -20,7 +20,7 @@ _SPLIT_NAMES = frozenset(
 )
 
 
-def open_folder(path: str, division: Division) -> Source:
+def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     """Returns the images under `path`/train/CLASS and `path`/val/CLASS, or `path`/CLASS.
 
     Classes are ordered by name, and by number where all names are numbers. They are those of the
@@ -29,7 +29,7 @@ def open_folder(path: str, division: Division) -> Source:
 
     Args:
       path: the folder.
-      division: names of the folders inside, or the fraction.
+      split_spec: names of the folders inside, or the fraction.
 
     Raises:
       UserError: a folder is missing or holds no image, or validation has a class of its own, or
@@ -38,15 +38,15 @@ def open_folder(path: str, division: Division) -> Source:
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f'config.data.source: there is no folder {path!r}.')
-    train_root = root / (division.train or 'train')
-    val_root = next((root / name for name in division.val if (root / name).is_dir()), None)
-    if not train_root.is_dir() and not division.train and val_root is None:
+    train_root = root / (split_spec.train or 'train')
+    val_root = next((root / name for name in split_spec.val if (root / name).is_dir()), None)
+    if not train_root.is_dir() and not split_spec.train and val_root is None:
         listing = _list_images(root)
         _refuse_unknown_splits(root, listing)
         _require_images(listing, root)
         every = _to_split(listing.images, list(listing.images))
-        train, val, note = hold_out(every, division)
-        return Source(train, val, tuple(listing.images), (note, *_notes(listing)))
+        train, val, note = hold_out(every, split_spec)
+        return Dataset(train, val, tuple(listing.images), (note, *_notes(listing)))
     if not train_root.is_dir():
         raise UserError(
             f'there is no folder {str(train_root)!r}; name the one with the training images in '
@@ -55,14 +55,14 @@ def open_folder(path: str, division: Division) -> Source:
     if val_root is None:
         raise UserError(
             f'config.data.source: {path!r} has training images, but no folder '
-            f'{" or ".join(division.val)} beside them; move some of them there, or name the folder '
-            'in config.data.val_split.'
+            f'{" or ".join(split_spec.val)} beside them; move some of them there, or name the '
+            'folder in config.data.val_split.'
         )
-    division.require_no_fraction(path, f'whose validation images are in {val_root.name}')
+    split_spec.require_no_fraction(path, f'whose validation images are in {val_root.name}')
     return _open_splits(train_root, val_root)
 
 
-def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Source:
+def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Dataset:
     train, val = _list_images(train_root), _list_images(val_root)
     _require_images(train, train_root)
     unknown = [name for name in val.images if name not in train.images]
@@ -71,7 +71,7 @@ def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Source:
     names = list(train.images)
     _require_images(val, val_root)
     splits = [_to_split(listing.images, names) for listing in (train, val)]
-    return Source(*splits, tuple(names), _notes(train, val))
+    return Dataset(*splits, tuple(names), _notes(train, val))
 
 
 class _Listing(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxcls.data import images
-from flaxcls.data.datasets import Source, Split
+from flaxcls.data.datasets import Dataset, Split
 from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
 from flaxcls.system.threads import map_in_threads
 
@@ -49,7 +49,7 @@ class Unreadable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What `inspect_source` found. Groups are lists of names.
+    """What `inspect_dataset` found. Groups are lists of names.
 
     Wrong are `unreadable`, `across_splits` (the same pixels in training and in validation) and
     `conflicts` (the same pixels under different labels); the rest are remarks.
@@ -78,8 +78,8 @@ class Report:
         return fields | {'is_wrong': self.is_wrong}
 
 
-def inspect_source(
-    source: Source, *, num_threads: int, on_progress: Callable[[int], None] = lambda count: None
+def inspect_dataset(
+    source: Dataset, *, num_threads: int, on_progress: Callable[[int], None] = lambda count: None
 ) -> Report:
     """Decodes every image of both splits; a few hundred bytes are kept of each.
 
@@ -113,7 +113,7 @@ def _look_at(name: str, split: Split, index: int) -> Look | Unreadable:
     )
 
 
-def _summarize(source: Source, looks: list[Look], unreadable: list[Unreadable]) -> Report:
+def _summarize(source: Dataset, looks: list[Look], unreadable: list[Unreadable]) -> Report:
     counts = collections.Counter((look.split, look.label) for look in looks)
     classes = [
         {'name': name} | {split: counts[split, label] for split in SPLITS}
@@ -168,7 +168,7 @@ def _is_odd(look: Look) -> bool:
     return shorter < _SMALL_SIDE or longer >= _LONG_RATIO * shorter
 
 
-def describe(report: Report, classes_shown: int = _CLASSES_SHOWN) -> Iterator[str]:
+def describe_report(report: Report, classes_shown: int = _CLASSES_SHOWN) -> Iterator[str]:
     """Yields the lines of a report for the terminal."""
     width = max(len('class'), *(len(entry['name']) for entry in report.classes))
     yield f'{"class":<{width}} {"train":>8} {"val":>8}'

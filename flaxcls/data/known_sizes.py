@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from flaxcls.data.datasets import Source
-from flaxcls.data.sources import data_folder, open_source
+from flaxcls.data.datasets import Dataset
+from flaxcls.data.sources import data_folder, open_dataset
 from flaxcls.data.tfds import find_prepared
 
 
@@ -39,7 +39,7 @@ class _Counted:
         return self.count
 
 
-def open_or_published(config: ConfigDict) -> Source:
+def open_or_published(config: ConfigDict) -> Dataset:
     """Returns the source of `config.data`, or where it is not prepared, one of its published size.
 
     Raises:
@@ -50,7 +50,7 @@ def open_or_published(config: ConfigDict) -> Source:
     sizes = PUBLISHED.get(name)
     usual_splits = data.train_split is None and data.val_split is None
     if sizes is None or not usual_splits or find_prepared(name, data_folder(config)):
-        return open_source(config)
+        return open_dataset(config)
     note = f'{name} is not prepared here; its published size is taken.'
     names = tuple(str(label) for label in range(sizes.classes))
-    return Source(_Counted(sizes.train), _Counted(sizes.val), names, (note,))
+    return Dataset(_Counted(sizes.train), _Counted(sizes.val), names, (note,))

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flaxcls.data.datasets import Division, FileSplit, Source, hold_out, in_order
+from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, hold_out, in_order
 from flaxcls.errors import UserError
 
 _DELIMITERS = ('\t', ',', ';')
 
 
-def open_manifest(path: str, division: Division) -> Source:
+def open_manifest(path: str, split_spec: SplitSpec) -> Dataset:
     """Returns the images that a table lists; its first line names the columns.
 
     Paths are relative to the table's folder, or absolute. Classes are ordered as those of a folder,
@@ -23,7 +23,7 @@ def open_manifest(path: str, division: Division) -> Source:
 
     Args:
       path: of the table, UTF-8, separated by commas, semicolons or tabs.
-      division: what the column `split` says, or the fraction.
+      split_spec: what the column `split` says, or the fraction.
 
     Raises:
       UserError: there is no such table, or it is not of that form.
@@ -31,15 +31,15 @@ def open_manifest(path: str, division: Division) -> Source:
     rows = _read_rows(pathlib.Path(path).expanduser())
     if 'split' not in rows[0]:
         names = in_order({row['label'] for row in rows})
-        train, val, note = hold_out(_to_split(rows, names), division)
-        return Source(train, val, tuple(names), (note,))
-    division.require_no_fraction(path, 'whose column split tells what is for validation')
-    return _by_split(path, rows, division.train or 'train', division.val)
+        train, val, note = hold_out(_to_split(rows, names), split_spec)
+        return Dataset(train, val, tuple(names), (note,))
+    split_spec.require_no_fraction(path, 'whose column split tells what is for validation')
+    return _by_split(path, rows, split_spec.train or 'train', split_spec.val)
 
 
 def _by_split(
     path: str, rows: list[dict[str, str]], train_split: str, val_splits: Sequence[str]
-) -> Source:
+) -> Dataset:
     parts = collections.defaultdict(list)
     for row in rows:
         parts[row['split']].append(row)
@@ -61,7 +61,7 @@ def _by_split(
     others = {name: len(part) for name, part in parts.items()}
     del others[train_split], others[val_split]
     notes = [f'{n} rows of the split {name!r} were left out.' for name, n in others.items()]
-    return Source(*splits, tuple(names), tuple(notes))
+    return Dataset(*splits, tuple(names), tuple(notes))
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Where examples come from: the name in config.data.source -> a Source."""
+"""Data sets by the name in config.data.source."""
 
 import dataclasses
 import importlib.util
@@ -11,9 +11,9 @@ from flaxcls.data.cache import cached
 from flaxcls.data.datasets import (
     DEFAULT_VAL_FRACTION,
     ArraySplit,
-    Division,
+    Dataset,
     FileSplit,
-    Source,
+    SplitSpec,
     Subset,
     draw_of_each_class,
 )
@@ -28,7 +28,7 @@ from flaxcls.system.threads import num_threads
 _SYNTHETIC_POOL = 256  # Different images.
 
 
-def open_source(config: ConfigDict) -> Source:
+def open_dataset(config: ConfigDict) -> Dataset:
     """Returns the data set that `config.data` names, without having looked into its files.
 
     Raises:
@@ -46,8 +46,8 @@ def open_source(config: ConfigDict) -> Source:
         return _synthetic(rest, config)
     if kind in ('folder', 'manifest') and rest:
         open_files = open_folder if kind == 'folder' else open_manifest
-        division = Division(data.train_split, val_splits, data.val_fraction, config.seed)
-        return open_files(rest, division)
+        split_spec = SplitSpec(data.train_split, val_splits, data.val_fraction, config.seed)
+        return open_files(rest, split_spec)
     if kind == 'fashion_mnist' and not rest:
         _prepare_fashion_mnist_from_debian(data_dir)
     elif kind != 'tfds' or not rest:
@@ -66,7 +66,7 @@ def data_folder(config: ConfigDict) -> pathlib.Path:
     return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
-def prepare_source(config: ConfigDict, *, for_training: bool = True) -> Source:
+def load_dataset(config: ConfigDict, *, for_training: bool = True) -> Dataset:
     """Returns the data set that `config.data` names, without unreadable files, cached if wanted.
 
     Args:
@@ -74,10 +74,10 @@ def prepare_source(config: ConfigDict, *, for_training: bool = True) -> Source:
       for_training: False leaves the training files unread.
 
     Raises:
-      UserError: as `open_source`, or what is to be cached would not fit.
+      UserError: as `open_dataset`, or what is to be cached would not fit.
       RunError: some files cannot be read, and config.data.on_error is stop.
     """
-    source = open_source(config)
+    source = open_dataset(config)
     for name in ('train', 'val') if for_training else ('val',):
         split, notes = getattr(source, name), []
         if isinstance(split, FileSplit):
@@ -101,7 +101,7 @@ def _refuse_options(data: ConfigDict, *names: str) -> None:
             )
 
 
-def _digits() -> Source:
+def _digits() -> Dataset:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn; 359 are held out, stratified."""
     # The file alone, since scikit-learn takes two seconds to import.
     package = importlib.util.find_spec('sklearn').submodule_search_locations[0]
@@ -112,10 +112,10 @@ def _digits() -> Source:
     # A fixed split, whatever the run's seed, so that accuracies can be compared.
     held_out = draw_of_each_class(labels, DEFAULT_VAL_FRACTION, seed=0)
     splits = [ArraySplit(pixels[rows], labels[rows]) for rows in (~held_out, held_out)]
-    return Source(*splits, tuple('0123456789'))
+    return Dataset(*splits, tuple('0123456789'))
 
 
-def _synthetic(count: str, config: ConfigDict) -> Source:
+def _synthetic(count: str, config: ConfigDict) -> Dataset:
     """Noise that costs nothing to load, to find out what loading costs; a tenth is held out."""
     if not count.isdecimal() or int(count) < 10:
         raise UserError(
@@ -131,7 +131,7 @@ def _synthetic(count: str, config: ConfigDict) -> Source:
         Subset(pool, np.arange(number) % _SYNTHETIC_POOL)
         for number in (int(count), int(count) // 10)
     )
-    return Source(train, val, tuple(str(label) for label in range(classes)))
+    return Dataset(train, val, tuple(str(label) for label in range(classes)))
 
 
 def _prepare_fashion_mnist_from_debian(data_dir: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ from concurrent import futures
 import numpy as np
 
 from flaxcls.data import images
-from flaxcls.data.datasets import ArraySplit, RecordSplit, Source, Split
+from flaxcls.data.datasets import ArraySplit, Dataset, RecordSplit, Split
 from flaxcls.errors import RunError, UserError
 
 _MAX_BYTES_IN_MEMORY = 2**30
@@ -31,7 +31,7 @@ def prepare_command(name: str, data_dir: pathlib.Path) -> str:
 
 def open_tfds(
     name: str, data_dir: pathlib.Path, train_split: str, val_splits: list[str], num_threads: int
-) -> Source:
+) -> Dataset:
     """Returns the prepared data set `name`, such as cifar10, imagenet2012 or NAME:VERSION.
 
     Images of one fixed size are decoded into memory, where they take up to 1 GiB.
@@ -70,7 +70,7 @@ def open_tfds(
             wanted = train_split if split == train_split else ' or '.join(val_splits)
             raise UserError(f'{name} has no split {wanted}; it has {", ".join(present)}.')
     load = functools.partial(_load_split, builder, num_threads=num_threads)
-    return Source(load(train_split), load(val_split), tuple(features['label'].names))
+    return Dataset(load(train_split), load(val_split), tuple(features['label'].names))
 
 
 def find_prepared(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:

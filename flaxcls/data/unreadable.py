@@ -19,7 +19,7 @@ from flaxcls.system.threads import map_in_threads
 _NAMED = 5
 
 
-class Unreadable(NamedTuple):
+class UnreadableFile(NamedTuple):
     index: int  # In the split.
     reason: str
 
@@ -57,7 +57,7 @@ def readable_part(
     return FileSplit(paths, split.labels[kept]), [f'{found} and are left out ({listed}{more}).']
 
 
-def find_unreadable(split: FileSplit, num_threads: int) -> list[Unreadable]:
+def find_unreadable(split: FileSplit, num_threads: int) -> list[UnreadableFile]:
     """Returns the files that `images.decode` refuses, in their order."""
     fingerprints = split.fingerprints()
     folders = sorted({os.path.dirname(path) for path in split.paths})
@@ -71,7 +71,7 @@ def find_unreadable(split: FileSplit, num_threads: int) -> list[Unreadable]:
     print(f'Reading {len(unknown):,} image files once, to find unreadable ones ...', flush=True)
     reasons = map_in_threads(lambda index: _why_unreadable(split, index), unknown, num_threads)
     found = zip(unknown.tolist(), reasons, strict=True)
-    bad = [Unreadable(index, reason) for index, reason in found if reason]
+    bad = [UnreadableFile(index, reason) for index, reason in found if reason]
     print(f'... {time.perf_counter() - start:.1f} s.', flush=True)
     readable = np.delete(fingerprints, [index for index, _ in bad])
     save_atomically(memory, np.union1d(known, readable))

@@ -70,7 +70,7 @@ def class_table(predictions: Predictions, most: int = _MOST_CLASSES) -> str:
       most: lines; what is left out is said.
     """
     names = predictions.class_names
-    table = scores.class_scores(predictions.labels, predictions.answers, len(names))
+    table = scores.class_scores(predictions.labels, predictions.predicted, len(names))
     present = np.nonzero(table.support)[0]
     order = present[np.argsort(table.f1[present], kind='stable')]
     width = max(len(names[index]) for index in [*order[:most], order[0]])
@@ -94,7 +94,7 @@ def class_table(predictions: Predictions, most: int = _MOST_CLASSES) -> str:
 def confusions(predictions: Predictions, most: int = _MOST_CONFUSIONS) -> str:
     """Returns a line for each of the most frequent confusions of one class with another."""
     names = predictions.class_names
-    matrix = scores.confusion_matrix(predictions.labels, predictions.answers, len(names))
+    matrix = scores.confusion_matrix(predictions.labels, predictions.predicted, len(names))
     images = matrix.sum(1)
     np.fill_diagonal(matrix, 0)
     if not matrix.any():

@@ -1,7 +1,7 @@
 """Where in an image a network sees its class: maps of heat over images.
 
-All take images uint8 [N, S, S, 3] as `Classifier.prepare` makes them, and explain the logit of one
-class for each: of `classes`, int [N], or, if None, of the network's own answers. Wrong images or
+All take images uint8 [N, S, S, 3] as `Classifier.preprocess` makes them, and explain the logit of
+one class for each: of `classes`, int [N], or, if None, of the predicted one. Wrong images or
 classes raise UserError.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from flaxcls.errors import UserError
 from flaxcls.inference.classifier import Classifier
 from flaxcls.models.densenet import DenseNet
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
 
 # Images at once where gradients are taken: what is kept for them is much more than an answer needs.
@@ -38,7 +38,7 @@ def grad_cam(
       classifier: the network.
       images: see above.
       classes: see above.
-      layer: whose output is a map [h, w, channels], see `apply_and_record`.
+      layer: whose output is a map [h, w, channels], see `apply_with_intermediates`.
 
     Raises:
       UserError: there is no such layer, or its output is no map.
@@ -53,9 +53,9 @@ def _make_grad_cam(classifier: Classifier, layer: str) -> Callable[..., jax.Arra
         images = classifier.normalize(images)
 
         def score(shift: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            shifts = None if shift is None else {layer: shift}
-            logits, outputs = apply_and_record(
-                classifier.model, variables, images, [layer], shifts=shifts
+            perturbations = None if shift is None else {layer: shift}
+            logits, outputs = apply_with_intermediates(
+                classifier.model, variables, images, [layer], perturbations=perturbations
             )
             return choose(logits, classes).sum(), outputs[layer]
 
@@ -93,7 +93,7 @@ def _make_cam(classifier: Classifier) -> Callable[..., jax.Array]:
 
     def heat(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
         images = classifier.normalize(images)
-        _, outputs = apply_and_record(classifier.model, variables, images, [layer])
+        _, outputs = apply_with_intermediates(classifier.model, variables, images, [layer])
         weights = variables['params']['head']['dense']['kernel'][:, classes]
         return jnp.einsum('bhwc,cb->bhw', outputs[layer].astype(jnp.float32), weights)
 

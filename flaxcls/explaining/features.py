@@ -10,7 +10,7 @@ import numpy as np
 from flaxcls.errors import UserError
 from flaxcls.explaining.attribution import require_images, require_map
 from flaxcls.inference.classifier import Classifier
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 
 
 def first_filters(classifier: Classifier) -> np.ndarray:
@@ -45,13 +45,13 @@ def layer_outputs(classifier: Classifier, images: np.ndarray, layer: str) -> np.
 def _make_outputs(classifier: Classifier, layer: str) -> Callable[..., jax.Array]:
     def outputs(variables: Any, images: jax.Array) -> jax.Array:
         images = classifier.normalize(images)
-        recorded = apply_and_record(classifier.model, variables, images, [layer])[1]
+        recorded = apply_with_intermediates(classifier.model, variables, images, [layer])[1]
         return recorded[layer].astype(jnp.float32)
 
     return outputs
 
 
-def nearest(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+def nearest_neighbours(features: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Returns the indices [M, k] of the features most like each query, the most alike first.
 
     Args:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from flaxcls.data.datasets import Source, Subset
+from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.data.pipeline import make_eval_batches
 from flaxcls.errors import UserError
 from flaxcls.explaining import plots
@@ -18,15 +18,20 @@ from flaxcls.explaining.attribution import (
     occlusion,
     smooth_grad,
 )
-from flaxcls.explaining.features import feature_maps, first_filters, layer_outputs, nearest
-from flaxcls.explaining.plots import Cell, overlay
+from flaxcls.explaining.features import (
+    feature_maps,
+    first_filters,
+    layer_outputs,
+    nearest_neighbours,
+)
+from flaxcls.explaining.plots import TitledImage, overlay
 from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
 from flaxcls.inference.classifier import Classifier
 from flaxcls.models import from_config
 from flaxcls.models.init import init_variables
 from flaxcls.models.resnet import ResNet
 from flaxcls.training.restore import require_stored_classes
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 from flaxcls.training.workdir import load_stored_config
 
 _SHOWN = 12  # Validation images where none are given.
@@ -35,7 +40,7 @@ _SHOWN = 12  # Validation images where none are given.
 _NEIGHBOURS, _CHANNELS, _DEPTH_IMAGES = 7, 11, 32
 
 
-class Examples(NamedTuple):
+class ExplainedImages(NamedTuple):
     """Images to explain, uint8 [N, S, S, 3], and what stands beside them.
 
     Of validation images labels [N] are known, and their places [N] in the split.
@@ -47,7 +52,7 @@ class Examples(NamedTuple):
     places: np.ndarray | None = None
 
 
-class Run(NamedTuple):
+class ExplainRequest(NamedTuple):
     """A run, and what is asked about it."""
 
     classifier: Classifier
@@ -61,39 +66,39 @@ class Run(NamedTuple):
     def title(self, text: str) -> str:
         return f'{self.classifier.config.model.name} in {self.workdir}: {text}'
 
-    def open_data(self) -> Source:
+    def open_data(self) -> Dataset:
         """Returns the data of the run, of which the training images are left unread."""
         try:
             config = load_stored_config(self.workdir)
-            setup = prepare(config, for_training=False, devices=jax.local_devices()[:1])
+            setup = build_setup(config, for_training=False, devices=jax.local_devices()[:1])
             require_stored_classes(setup, self.workdir)
         except UserError as error:
             raise UserError(
                 f'--method={self.method} looks for validation images, and {error}'
             ) from None
-        return setup.source
+        return setup.dataset
 
-    def load(self, source: Source, places: np.ndarray) -> Examples:
+    def load(self, source: Dataset, places: np.ndarray) -> ExplainedImages:
         """Returns validation images by their places."""
         batches = list(make_eval_batches(self.classifier.config, Subset(source.val, places))())
         images, labels = (
             np.concatenate([batch[key][batch['mask']] for batch in batches])
             for key in ('image', 'label')
         )
-        return Examples(
+        return ExplainedImages(
             images, [f'is {source.class_names[label]}' for label in labels], labels, places
         )
 
-    def examples(self, count: int = _SHOWN, source: Source | None = None) -> Examples:
+    def examples(self, count: int = _SHOWN, source: Dataset | None = None) -> ExplainedImages:
         """Returns the images that were given, or validation images from all over their order."""
         if self.paths:
-            images = np.stack([self.classifier.prepare(path) for path in self.paths])
-            return Examples(images, [pathlib.Path(path).name[-24:] for path in self.paths])
+            images = np.stack([self.classifier.preprocess(path) for path in self.paths])
+            return ExplainedImages(images, [pathlib.Path(path).name[-24:] for path in self.paths])
         source = source or self.open_data()
         return self.load(source, np.unique(np.linspace(0, len(source.val) - 1, count).astype(int)))
 
 
-def draw_heat(run: Run) -> None:
+def draw_heat(run: ExplainRequest) -> None:
     """Draws images beside themselves under the heat of an attribution method."""
     examples, classifier = run.examples(), run.classifier
     probabilities = classifier.to_probabilities(classifier.classify(examples.images))
@@ -105,18 +110,18 @@ def draw_heat(run: Run) -> None:
     if heat.ndim == 4:  # Of colours; few pixels are so hot that they would leave the others cold.
         heat = np.abs(heat).sum(-1)
         heat = np.minimum(heat, np.percentile(heat, 99, axis=(1, 2), keepdims=True))
-    cells: list[Cell] = []
+    cells: list[TitledImage] = []
     for row, (image, name) in enumerate(zip(examples.images, examples.names, strict=True)):
         answer = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
         cells += [(image, name), (overlay(image, heat[row]), answer)]
     plots.draw_grid(_in_rows(cells, 8), run.title(run.method), run.out)
 
 
-def _in_rows(cells: Sequence[Cell], columns: int) -> list[Sequence[Cell]]:
+def _in_rows(cells: Sequence[TitledImage], columns: int) -> list[Sequence[TitledImage]]:
     return [cells[first : first + columns] for first in range(0, len(cells), columns)]
 
 
-def draw_feature_maps(run: Run) -> None:
+def draw_feature_maps(run: ExplainRequest) -> None:
     """Draws the channels of a layer that are strongest in the mean over an image, a row each."""
     examples = run.examples(6)
     rows = []
@@ -131,13 +136,13 @@ def draw_feature_maps(run: Run) -> None:
     plots.draw_grid(rows, run.title(f'{run.layer}, strongest channels'), run.out)
 
 
-def draw_filters(run: Run) -> None:
+def draw_filters(run: ExplainRequest) -> None:
     """Draws the filters of the first convolution."""
     cells = [(image, '') for image in first_filters(run.classifier)]
     plots.draw_grid(_in_rows(cells, 16), run.title('first convolution'), run.out)
 
 
-def draw_neighbours(run: Run) -> None:
+def draw_neighbours(run: ExplainRequest) -> None:
     """Draws images, a row each, and the validation images whose features are most like theirs."""
     source = run.open_data()
     examples = run.examples(6, source)
@@ -148,7 +153,7 @@ def draw_neighbours(run: Run) -> None:
         ]
     )
     queries = layer_outputs(run.classifier, examples.images, 'features')
-    found = nearest(features, queries, min(_NEIGHBOURS + 1, len(features)))
+    found = nearest_neighbours(features, queries, min(_NEIGHBOURS + 1, len(features)))
     if examples.places is not None:  # An image is no neighbour of itself.
         pairs = zip(found, examples.places, strict=True)
         found = np.stack([places[places != own][: found.shape[1] - 1] for places, own in pairs])
@@ -160,7 +165,7 @@ def draw_neighbours(run: Run) -> None:
     plots.draw_grid(rows, run.title('nearest in their features'), run.out)
 
 
-def draw_depth(run: Run) -> None:
+def draw_depth(run: ExplainRequest) -> None:
     """Draws norms of signal and gradient over depth: trained, new, and new without shortcuts."""
     classifier, config = run.classifier, run.classifier.config
     examples = run.examples(_DEPTH_IMAGES)
@@ -182,7 +187,7 @@ def draw_depth(run: Run) -> None:
     plots.draw_depth(curves, title, run.out)
 
 
-def draw_reuse(run: Run) -> None:
+def draw_reuse(run: ExplainRequest) -> None:
     """Draws which layers of a DenseNet's blocks read which."""
     tables = feature_reuse(run.classifier.variables['params'])
     plots.draw_reuse(tables, run.title('features read again'), run.out)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flaxcls.explaining.signal_propagation import LayerNorms
+from flaxcls.explaining.signal_propagation import SignalStats
 
 _OPACITY = 0.7  # Of the hottest place, so that what lies below can still be told.
-Cell = tuple[np.ndarray, str]  # A picture, uint8 [H, W, 3] or float in 0..1, and its title.
+TitledImage = tuple[np.ndarray, str]  # A picture, uint8 [H, W, 3] or float in 0..1, and its title.
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -35,7 +35,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.round((1 - opacity) * image + opacity * color).astype(np.uint8)
 
 
-def draw_grid(rows: Sequence[Sequence[Cell]], title: str, path: pathlib.Path) -> None:
+def draw_grid(rows: Sequence[Sequence[TitledImage]], title: str, path: pathlib.Path) -> None:
     """Writes a picture of rows of pictures, which may be of different lengths."""
     columns = max(map(len, rows))
     figure = _figure(1.5 * columns, 1.75 * len(rows), title)
@@ -49,7 +49,7 @@ def draw_grid(rows: Sequence[Sequence[Cell]], title: str, path: pathlib.Path) ->
     _save(figure, path)
 
 
-def draw_depth(curves: Mapping[str, Sequence[LayerNorms]], title: str, path: pathlib.Path) -> None:
+def draw_depth(curves: Mapping[str, Sequence[SignalStats]], title: str, path: pathlib.Path) -> None:
     """Writes a picture of signals and gradients over depth, a line for each of `curves`."""
     figure = _figure(12, 4.5, title)
     quantities = {'signal': 'RMS of the activations', 'gradient': 'norm of the loss gradient'}

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from flaxcls.errors import UserError
-from flaxcls.models.intermediates import apply_and_record, layer_names
+from flaxcls.models.intermediates import apply_with_intermediates, layer_names
 
 
-class LayerNorms(NamedTuple):
+class SignalStats(NamedTuple):
     """Of one layer's output: root mean square of its values, and the norm of the gradient.
 
     The gradient is that of the loss, summed over the images, with respect to the output; its norm
@@ -34,7 +34,7 @@ def signal_and_gradient_norms(
     labels: jax.Array,
     *,
     seed: int = 0,
-) -> list[LayerNorms]:
+) -> list[SignalStats]:
     """Returns the norms at the outputs of the layers and blocks of a network, first to last.
 
     BatchNorm and dropout are as in training, and the images are one group of BatchNorm. What plain
@@ -49,12 +49,12 @@ def signal_and_gradient_norms(
       seed: of dropout.
     """
     model = model.clone(norm=functools.partial(model.norm, group_size=None))
-    names = [name for name in layer_names(model, variables, images) if _is_measured(name)]
+    names = [name for name in layer_names(model, variables, images) if _is_shown(name)]
     keys = jax.random.split(jax.random.key(seed), len(images))
-    record = functools.partial(apply_and_record, model, layers=names, training_keys=keys)
+    record = functools.partial(apply_with_intermediates, model, layers=names, training_keys=keys)
 
-    def loss(shifts, variables, images, labels):
-        logits, outputs = record(variables=variables, images=images, shifts=shifts)
+    def loss(perturbations, variables, images, labels):
+        logits, outputs = record(variables=variables, images=images, perturbations=perturbations)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum(), outputs
 
     @jax.jit
@@ -66,11 +66,11 @@ def signal_and_gradient_norms(
 
     values = jax.device_get(norms(variables, images, labels))
     return [
-        LayerNorms(name, float(s), float(g)) for name, (s, g) in zip(names, values, strict=True)
+        SignalStats(name, float(s), float(g)) for name, (s, g) in zip(names, values, strict=True)
     ]
 
 
-def _is_measured(name: str) -> bool:
+def _is_shown(name: str) -> bool:
     return not name.startswith(('bn', 'dropout'))
 
 

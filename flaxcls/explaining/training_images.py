@@ -38,7 +38,7 @@ def augmented_images(setup: Setup, epochs: int) -> tuple[np.ndarray, Mixed, np.n
 
     The targets of training, [E, N, N], are shares of the N examples.
     """
-    split, config = setup.source.train, setup.config.copy_and_resolve_references().unlock()
+    split, config = setup.dataset.train, setup.config.copy_and_resolve_references().unlock()
     rng = np.random.default_rng(config.seed)
     indices = rng.choice(len(split), min(COLUMNS, len(split)), replace=False).tolist()
     count = config.batch_size = config.model.num_classes = len(indices)
@@ -75,7 +75,7 @@ def _in_place(mixed: Mixed, places: np.ndarray) -> Mixed:
     return Mixed(*(x[order] for x in mixed))
 
 
-def draw(setup: Setup, epochs: int, path: pathlib.Path) -> None:
+def draw_training_images(setup: Setup, epochs: int, path: pathlib.Path) -> None:
     """Writes the picture as PNG."""
     import matplotlib  # noqa: PLC0415 - slow to import
 
@@ -83,7 +83,7 @@ def draw(setup: Setup, epochs: int, path: pathlib.Path) -> None:
     from matplotlib import pyplot  # noqa: PLC0415
 
     evaluated, mixed, labels = augmented_images(setup, epochs)
-    names = [setup.source.class_names[label] for label in labels]
+    names = [setup.dataset.class_names[label] for label in labels]
     rows, columns = 1 + epochs, len(labels)
     figure, axes = pyplot.subplots(
         rows, columns, figsize=(1.5 * columns, 1.8 * rows), layout='constrained', squeeze=False

@@ -80,12 +80,12 @@ def export(
     classifier = _in_float32(loaded)
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
     source = setup.config.data.source
-    samples = take_samples(classifier, setup.source.val, images, source)
+    samples = take_samples(classifier, setup.dataset.val, images, source)
     for note in _notes(loaded, classifier, images, len(samples.images)):
         print(f'Note: {note}')
     training_images = None
     if wanted.calibrates:
-        training_images = take_samples(classifier, setup.source.train, calibration_images).images
+        training_images = take_samples(classifier, setup.dataset.train, calibration_images).images
     request = Request(classifier, _about(classifier), training_images, onnxruntime_web)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
         new = pathlib.Path(folder) / out.name

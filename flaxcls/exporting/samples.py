@@ -40,7 +40,7 @@ def take_samples(classifier: Classifier, split: Split, count: int, source: str =
         except (ValueError, OSError) as error:
             raise_unreadable(split, index, error)
         try:
-            return classifier.prepare(image), label
+            return classifier.preprocess(image), label
         except RunError as error:
             raise_unreadable(split, index, error)
 

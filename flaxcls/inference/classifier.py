@@ -18,7 +18,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import load_temperature
 from flaxcls.inference.export_function import Inference, make_inference
 from flaxcls.models import from_config
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.system.files import require_place
 from flaxcls.system.threads import map_in_threads, num_threads
 from flaxcls.system.xla_options import compiler_options
@@ -171,7 +171,7 @@ class Classifier:
         """Returns the softmax [N, C] of logits [N, C] divided by the temperature."""
         return np.asarray(jax.nn.softmax(jnp.asarray(logits) / self.temperature))
 
-    def prepare(self, image: Image) -> np.ndarray:
+    def preprocess(self, image: Image) -> np.ndarray:
         """Returns one image as evaluation shows it to the network, uint8 [S, S, 3].
 
         Raises:
@@ -215,7 +215,7 @@ class Classifier:
         size = self.config.data.image_size
         first = (self.side - size) // 2  # What ten crops are cut from is larger than a crop.
         images = self.normalize(images[:, first : first + size, first : first + size])
-        return apply_and_record(self.model, variables, images, ['features'])[1]['features']
+        return apply_with_intermediates(self.model, variables, images, ['features'])[1]['features']
 
     def _batches(self, images: Image | Sequence[Image]) -> Iterator[np.ndarray]:
         """Yields the images prepared, as uint8 [at most BATCH_SIZE, S, S, 3]."""
@@ -225,7 +225,7 @@ class Classifier:
             raise UserError('there are no images; give at least one.')
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
-            yield np.stack(list(map_in_threads(self.prepare, batch, num_threads(self.config))))
+            yield np.stack(list(map_in_threads(self.preprocess, batch, num_threads(self.config))))
 
     def _in_batch(self, function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
         """Fills the batch up to a power of two, so that few sizes are ever compiled."""

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from flaxcls.augment.transforms import make_normalize, make_views
+from flaxcls.augment.transforms import make_normalize, make_tta_crops
 from flaxcls.config.options import set_option
 from flaxcls.inference.fold_batch_norm import fold_batch_norm
 from flaxcls.models import from_config
 from flaxcls.models.densenet import DenseNet
-from flaxcls.models.intermediates import apply_and_record
+from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
-from flaxcls.ops.reference import plain_forms
+from flaxcls.ops.reference import reference_ops
 
 Inference = Callable[[jax.Array], dict[str, jax.Array]]
 
@@ -47,17 +47,17 @@ def make_inference(
     model, normalize = from_config.model_from_config(config), make_normalize(config)
     variables = jax.tree.map(np.asarray, dict(variables))
     folded = fold_batch_norm(model, variables, config.data.image_size)
-    views_of = make_views(config)
+    tta_crops_of = make_tta_crops(config)
     once = config.data.eval_crops == 'center'
     layers = ['feature_map'] if with_maps and once and isinstance(model, ResNet | DenseNet) else []
 
     def apply(images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        with plain_forms(), nn.intercept_methods(folded.intercept):
-            return apply_and_record(model, folded.variables, normalize(images), layers)
+        with reference_ops(), nn.intercept_methods(folded.intercept):
+            return apply_with_intermediates(model, folded.variables, normalize(images), layers)
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
         if not once:  # As in steps.make_classify.
-            of_views = [jax.nn.softmax(apply(view)[0]) for view in views_of(images)]
+            of_views = [jax.nn.softmax(apply(view)[0]) for view in tta_crops_of(images)]
             logits = jnp.log(sum(of_views) / len(of_views))
             return {'probabilities': jax.nn.softmax(logits / temperature)}
         logits, found = apply(images)

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import Conv
-from flaxcls.ops.reference import plain_forms
+from flaxcls.ops.reference import reference_ops
 
 Path = tuple[str, ...]  # Of a layer, as in its module.
 # A channel whose factor is much smaller than others' would get activations as much larger, and
@@ -139,7 +139,7 @@ def _trace(model: nn.Module, variables: Mapping[str, Any], side: int) -> tuple[A
         return checkpoint_name(call(x) if _is_call(context, Conv) else x, f'{_ENDS} {name}')
 
     def apply(images):
-        with plain_forms(), nn.intercept_methods(mark):
+        with reference_ops(), nn.intercept_methods(mark):
             return model.apply(variables, images, train=False)
 
     program = jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)).jaxpr

@@ -47,7 +47,7 @@ def _prepare(classifier: Classifier, file: Found) -> tuple[str, np.ndarray | str
     if file.problem:
         return file.path, file.problem
     try:
-        return file.path, classifier.prepare(file.path)
+        return file.path, classifier.preprocess(file.path)
     except UnreadableImage as error:
         return file.path, error.reason
 

@@ -39,14 +39,14 @@ class Predictions(NamedTuple):
     class_names: tuple[str, ...]
 
     @property
-    def answers(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
         """The most probable class, int64 [N]; of equal ones the first, as in training's metrics."""
         return self.logits.argmax(1)
 
     @property
     def correct(self) -> np.ndarray:
         """Whether the answer is the label, bool [N]."""
-        return self.answers == self.labels
+        return self.predicted == self.labels
 
     @property
     def accuracy(self) -> float:
@@ -73,13 +73,13 @@ def predict_validation(setup: Setup, state: TrainState) -> Predictions:
             parts.append(jax.device_get(running.pop(0)))
     parts += jax.device_get(running)
     logits, labels, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
-    val = setup.source.val
+    val = setup.dataset.val
     return Predictions(
         step=int(state.step),
         labels=labels[mask].astype(np.int32),
         logits=logits[mask].astype(np.float32),
         names=tuple(val.name(index) for index in range(len(val))),
-        class_names=tuple(setup.source.class_names),
+        class_names=tuple(setup.dataset.class_names),
     )
 
 
@@ -88,7 +88,7 @@ def _make_predict_step(setup: Setup) -> Any:
     classify = make_classify(setup.config, setup.model)
 
     def predict_step(state: TrainState, batch: Batch) -> tuple[jax.Array, ...]:
-        logits = classify(state.evaluated, batch['image'])
+        logits = classify(state.eval_variables, batch['image'])
         # Of consecutive examples on each device this is the order of the batch.
         return lax.all_gather((logits, batch['label'], batch['mask']), AXIS, tiled=True)
 
@@ -150,11 +150,11 @@ def write_csv(
       UserError: the file cannot be there.
     """
     path = require_place(path)
-    names, answers = np.array(predictions.class_names, object), predictions.answers
+    names, predicted = np.array(predictions.class_names, object), predictions.predicted
     columns = (
         predictions.names,
         names[predictions.labels],
-        names[answers],
+        names[predicted],
         predictions.correct.astype(int),
         predictions.probabilities(temperature).max(1).round(6),
     )

@@ -22,26 +22,26 @@ class ClassScores(NamedTuple):
     support: np.ndarray
 
 
-def class_scores(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> ClassScores:
+def class_scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> ClassScores:
     """Returns precision, recall, F1 and support; 0 where one would be divided by no example."""
     from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415 - slow to import
 
     scores = precision_recall_fscore_support(
-        labels, answers, labels=np.arange(num_classes), zero_division=0
+        labels, predicted, labels=np.arange(num_classes), zero_division=0
     )
     return ClassScores(*scores)
 
 
-def confusion_matrix(labels: np.ndarray, answers: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns int64 [C, C]: how many examples of the row's class were answered with the column's.
 
     Raises:
       ValueError: a label or an answer is no class.
     """
-    both = np.concatenate([labels, answers])
+    both = np.concatenate([labels, predicted])
     if both.min() < 0 or both.max() >= num_classes:
         raise ValueError(f'classes are 0 to {num_classes - 1}, not {both.min()} to {both.max()}.')
-    cells = np.asarray(labels, np.int64) * num_classes + answers
+    cells = np.asarray(labels, np.int64) * num_classes + predicted
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 

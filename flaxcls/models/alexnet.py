@@ -19,7 +19,7 @@ from flaxcls.models.init import he_normal_fan_in, normal, normal_per_filter, one
 from flaxcls.models.layers import (
     Conv,
     Dropout,
-    Tap,
+    Intermediate,
     adaptive_avg_pool,
     local_response_norm,
     max_pool,
@@ -80,7 +80,7 @@ class AlexNet(nn.Module):
         x = conv(x, 3, widths[2], 3, padding=1)
         x = conv(x, 4, widths[3], 3, padding=1, in_two_groups=True, bias_init=ones)
         x = conv(x, 5, widths[4], 3, padding=1, in_two_groups=True, bias_init=ones)
-        x = Tap(name='feature_map')(x)
+        x = Intermediate(name='feature_map')(x)
         x = max_pool(x, 3, 2)
         x = adaptive_avg_pool(x, 6)  # The identity at the papers' 224 and 227 pixels.
         x = x.reshape(x.shape[0], -1)
@@ -89,7 +89,7 @@ class AlexNet(nn.Module):
             x = nn.relu(self._dense(x, hidden, f'fc{index}', bias_init=ones))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        x = Tap(name='features')(x.astype(at_least_float32(self.dtype)))
+        x = Intermediate(name='features')(x.astype(at_least_float32(self.dtype)))
         return self._dense(x, self.num_classes, 'head', bias_init=zeros)
 
     def _conv(

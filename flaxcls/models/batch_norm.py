@@ -13,10 +13,10 @@ from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import (
     Moments,
     _normalize,
-    _pool_over_devices,
+    merge_moments,
+    merge_over_devices,
     moments,
     normalize,
-    pool,
     unbiased,
 )
 
@@ -39,10 +39,10 @@ class BatchNorm(nn.Module):
       scale_init: of the scale.
       frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
         uses its running statistics in training too, and leaves them alone.
-      measuring: normalise with the group's statistics even if `train` is False, and leave this
-        device's `Moments` in the place of the running ones; see `flaxcls.commands.precise_bn`.
+      collect_statistics: normalise with the group's statistics even if `train` is False, and leave
+        this device's `Moments` in the place of the running ones; see `flaxcls.training.precise_bn`.
       mask: bool [B]; examples where it is False count in no statistic. None: all count. Only for
-        measuring: a batch of training is whole.
+        collect_statistics: a batch of training is whole.
       dtype: of the result.
     """
 
@@ -52,7 +52,7 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     scale_init: init.Initializer = init.ones
     frozen: tuple[str, ...] = ()
-    measuring: bool = False
+    collect_statistics: bool = False
     mask: jax.Array | None = None
     dtype: Any = jnp.float32
 
@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', zeros, None, (channels,))
         running_var = self.variable('batch_stats', 'var', ones, None, (channels,))
         learning = train and not matches('/'.join(self.path), self.frozen)
-        if self.is_initializing() or not (learning or self.measuring):
+        if self.is_initializing() or not (learning or self.collect_statistics):
             factor = scale * lax.rsqrt(running_var.value + self.eps)
             return _normalize(x, running_mean.value, factor, bias).astype(self.dtype)
 
@@ -81,9 +81,9 @@ class BatchNorm(nn.Module):
         group = own = own or self.group_moments(x, running_mean.value)
         if span > 1:
             around = lax.stop_gradient(running_mean.value)
-            group = _pool_over_devices(own, span, self.axis_name, around)
-        if self.measuring:
-            device = pool(own)
+            group = merge_over_devices(own, span, self.axis_name, around)
+        if self.collect_statistics:
+            device = merge_moments(own)
             running_mean.value, running_var.value = device.mean, device.var
             self.put_variable('batch_stats', 'count', device.count)
         else:

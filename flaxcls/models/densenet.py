@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.layers import Conv, Dropout, Head, Tap, avg_pool, global_avg_pool, max_pool
+from flaxcls.models.layers import (
+    Conv,
+    Dropout,
+    Head,
+    Intermediate,
+    avg_pool,
+    global_avg_pool,
+    max_pool,
+)
 from flaxcls.ops.batch_norm import Moments
 from flaxcls.ops.remat import BLOCK
 
@@ -140,14 +148,14 @@ class DenseNet(nn.Module):
                 transition = Transition(kept, name=f'transition{block}', **common)
                 x = self._measure(transition(x, train=train, example_keys=example_keys), train)
         x = nn.relu(norm(name='bn_final')(x.values, train=train, own=x.own))
-        x = Tap(name='feature_map')(x)
-        x = Tap(name='features')(global_avg_pool(x))
+        x = Intermediate(name='feature_map')(x)
+        x = Intermediate(name='features')(global_avg_pool(x))
         return Head(self.num_classes, name='head')(x)
 
     def _measure(self, x: jax.Array, train: bool) -> Features:
         x = checkpoint_name(x, BLOCK)
         norm = self.norm(parent=None)
-        used = (train or norm.measuring) and not self.is_initializing()
+        used = (train or norm.collect_statistics) and not self.is_initializing()
         return Features(x, norm.group_moments(x) if used else None)
 
 

@@ -194,7 +194,7 @@ def trace_initialization(model: nn.Module, image_size: int) -> Initialization:
     key = jax.eval_shape(jax.random.key, 0)  # A real one would take the devices.
     traced, (abstract, *outputs) = jax.make_jaxpr(init, return_shape=True)(key)
     results = traced.jaxpr.outvars[len(jax.tree.leaves(abstract)) :]
-    program = _what_is_needed(traced.replace(jaxpr=traced.jaxpr.replace(outvars=results)))
+    program = _needed_part(traced.replace(jaxpr=traced.jaxpr.replace(outvars=results)))
     fills = {place: draw.fill for place, draw in draws.items()}
     return Initialization(abstract, fills, program, jax.tree.structure(outputs))
 
@@ -209,7 +209,7 @@ def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[st
     return trace_initialization(model, image_size).draw(key)
 
 
-def _what_is_needed(traced: core.ClosedJaxpr) -> core.ClosedJaxpr:
+def _needed_part(traced: core.ClosedJaxpr) -> core.ClosedJaxpr:
     """Leaves out the forward pass, and all else that no result depends on."""
     jaxpr = traced.jaxpr
     variables = lambda atoms: {atom for atom in atoms if isinstance(atom, core.Var)}  # noqa: E731

@@ -7,16 +7,16 @@ import flax.linen as nn
 import jax
 
 from flaxcls.errors import UserError
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
-def apply_and_record(
+def apply_with_intermediates(
     model: nn.Module,
     variables: Mapping[str, Any],
     images: jax.Array,
     layers: Sequence[str],
     *,
-    shifts: Mapping[str, jax.Array] | None = None,
+    perturbations: Mapping[str, jax.Array] | None = None,
     training_keys: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the logits, and what the layers put out on the way to them.
@@ -25,9 +25,10 @@ def apply_and_record(
       model: a network of flaxcls.models.
       variables: its parameters and statistics.
       images: normalised [B, H, W, 3].
-      layers: paths such as stage1_block1/conv1; also feature_map and features, see layers.Tap.
-      shifts: layer -> what is added to its output, of the same shape. The gradient with respect to
-        a shift is that with respect to the output.
+      layers: paths such as stage1_block1/conv1; also feature_map and features, see
+        layers.Intermediate.
+      perturbations: layer -> what is added to its output, of the same shape. The gradient with
+        respect to a perturbation is that with respect to the output.
       training_keys: of each example [B], for dropout: BatchNorm and dropout are as in training, and
         no statistics are kept. None: as in evaluation.
 
@@ -44,8 +45,8 @@ def apply_and_record(
         paths.append(path)
         if path not in layers:
             return output
-        if shifts and path in shifts:
-            output = output + shifts[path]
+        if perturbations and path in perturbations:
+            output = output + perturbations[path]
         outputs[path] = output
         return output
 
@@ -57,7 +58,9 @@ def apply_and_record(
             logits, _ = model.apply(variables, images, train=True, **options)
     for layer in layers:
         if layer not in outputs:
-            remedy = nearest(layer, paths) or f'; it has {", ".join(filter(None, paths[:12]))} ...'
+            remedy = (
+                did_you_mean(layer, paths) or f'; it has {", ".join(filter(None, paths[:12]))} ...'
+            )
             raise UserError(f'the network has no layer {layer!r}{remedy}.')
     return logits, {layer: outputs[layer] for layer in layers}
 

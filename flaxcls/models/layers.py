@@ -205,7 +205,7 @@ def _cell_weights(length: int, cells: int) -> jax.Array:
     return jnp.asarray(weights)
 
 
-class Tap(nn.Module):
+class Intermediate(nn.Module):
     """Hands on its input, under a name by which models.activations finds it.
 
     Every network has two: `feature_map`, the map that the classifier summarizes, and `features`,

@@ -21,8 +21,8 @@ from flaxcls.models.init import he_normal_fan_out, ones, zeros
 from flaxcls.models.layers import (
     Conv,
     Head,
+    Intermediate,
     StochasticDepth,
-    Tap,
     avg_pool,
     global_avg_pool,
     max_pool,
@@ -230,8 +230,8 @@ class ResNet(nn.Module):
                 x = checkpoint_name(x, BLOCK)
         if preactivation:
             x = nn.relu(norm(name='bn_final')(x, train=train))
-        x = Tap(name='feature_map')(x)
-        x = Tap(name='features')(global_avg_pool(x))
+        x = Intermediate(name='feature_map')(x)
+        x = Intermediate(name='features')(global_avg_pool(x))
         return Head(self.num_classes, name='head')(x)
 
     def _stem(self, x, width, conv, norm, train):

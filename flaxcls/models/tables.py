@@ -5,7 +5,7 @@ from flaxcls.models.summary import count_cost, list_layers
 from flaxcls.system.cli import require_choice
 
 
-def table() -> str:
+def model_table() -> str:
     """Returns a line for each network: what it costs at its paper's image size, and the paper."""
     form = '{:<20} {:>14} {:>8} {:>14} {:>7}  {}'
     lines = [form.format('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
@@ -15,7 +15,7 @@ def table() -> str:
     return '\n'.join(lines)
 
 
-def summary(name: str, image_size: int | None = None) -> str:
+def layer_table(name: str, image_size: int | None = None) -> str:
     """Returns a line for each layer of a network: its output, parameters and multiply-adds.
 
     Raises:

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.init import he_normal_fan_out, normal, zeros
-from flaxcls.models.layers import Conv, Dropout, Tap, adaptive_avg_pool, max_pool
+from flaxcls.models.layers import Conv, Dropout, Intermediate, adaptive_avg_pool, max_pool
 from flaxcls.ops.dtypes import at_least_float32
 from flaxcls.ops.remat import LINEAR
 
@@ -69,7 +69,7 @@ class VGG(nn.Module):
                     x = norm(x, train=train)
                 x = nn.relu(x)
             if stage == len(self.stage_sizes):
-                x = Tap(name='feature_map')(x)
+                x = Intermediate(name='feature_map')(x)
             x = max_pool(x, 2, 2)
         x = adaptive_avg_pool(x, 7)  # The identity at the paper's 224 pixels.
         x = x.reshape(x.shape[0], -1)
@@ -78,7 +78,7 @@ class VGG(nn.Module):
             x = nn.relu(self._dense(x, hidden, f'fc{index}'))
             dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
             x = dropout(x, train=train, example_keys=example_keys)
-        x = Tap(name='features')(x.astype(at_least_float32(self.dtype)))
+        x = Intermediate(name='features')(x.astype(at_least_float32(self.dtype)))
         return self._dense(x, self.num_classes, 'head')
 
     def _dense(self, x, features, name):

@@ -131,7 +131,7 @@ def _mean_and_var_backward(saved, gradients):
 mean_and_var.defvjp(_mean_and_var_forward, _mean_and_var_backward)
 
 
-def pool(parts: Moments) -> Moments:
+def merge_moments(parts: Moments) -> Moments:
     """Returns the moments of all values together, the parts being along the first axis.
 
     Chan, Golub, LeVeque: Algorithms for computing the sample variance (1983), equation 1.5: nothing
@@ -149,7 +149,7 @@ def unbiased(group: Moments) -> jax.Array:
     return group.var * (group.count / jnp.maximum(group.count - 1, 1))[..., None]
 
 
-def _pool_over_devices(own: Moments, span: int, axis_name: str, around: jax.Array) -> Moments:
+def merge_over_devices(own: Moments, span: int, axis_name: str, around: jax.Array) -> Moments:
     """Returns the moments of each group that lies over `span` devices.
 
     One sum over the devices, whose size does not grow with their number, as that of a gather would;

@@ -9,7 +9,7 @@ import functools
 import jax
 from jax import lax
 
-from flaxcls.ops.reference import are_plain
+from flaxcls.ops.reference import use_reference_ops
 
 
 def convolve(
@@ -25,7 +25,7 @@ def convolve(
       groups: blocks of channels that are convolved apart.
     """
     one_pixel = kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1)
-    if one_pixel and not are_plain():
+    if one_pixel and not use_reference_ops():
         return _convolve_1x1(x, kernel, strides)
     return _native(x, kernel, strides=strides, padding=padding, groups=groups)
 

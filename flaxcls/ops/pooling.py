@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcls.ops.reference import are_plain
+from flaxcls.ops.reference import use_reference_ops
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
@@ -22,7 +22,7 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array
 
     The gradient goes to a window's first maximum, row by row. The padding never wins.
     """
-    if are_plain():
+    if use_reference_ops():
         pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
         padded = jnp.pad(x, pads, constant_values=-jnp.inf) if padding else x
         return nn.max_pool(padded, window_shape=(window, window), strides=(strides, strides))

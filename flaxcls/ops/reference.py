@@ -11,13 +11,13 @@ from collections.abc import Iterator
 _PLAIN = contextvars.ContextVar('plain', default=False)
 
 
-def are_plain() -> bool:
+def use_reference_ops() -> bool:
     """Tells whether layers that are traced now take their plain forms."""
     return _PLAIN.get()
 
 
 @contextlib.contextmanager
-def plain_forms() -> Iterator[None]:
+def reference_ops() -> Iterator[None]:
     """Gives layers that are traced within one native operation each, without a gradient's own."""
     token = _PLAIN.set(True)
     try:

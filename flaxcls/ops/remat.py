@@ -1,6 +1,6 @@
 """What the backward pass keeps of the forward one, and what it computes anew to save memory.
 
-Layers name what is worth keeping, with jax.ad_checkpoint.checkpoint_name; `recompute` chooses.
+Layers name what is worth keeping, with jax.ad_checkpoint.checkpoint_name; `remat` chooses.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ STATISTICS = 'statistics'  # BatchNorm's: small, and between devices they took a
 _KEPT = {'norm': (LINEAR, STATISTICS), 'block': (BLOCK, STATISTICS)}
 
 
-def recompute(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+def remat(function: Callable[..., Any], what: str) -> Callable[..., Any]:
     """Returns a function with the same values and gradients, whose backward pass keeps less.
 
     Args:

@@ -39,7 +39,7 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Needs(NamedTuple):
+class StepResources(NamedTuple):
     """Of one training step, on each device.
 
     Attributes:
@@ -69,13 +69,13 @@ def abstract_inputs(setup: Setup) -> tuple[Any, Any]:
     return parallel.abstract_inputs(setup.abstract_state(), batch, setup.layout)
 
 
-def needs(compiled: Any, setup: Setup) -> Needs:
+def step_resources(compiled: Any, setup: Setup) -> StepResources:
     """Returns what the compiled step of `setup` needs."""
     state, batch = abstract_inputs(setup)
     memory = compiled.memory_analysis()
     weights = _bytes((state.params, state.batch_stats))
     costs = compiled.cost_analysis() or {}
-    return Needs(
+    return StepResources(
         Memory(
             weights=weights,
             optimizer=_bytes(state) - weights,

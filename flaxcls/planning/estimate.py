@@ -8,17 +8,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from flaxcls.augment.transforms import make_views
+from flaxcls.augment.transforms import make_tta_crops
 from flaxcls.config.defaults import image_size
-from flaxcls.data.datasets import Source
+from flaxcls.data.datasets import Dataset
 from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
-from flaxcls.planning.compiled import Needs, compile_train_step, needs
-from flaxcls.planning.hardware import LEAST_EFFORT, Chip, Target, is_tpu, open_target
+from flaxcls.planning.compiled import StepResources, compile_train_step, step_resources
+from flaxcls.planning.hardware import LEAST_EFFORT, Chip, Hardware, is_tpu, open_hardware
 from flaxcls.system.text import gib
 from flaxcls.training.schedules import peak_learning_rate
-from flaxcls.training.setup import Setup, prepare
+from flaxcls.training.setup import Setup, build_setup
 
 # A training step is a forward pass, and the gradients of its inputs and of its weights.
 _PASSES = 3
@@ -29,17 +29,17 @@ class Plan(NamedTuple):
 
     Attributes:
       setup: everything that follows from the config.
-      target: the devices it is for.
+      hardware: the devices it is for.
       cost: of an image of training's size, forward.
       eval_cost: of an image of evaluation's size, forward.
-      needs: of a step on each device; None: not compiled.
+      resources: of a step on each device; None: not compiled.
     """
 
     setup: Setup
-    target: Target
+    hardware: Hardware
     cost: Cost
     eval_cost: Cost
-    needs: Needs | None = None
+    resources: StepResources | None = None
 
     @property
     def flops_per_step(self) -> float:
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
         """Of all its views."""
         config = self.setup.config
         images = jax.ShapeDtypeStruct((1, *2 * [config.data.image_size], 3), jnp.uint8)
-        views = jax.eval_shape(make_views(config), images)
+        views = jax.eval_shape(make_tta_crops(config), images)
         return 2 * len(views) * self.eval_cost.macs
 
     @property
@@ -59,47 +59,47 @@ class Plan(NamedTuple):
         """Of the whole run, its evaluations included."""
         config, setup = self.setup.config, self.setup
         evaluations = -(-config.num_epochs // config.eval_every_epochs)
-        evaluated = evaluations * len(setup.source.val)
+        evaluated = evaluations * len(setup.dataset.val)
         training = self.flops_per_step * setup.total_steps
         return training + self.flops_per_evaluated_image * evaluated
 
     @property
     def least_seconds_per_step(self) -> dict[str, float]:
         """{what limits: seconds}, at the chip's full rate; empty for an unknown chip."""
-        chip, needs = self.target.chip, self.needs
-        if chip is None or needs is None:
+        chip, resources = self.hardware.chip, self.resources
+        if chip is None or resources is None:
             return {}
         # FLOPs as counted here: the compiler leaves out what it gives to a library.
         limits = {'FLOPs': self.flops_per_step / self.setup.layout.devices / chip.flops}
-        if needs.traffic is not None:
-            limits['memory traffic'] = needs.traffic / chip.bandwidth
+        if resources.traffic is not None:
+            limits['memory traffic'] = resources.traffic / chip.bandwidth
         return limits
 
 
 def create_plan(
-    config: ConfigDict, target: str | None = None, *, source: Source | None = None
+    config: ConfigDict, hardware: str | None = None, *, source: Dataset | None = None
 ) -> Plan:
     """Returns the plan without what the compiled step tells, which `compile_plan` adds.
 
     Args:
       config: a full config.
-      target: as for `open_target`.
+      target: as for `open_hardware`.
       source: its data set, if it has been opened.
 
     Raises:
       UserError: the run is impossible, or the target is unknown.
     """
-    opened = open_target(target)
-    setup = prepare(config, source=source or open_or_published(config), devices=opened.devices)
+    opened = open_hardware(hardware)
+    setup = build_setup(config, source=source or open_or_published(config), devices=opened.devices)
     _refuse_idle_milestones(setup.config)
     return plan_setup(setup, opened)
 
 
-def plan_setup(setup: Setup, target: Target) -> Plan:
+def plan_setup(setup: Setup, hardware: Hardware) -> Plan:
     """Returns the plan of a run that is set up for the devices of `target`."""
     sizes = [image_size(setup.config, training=training) for training in (True, False)]
     costs = {size: count_cost(setup.model, size) for size in set(sizes)}
-    return Plan(setup, target, *(costs[size] for size in sizes))
+    return Plan(setup, hardware, *(costs[size] for size in sizes))
 
 
 def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
@@ -114,7 +114,7 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
     Raises:
       RunError: it does not fit into the memory of the target.
     """
-    on_tpu = is_tpu(plan.target.name)
+    on_tpu = is_tpu(plan.hardware.name)
     options = {'exec_time_optimization_effort': effort} if on_tpu else None
     try:
         compiled = compile_train_step(plan.setup, options)
@@ -124,10 +124,10 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
         used = next((line for line in str(error).splitlines() if 'Used' in line), str(error))
         raise RunError(
             f'a step of config.batch_size={plan.setup.config.batch_size} does not fit on '
-            f'{plan.target.name} ({used.strip()}); choose a smaller one, more devices, '
+            f'{plan.hardware.name} ({used.strip()}); choose a smaller one, more devices, '
             f'config.model.dtype=bfloat16 or config.model.remat=norm{_with_more_effort(options)}.'
         ) from None
-    return plan._replace(needs=needs(compiled, plan.setup))
+    return plan._replace(resources=step_resources(compiled, plan.setup))
 
 
 def _with_more_effort(options: dict[str, float] | None) -> str:
@@ -144,10 +144,10 @@ def _refuse_idle_milestones(config: ConfigDict) -> None:
         )
 
 
-def describe(plan: Plan) -> Iterator[str]:
+def describe_plan(plan: Plan) -> Iterator[str]:
     """Yields lines for a person: steps, learning rates, parameters, FLOPs."""
     setup, config = plan.setup, plan.setup.config
-    source, total = setup.source, setup.total_steps
+    source, total = setup.dataset, setup.total_steps
     yield (
         f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
         f'images, {len(source.class_names)} classes'
@@ -165,8 +165,8 @@ def describe(plan: Plan) -> Iterator[str]:
 
 def _last_batch(setup: Setup) -> str:
     config = setup.config
-    left = len(setup.source.train) - setup.steps_per_epoch * config.batch_size
-    last = len(setup.source.val) % config.batch_size
+    left = len(setup.dataset.train) - setup.steps_per_epoch * config.batch_size
+    last = len(setup.dataset.val) % config.batch_size
     train = f'{left} images of each epoch wait for the next' if left else 'no image is left over'
     padded = f'the last evaluation batch has {last} images and is filled up, masked' if last else ''
     return '; '.join(filter(None, [train, padded]))
@@ -188,19 +188,19 @@ def _turning_points(setup: Setup) -> str:
     return ', '.join(f'{float(setup.schedule(step)):.4g} at step {step:,}' for step in steps)
 
 
-def describe_needs(plan: Plan) -> Iterator[str]:
+def describe_resources(plan: Plan) -> Iterator[str]:
     """Yields lines for a person: memory, traffic, collectives, time, the largest batch."""
-    setup, found = plan.setup, plan.needs
+    setup, found = plan.setup, plan.resources
     devices, batch = setup.layout.devices, setup.config.batch_size
     memory = found.memory
-    yield f'devices         {devices} of {plan.target.name}, {batch // devices} images each'
+    yield f'devices         {devices} of {plan.hardware.name}, {batch // devices} images each'
     yield (
         f'memory          {gib(memory.total)} a device: weights {gib(memory.weights)}, optimizer '
         f'{gib(memory.optimizer)}, batch {gib(memory.batch)}, activations and gradients '
         f'{gib(memory.temporary)}'
     )
-    if plan.target.chip:
-        yield from _describe_fit(plan, plan.target.chip)
+    if plan.hardware.chip:
+        yield from _describe_fit(plan, plan.hardware.chip)
     if found.traffic is not None:
         yield f'traffic         {found.traffic * devices / batch / 1e6:.0f} MB of memory per image'
     sent = ', '.join(
@@ -214,7 +214,7 @@ def describe_needs(plan: Plan) -> Iterator[str]:
 
 
 def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
-    memory, devices = plan.needs.memory, plan.setup.layout.devices
+    memory, devices = plan.resources.memory, plan.setup.layout.devices
     local = plan.setup.config.batch_size // devices
     # What does not grow with the batch; gradients are as large as the weights.
     fixed = 2 * memory.weights + memory.optimizer + memory.program
@@ -241,5 +241,5 @@ def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
         f'                a roofline, limited by {limit}: what the chip could do at its full rate, '
         'not a forecast'
     )
-    if plan.needs.traffic is None:
+    if plan.resources.traffic is None:
         yield '                its compiler does not count memory traffic, which may take longer'

@@ -5,7 +5,7 @@ import os
 from typing import Any, NamedTuple
 
 from flaxcls.errors import UserError
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 class Chip(NamedTuple):
@@ -64,7 +64,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-class Target(NamedTuple):
+class Hardware(NamedTuple):
     """Devices to compile for.
 
     Attributes:
@@ -108,7 +108,7 @@ def chip_of(device_kind: str) -> Chip | None:
     return _KINDS.get(device_kind)
 
 
-def open_target(name: str | None) -> Target:
+def open_hardware(name: str | None) -> Hardware:
     """Returns the target tpu:KIND[:TOPOLOGY] or gpu:KIND[:COUNT]; None: the devices there are.
 
     For a target that is not there, `prepare_environment` has to come first.
@@ -121,15 +121,15 @@ def open_target(name: str | None) -> Target:
 
         devices = jax.devices()
         kind = devices[0].device_kind
-        return Target(kind, devices, chip_of(kind))
+        return Hardware(kind, devices, chip_of(kind))
     platform, _, rest = name.partition(':')
     kind, _, shape = rest.partition(':')
     chip = CHIPS.get(f'{platform}:{kind}')
     if chip is None:
-        known = ', '.join(CHIPS)
+        known, remedy = ', '.join(CHIPS), did_you_mean(f'{platform}:{kind}', list(CHIPS))
         raise UserError(
-            f'--target={name} is unknown{nearest(f"{platform}:{kind}", list(CHIPS))}; there are '
-            f'{known}, as in tpu:v5e:2x4 and gpu:h100:8.'
+            f'--target={name} is unknown{remedy}; there are {known}, as in '
+            f'tpu:v5e:2x4 and gpu:h100:8.'
         )
     import jax  # noqa: PLC0415 - not before `prepare_environment`
 
@@ -142,7 +142,7 @@ def open_target(name: str | None) -> Target:
         raise UserError(
             f'--target={name}: there is no such topology ({_first_line(error)}).'
         ) from None
-    return Target(name, list(devices), chip)
+    return Hardware(name, list(devices), chip)
 
 
 def _tpu_topology(kind: str, shape: str) -> Any:

@@ -39,7 +39,7 @@ class Rate(NamedTuple):
         return _middle_half(self.rounds)
 
 
-class Measurements(NamedTuple):
+class BenchmarkResults(NamedTuple):
     """What has been measured of a run.
 
     Attributes:
@@ -116,7 +116,7 @@ def _middle_half(values: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def describe(found: Measurements) -> Iterator[str]:
+def describe_results(found: BenchmarkResults) -> Iterator[str]:
     """Yields lines for a person."""
     yield from _describe_run(found)
     yield f'init            {found.init_seconds:.2f} s to draw the weights'
@@ -145,7 +145,7 @@ def describe(found: Measurements) -> Iterator[str]:
     )
 
 
-def _describe_run(found: Measurements) -> Iterator[str]:
+def _describe_run(found: BenchmarkResults) -> Iterator[str]:
     about = found.about
     yield (
         f'{about["model"]} in {about["dtype"]}, batch {found.batch_size} at {about["image_size"]} '
@@ -175,7 +175,7 @@ def _describe_rate(rate: Rate) -> str:
     return f'{rate.median:,.1f} images/s ({low:,.1f} to {high:,.1f})'
 
 
-def _describe_mfu(found: Measurements) -> str:
+def _describe_mfu(found: BenchmarkResults) -> str:
     if found.mfu is None:
         return f'not known, since the peak of {found.about["device_kind"]} is not'
     dtype = found.about['dtype']
@@ -183,5 +183,5 @@ def _describe_mfu(found: Measurements) -> str:
     return f"{found.mfu:.1%} of the devices' {found.peak_flops / 1e12:,.0f} T/s in bfloat16{other}"
 
 
-def _on_cpu(found: Measurements) -> bool:
+def _on_cpu(found: BenchmarkResults) -> bool:
     return found.about['device_kind'] == 'cpu'

@@ -19,14 +19,14 @@ from flaxcls.data.pipeline import Batch
 from flaxcls.errors import UserError
 from flaxcls.planning import compiled
 from flaxcls.planning.estimate import plan_setup
-from flaxcls.planning.hardware import open_target
-from flaxcls.planning.results import Compilation, Measurements, Rate
+from flaxcls.planning.hardware import open_hardware
+from flaxcls.planning.results import BenchmarkResults, Compilation, Rate
 from flaxcls.system import host_info
 from flaxcls.system.threads import count_cores
 from flaxcls.training import parallel
 from flaxcls.training.loop import run_steps
-from flaxcls.training.meter import Window
-from flaxcls.training.setup import Setup, prepare
+from flaxcls.training.meter import StepMeter
+from flaxcls.training.setup import Setup, build_setup
 from flaxcls.training.state import TrainState
 
 # Short rounds, many of them: what else the machine does then comes to all kinds alike.
@@ -77,7 +77,7 @@ def benchmark(
     steps: int | None = None,
     rounds: int | None = None,
     on_round: Callable[[], Any] = lambda: None,
-) -> Measurements:
+) -> BenchmarkResults:
     """Returns what is measured of the run that a config describes, on the devices here.
 
     Args:
@@ -90,22 +90,22 @@ def benchmark(
       UserError: the run is impossible, its data is not here, or there are too few steps or rounds.
     """
     _require_enough(steps, rounds)
-    setup = prepare(config)
+    setup = build_setup(config)
     began = time.perf_counter()
     state = jax.block_until_ready(setup.init_state())
     init_seconds = time.perf_counter() - began
     programs = compile_programs(setup, state)
     state, seconds = _warm_up(programs, state)
     steps, rounds = choose_rounds(seconds, steps, rounds)
-    timed = _time_in_turn(programs, state, steps, rounds, on_round)
+    timed = _time_alternating(programs, state, steps, rounds, on_round)
     images = steps * setup.config.batch_size
     rates = {
         kind: Rate(tuple(images / round_.seconds for round_ in found))
         for kind, found in timed.items()
     }
-    plan = plan_setup(setup, open_target(None))
-    chip = plan.target.chip
-    return Measurements(
+    plan = plan_setup(setup, open_hardware(None))
+    chip = plan.hardware.chip
+    return BenchmarkResults(
         about=_about(setup),
         batch_size=setup.config.batch_size,
         init_seconds=init_seconds,
@@ -118,7 +118,7 @@ def benchmark(
         eval_flops=plan.flops_per_evaluated_image,
         peak_flops=chip and chip.flops * setup.layout.devices,
         peak_memory=peak_memory(setup.layout.mesh.local_devices),
-        step_memory=compiled.needs(programs.train.step, setup).memory.total,
+        step_memory=compiled.step_resources(programs.train.step, setup).memory.total,
     )
 
 
@@ -135,7 +135,7 @@ def compile_programs(setup: Setup, state: TrainState) -> Programs:
     config = setup.config.copy_and_resolve_references()
     config.num_epochs = _EPOCHS_WITHOUT_END
     make_batches = setup._replace(config=config).make_train_batches()
-    train_batch = _first(make_batches(0), parallel.parts_to_devices, setup)
+    train_batch = _first(make_batches(0), parallel.microbatches_to_devices, setup)
     eval_batch = _first(setup.make_eval_batches()(), parallel.to_devices, setup)
     return Programs(
         setup,
@@ -181,7 +181,7 @@ def choose_rounds(seconds: float, steps: int | None, rounds: int | None) -> tupl
     return steps, rounds or min(max(fitting, _FEWEST_ROUNDS), _MOST_ROUNDS)
 
 
-def _time_in_turn(
+def _time_alternating(
     programs: Programs, state: TrainState, steps: int, rounds: int, on_round: Callable[[], Any]
 ) -> dict[str, list[Round]]:
     """Returns the rounds of each kind, which alternate, so that what else slows them is shared."""
@@ -216,7 +216,7 @@ def _time_calls(
         for _ in range(count):
             state, sums = call(state)
             results.append(sums)
-            parallel.limit_run_ahead(results)
+            parallel.throttle_dispatch(results)
         jax.block_until_ready((state, results))
     return state, Round(time.perf_counter() - began)
 
@@ -227,17 +227,17 @@ def time_loop(programs: Programs, state: TrainState, steps: int) -> tuple[TrainS
     It begins with the batch of the state's step, and a record ends it.
     """
     setup, every = programs.setup, programs.setup.config.log_every_steps
-    window, times = Window(setup.config), []
+    meter, times = StepMeter(setup.config), []
     # Closed, or what is read ahead would slow the round that comes next.
     with contextlib.closing(programs.make_batches(int(state.step))) as batches:
-        on_devices = parallel.parts_to_devices(batches, setup.layout)
-        states = run_steps(programs.train.step, state, on_devices, window)
+        on_devices = parallel.microbatches_to_devices(batches, setup.layout)
+        states = run_steps(programs.train.step, state, on_devices, meter)
         for state in itertools.islice(states, untimed_steps(steps)):  # noqa: B007 - the last
             pass
-        window.close()
+        meter.close()
         for number, state in enumerate(itertools.islice(states, steps), 1):  # noqa: B007
             if number % every == 0 or number == steps:
-                times.append(_time_of(window.close()))
+                times.append(_time_of(meter.close()))
     return state, Round(*map(sum, zip(*times, strict=True)))
 
 
@@ -268,7 +268,7 @@ def _about(setup: Setup) -> dict[str, Any]:
         'dtype': config.model.dtype,
         'image_size': image_size(config, training=True),
         'source': config.data.source,
-        'notes': list(setup.source.notes),
+        'notes': list(setup.dataset.notes),
         'devices': setup.layout.devices,
         'device_kind': jax.devices()[0].device_kind,
         'cores': count_cores(),

@@ -11,7 +11,7 @@ from PIL import Image
 from flaxcls.explaining.attribution import grad_cam
 from flaxcls.explaining.plots import overlay
 from flaxcls.inference.predictions import Predictions
-from flaxcls.reporting.runs import Run
+from flaxcls.reporting.runs import ReportedRun
 
 _AT_MOST = 12  # Examples of a kind.
 # Smaller images are shown pixel by pixel; those over the second side are reduced to it, as JPEG.
@@ -65,11 +65,11 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     wrong, with the least probable answers that are no confident mistakes already.
     """
     confidence = predictions.probabilities(temperature).max(1)
-    correct, answers = predictions.correct, predictions.answers
+    correct, predicted = predictions.correct, predictions.predicted
     falling = np.argsort(-confidence, kind='stable')
     mistakes = falling[~correct[falling]][:_AT_MOST]
     right = falling[correct[falling]]
-    _, first = np.unique(answers[right], return_index=True)
+    _, first = np.unique(predicted[right], return_index=True)
     if len(first) > _AT_MOST:  # Those of the classes that the network is surest of.
         first = np.sort(first)[:_AT_MOST]
     rising = falling[::-1]
@@ -77,7 +77,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     return mistakes, right[first], uncertain
 
 
-def find_examples(run: Run) -> Examples:
+def find_examples(run: ReportedRun) -> Examples:
     """Returns the examples of a run that has predictions, a classifier and its data."""
     temperature = run.calibration['temperature'] if run.calibration else 1.0
     probabilities = run.predictions.probabilities(temperature).max(1)
@@ -86,19 +86,19 @@ def find_examples(run: Run) -> Examples:
     )
 
 
-def _describe(run: Run, chosen: np.ndarray, probabilities: np.ndarray) -> list[Example]:
+def _describe(run: ReportedRun, chosen: np.ndarray, probabilities: np.ndarray) -> list[Example]:
     if not len(chosen):
         return []
     predictions, names = run.predictions, run.class_names
-    val = run.setup.source.val
-    images = np.stack([run.classifier.prepare(val[index][0]) for index in chosen])
-    labels, answers = predictions.labels[chosen], predictions.answers[chosen]
-    heats = {'answer': grad_cam(run.classifier, images, answers)}
-    if (labels != answers).any():
+    val = run.setup.dataset.val
+    images = np.stack([run.classifier.preprocess(val[index][0]) for index in chosen])
+    labels, predicted = predictions.labels[chosen], predictions.predicted[chosen]
+    heats = {'answer': grad_cam(run.classifier, images, predicted)}
+    if (labels != predicted).any():
         heats['label'] = grad_cam(run.classifier, images, labels)
     found = []
     for place, index in enumerate(chosen):
-        label, answer = names[labels[place]], names[answers[place]]
+        label, answer = names[labels[place]], names[predicted[place]]
         views = [_view(images[place], 'image')]
         views.append(_view(overlay(images[place], heats['answer'][place]), f'for {answer}'))
         if label != answer:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flaxcls.inference.scores import reliability
-from flaxcls.reporting.runs import Run
+from flaxcls.reporting.runs import ReportedRun
 from flaxcls.system import svg as svg_lib
 
 _FEW = 40  # Points that are marked one by one.
@@ -50,12 +50,12 @@ PANELS = (
 )
 
 
-def curves(runs: Sequence[Run]) -> list[Plot]:
+def curves(runs: Sequence[ReportedRun]) -> list[Plot]:
     """Returns a plot of each of PANELS, with all runs in it."""
     return [Plot(panel.title, _draw_panel(panel, runs)) for panel in PANELS]
 
 
-def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
+def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> str | None:
     lines = [
         (svg_lib.run_colour(index), key == panel.training, points)
         for key in (panel.training, panel.validation)
@@ -80,7 +80,7 @@ def _draw_panel(panel: Panel, runs: Sequence[Run]) -> str | None:
         return svg_lib.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
 
 
-def _points(run: Run, key: str | None) -> np.ndarray:
+def _points(run: ReportedRun, key: str | None) -> np.ndarray:
     """Returns (epoch, value) of a quantity, float64 [N, 2]."""
     return np.array([[record['epoch'], record[key]] for record in run.history if key in record])
 
@@ -125,7 +125,7 @@ def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
     axis.minorticks_off()
 
 
-def reliability_diagram(run: Run, index: int, calibration: Mapping[str, Any] | None) -> str:
+def reliability_diagram(run: ReportedRun, index: int, calibration: Mapping[str, Any] | None) -> str:
     """Returns a plot of accuracy over confidence, with the share of images at each confidence.
 
     Args:

@@ -14,7 +14,7 @@ from flaxcls.config import options as options_lib
 from flaxcls.errors import UserError
 from flaxcls.reporting import examples as examples_lib
 from flaxcls.reporting import figures, tables
-from flaxcls.reporting.runs import Run
+from flaxcls.reporting.runs import ReportedRun
 from flaxcls.system import svg
 from flaxcls.system.html import create_environment
 
@@ -45,7 +45,7 @@ class Chapter(NamedTuple):
       confusions, reliability, examples, classes: Parts.
     """
 
-    run: Run
+    run: ReportedRun
     name: str
     colour: str
     options: Sequence[tables.Option]
@@ -56,7 +56,7 @@ class Chapter(NamedTuple):
     classes: Part
 
 
-def render(runs: Sequence[Run], *, reload_after: float | None = None) -> str:
+def render(runs: Sequence[ReportedRun], *, reload_after: float | None = None) -> str:
     """Returns the page as a document of HTML that needs no other file.
 
     Args:
@@ -78,7 +78,7 @@ def render(runs: Sequence[Run], *, reload_after: float | None = None) -> str:
     )  # fmt: skip
 
 
-def _chapter(run: Run, name: str, index: int) -> Chapter:
+def _chapter(run: ReportedRun, name: str, index: int) -> Chapter:
     predictions, names = run.predictions, run.class_names
     why = sentence(run.why.get('predictions', ''))
     attempt = lambda get: Part(None, why) if predictions is None else Part(get())  # noqa: E731
@@ -97,7 +97,7 @@ def _chapter(run: Run, name: str, index: int) -> Chapter:
     )
 
 
-def _examples(run: Run) -> Part:
+def _examples(run: ReportedRun) -> Part:
     missing = run.why.get('predictions') if run.predictions is None else run.why.get('data')
     if missing:
         return Part(None, sentence(missing))

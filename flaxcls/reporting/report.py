@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 
 from flaxcls.reporting import page
-from flaxcls.reporting.runs import Run, load
+from flaxcls.reporting.runs import ReportedRun, load_reported_run
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training.workdir import load_stored_config, require_different
 
 _PAGE = 'report.html'
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[ReportedRun]) -> str:
     """Returns a table with a line for each run: network, data, epochs, validation accuracy."""
     lines = [
         f'{"run":<32} {"network":<20} {"data":<16} {"epochs":>6} {"val/accuracy":>13} {"best":>8}'
@@ -36,9 +36,9 @@ def write_report(
     workdirs: Sequence[str | os.PathLike],
     out: str | os.PathLike | None = None,
     *,
-    earlier: Sequence[Run] = (),
+    earlier: Sequence[ReportedRun] = (),
     reload_after: float | None = None,
-) -> tuple[pathlib.Path, list[Run]]:
+) -> tuple[pathlib.Path, list[ReportedRun]]:
     """Writes the page about runs, be they finished or not; returns the file, and what it shows.
 
     Args:
@@ -57,7 +57,9 @@ def write_report(
         load_stored_config(workdir)  # A workdir that is none is told as such.
     out = require_place(out or os.path.join(workdirs[0], _PAGE))
     known = earlier or [None] * len(workdirs)
-    runs = [load(workdir, before) for workdir, before in zip(workdirs, known, strict=True)]
+    runs = [
+        load_reported_run(workdir, before) for workdir, before in zip(workdirs, known, strict=True)
+    ]
     going_on = not all(run.finished for run in runs)
     text = page.render(runs, reload_after=reload_after if going_on else None)
     # Names of files need not be valid text.
@@ -80,7 +82,7 @@ def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _tell(path: pathlib.Path, runs: Sequence[Run]) -> None:
+def _tell(path: pathlib.Path, runs: Sequence[ReportedRun]) -> None:
     print(table(runs))
     for run in runs:
         for reason in dict.fromkeys(run.why.values()):

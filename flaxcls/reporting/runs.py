@@ -23,7 +23,7 @@ from flaxcls.training.workdir import load_class_names, load_stored_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run as its workdir has it; what is None is not there, and a sentence of `why` says why.
 
     Attributes:
@@ -92,7 +92,7 @@ class Run:
         return _result_in(self.evaluations[-1]) if self.evaluations else None
 
 
-def load(workdir: str, earlier: Run | None = None) -> Run:
+def load_reported_run(workdir: str, earlier: ReportedRun | None = None) -> ReportedRun:
     """Returns what is known of the run in `workdir`.
 
     Args:
@@ -115,7 +115,7 @@ def load(workdir: str, earlier: Run | None = None) -> Run:
         )
     if predictions is None and setup is None:
         why['predictions'] = why['data']
-    return Run(
+    return ReportedRun(
         workdir=workdir,
         config=config,
         history=read_metrics(workdir),
@@ -139,7 +139,7 @@ def _attempt(get: Callable[[], Any], why: dict[str, str], what: str) -> Any:
         return None
 
 
-def _same_step(earlier: Run | None, step: int) -> Predictions | None:
+def _same_step(earlier: ReportedRun | None, step: int) -> Predictions | None:
     known = earlier.predictions if earlier else None
     return known if known and known.step == step else None
 

@@ -12,7 +12,7 @@ from flaxcls.errors import UserError
 from flaxcls.evaluation.tables import require_same_examples
 from flaxcls.inference.predictions import Predictions
 from flaxcls.inference.scores import McNemar, class_scores, confusion_matrix, mcnemar
-from flaxcls.reporting.runs import Run
+from flaxcls.reporting.runs import ReportedRun
 
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60
 
@@ -36,13 +36,13 @@ class Option(NamedTuple):
         return self.value != self.default and self.key != 'model.num_classes'
 
 
-def list_options(run: Run) -> list[Option]:
+def list_options(run: ReportedRun) -> list[Option]:
     """Returns all options of a run in the order of `default_config`."""
     defaults = default_options()
     return [Option(key, value, defaults[key]) for key, value in options(run.config)]
 
 
-def repeating_command(run: Run) -> str:
+def repeating_command(run: ReportedRun) -> str:
     """Returns a command for a shell that makes the same run anew in another workdir."""
     words = ['python', '-m', 'flaxcls.main', f'--workdir={run.workdir.rstrip("/")}-again']
     for option in list_options(run):
@@ -52,17 +52,17 @@ def repeating_command(run: Run) -> str:
     return ' \\\n    '.join([begin, *rest])
 
 
-class Difference(NamedTuple):
+class DifferingOption(NamedTuple):
     """An option in which runs differ, with the value of each."""
 
     key: str
     values: Sequence[Any]
 
 
-def differing_options(runs: Sequence[Run]) -> list[Difference]:
+def differing_options(runs: Sequence[ReportedRun]) -> list[DifferingOption]:
     """Returns the options in which any two runs differ."""
     columns = [dict(options(run.config)) for run in runs]
-    rows = [Difference(key, [column[key] for column in columns]) for key in columns[0]]
+    rows = [DifferingOption(key, [column[key] for column in columns]) for key in columns[0]]
     return [row for row in rows if any(value != row.values[0] for value in row.values)]
 
 
@@ -73,7 +73,7 @@ class Comparison(NamedTuple):
     why: str
 
 
-def compare(first: Run, other: Run) -> Comparison:
+def compare(first: ReportedRun, other: ReportedRun) -> Comparison:
     """Returns McNemar's test of two runs on the images that both were evaluated on."""
     ours, theirs = first.predictions, other.predictions
     for run in (first, other):
@@ -86,7 +86,7 @@ def compare(first: Run, other: Run) -> Comparison:
     return Comparison(mcnemar(ours.correct, theirs.correct), '')
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """A number of the confusion matrix.
 
     Attributes:
@@ -121,7 +121,7 @@ class Confusions(NamedTuple):
     """
 
     names: list[str]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     left_out: int
     pairs: list[Pair]
     more_pairs: int
@@ -129,14 +129,14 @@ class Confusions(NamedTuple):
 
 def confusions(predictions: Predictions, names: Sequence[str]) -> Confusions:
     """Returns the confusion matrix for people; of over 20 classes, the 20 with most mistakes."""
-    matrix = confusion_matrix(predictions.labels, predictions.answers, len(names))
+    matrix = confusion_matrix(predictions.labels, predictions.predicted, len(names))
     support, wrong = matrix.sum(1), matrix.copy()
     np.fill_diagonal(wrong, 0)
     involved = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind='stable')[:_IN_MATRIX]
     shown, most = np.sort(involved), max(wrong.max(), 1)
     rows = [
         [
-            Cell(int(matrix[row, column]), row == column, _strength(matrix, row, column, most))
+            TableCell(int(matrix[row, column]), row == column, _strength(matrix, row, column, most))
             for column in shown
         ]
         for row in shown
@@ -177,9 +177,9 @@ class ClassTable(NamedTuple):
 
 def class_table(predictions: Predictions, names: Sequence[str]) -> ClassTable:
     """Returns the scores of each class; of over 60 classes, of the 60 with the lowest F1."""
-    labels, answers = predictions.labels, predictions.answers
-    scores = class_scores(labels, answers, len(names))
-    wrong = confusion_matrix(labels, answers, len(names))
+    labels, predicted = predictions.labels, predictions.predicted
+    scores = class_scores(labels, predicted, len(names))
+    wrong = confusion_matrix(labels, predicted, len(names))
     np.fill_diagonal(wrong, 0)
     shown = np.arange(len(names))
     if len(names) > _IN_CLASS_TABLE:

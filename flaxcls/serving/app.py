@@ -22,7 +22,7 @@ from flaxcls.inference.classifier import Classifier, UnreadableImage
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
-from flaxcls.serving.request_body import Body, Refusal
+from flaxcls.serving.request_body import Body, ErrorResponse
 from flaxcls.system.html import create_environment
 from flaxcls.system.threads import num_threads
 
@@ -126,7 +126,7 @@ class _Server:
             response = await self._answer(request, body)
             status = response.status_code
         except HTTPException as error:
-            response, status = Refusal(error, body), error.status_code
+            response, status = ErrorResponse(error, body), error.status_code
         except ClientDisconnect:
             response, status = Response(), 499  # Nobody is there to be told.
         finally:
@@ -170,7 +170,7 @@ class _Server:
         except ValueError as error:
             raise HTTPException(415, f'{error}.') from None
         try:
-            return self._classifier.prepare(data)
+            return self._classifier.preprocess(data)
         except UnreadableImage as error:
             raise HTTPException(422, f'{error.reason}.') from None
         except MemoryError:

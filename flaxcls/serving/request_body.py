@@ -86,7 +86,7 @@ async def _only_file(request: Request) -> bytes:
         return await files[0].read()
 
 
-class Refusal(JSONResponse):
+class ErrorResponse(JSONResponse):
     """An answer {"error": sentence}, which may come before the request has been read."""
 
     def __init__(self, error: HTTPException, body: Body):

@@ -12,12 +12,12 @@ from typing import Any
 
 from flaxcls.config.options import as_flag
 from flaxcls.errors import UserError
-from flaxcls.sweeping.definition import Run
+from flaxcls.sweeping.definition import SweepRun
 
 JOBS_FOLDER = 'jobs'
 
 
-def command_of(run: Run, config: str) -> list[str]:
+def command_of(run: SweepRun, config: str) -> list[str]:
     """Returns the command of a run, which works as well by hand."""
     words = [sys.executable, '-m', 'flaxcls.main', f'--config={config}', f'--workdir={run.workdir}']
     return words + [f'--config.{key}={as_flag(value)}' for key, value in run.overrides.items()]

@@ -8,17 +8,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxcls.config.defaults import options
-from flaxcls.data.datasets import Source
+from flaxcls.data.datasets import Dataset
 from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import UserError
 from flaxcls.planning.estimate import create_plan
-from flaxcls.sweeping.definition import Cell, Run
+from flaxcls.sweeping.definition import Cell, SweepRun
 from flaxcls.sweeping.results import Outcome, remaining_seconds
 
 Costs = Mapping[Cell, Mapping[str, float]]
 
 
-def plan_cells(runs: Sequence[Run]) -> Costs:
+def plan_cells(runs: Sequence[SweepRun]) -> Costs:
     """Returns {cell: {'steps', 'parameters', 'forward_flops', 'flops'}}.
 
     forward_flops are those of one image of training's size, flops those of a whole run with its
@@ -28,14 +28,14 @@ def plan_cells(runs: Sequence[Run]) -> Costs:
       UserError: a run is impossible.
     """
     costs: dict[Cell, dict[str, float]] = {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, Dataset] = {}
     for run in runs:
         if run.cell not in costs:
             costs[run.cell] = _plan(run, sources)
     return costs
 
 
-def plan_or_note(runs: Sequence[Run]) -> Costs:
+def plan_or_note(runs: Sequence[SweepRun]) -> Costs:
     """Returns what `plan_cells` does, or, where the data is not here, {} with a note."""
     try:
         return plan_cells(runs)
@@ -44,7 +44,7 @@ def plan_or_note(runs: Sequence[Run]) -> Costs:
         return {}
 
 
-def _plan(run: Run, sources: dict[str, Source]) -> dict[str, float]:
+def _plan(run: SweepRun, sources: dict[str, Dataset]) -> dict[str, float]:
     try:
         plan = create_plan(run.config, source=_open_once(run.config, sources))
     except UserError as error:
@@ -57,14 +57,14 @@ def _plan(run: Run, sources: dict[str, Source]) -> dict[str, float]:
     }
 
 
-def _open_once(config: ConfigDict, sources: dict[str, Source]) -> Source:
+def _open_once(config: ConfigDict, sources: dict[str, Dataset]) -> Dataset:
     key = json.dumps([config.seed, *options(config.data)])
     if key not in sources:
         sources[key] = open_or_published(config)
     return sources[key]
 
 
-def describe_runs(outcomes: Mapping[Run, Outcome], costs: Costs) -> Iterator[str]:
+def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterator[str]:
     """Yields a line for each run, and what all cost and what is left of it."""
     width = max(len(str(run)) for run in outcomes)
     yield f'{"run":<{width}}  {"state":<16} {"steps":>9} {"parameters":>12} {"FLOPs":>9}'

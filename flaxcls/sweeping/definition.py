@@ -95,7 +95,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
+class SweepRun:
     """One run of a sweep, equal to itself alone.
 
     Attributes:

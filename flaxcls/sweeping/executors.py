@@ -18,7 +18,7 @@ from flaxcls.sweeping.commands import (
     require_submitit,
     share_of_accelerators,
 )
-from flaxcls.sweeping.definition import Run
+from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.job import Job
 from flaxcls.system.signals import SignalFlag
 
@@ -30,10 +30,10 @@ _FOREVER_MINUTES = 60 * 24 * 365
 class Executor(Protocol):
     """Takes runs, and tells which have ended."""
 
-    def start(self, runs: Sequence[Run]) -> None:
+    def start(self, runs: Sequence[SweepRun]) -> None:
         """Begins, or puts into a queue."""
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[SweepRun]:
         """Returns the runs that have ended since the last call, in whatever way."""
 
     def cancel(self) -> None:
@@ -46,11 +46,13 @@ class Executor(Protocol):
     def going_on(self) -> int:
         """How many have begun, or are in a queue, and have not ended."""
 
-    def said(self, run: Run) -> str:
+    def said(self, run: SweepRun) -> str:
         """Returns what a job left that has not come to the point of writing its log."""
 
 
-def run_all(executor: Executor, runs: Sequence[Run], on_end: Callable[[Run, bool], None]) -> None:
+def run_all(
+    executor: Executor, runs: Sequence[SweepRun], on_end: Callable[[SweepRun, bool], None]
+) -> None:
     """Runs all; calls `on_end(run, stopping)` with each that has ended, in whatever way.
 
     Args:
@@ -95,18 +97,18 @@ class Local:
     def __init__(self, root: pathlib.Path, config: str, jobs: int):
         self._folder = new_folder(root, 'local')
         self._config, self._jobs = config, jobs
-        self._waiting: list[Run] = []
-        self._slots: list[tuple[Run, Any] | None] = [None] * jobs
-        self._last: dict[Run, Any] = {}
+        self._waiting: list[SweepRun] = []
+        self._slots: list[tuple[SweepRun, Any] | None] = [None] * jobs
+        self._last: dict[SweepRun, Any] = {}
 
-    def start(self, runs: Sequence[Run]) -> None:
+    def start(self, runs: Sequence[SweepRun]) -> None:
         submitit = require_submitit()
         self._executor = submitit.LocalExecutor(self._folder)
         self._executor.update_parameters(timeout_min=_FOREVER_MINUTES)
         self._waiting = list(runs)
         self._fill()
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[SweepRun]:
         found = []
         for slot, going in enumerate(self._slots):
             if going and going[1].done():
@@ -125,7 +127,7 @@ class Local:
     def going_on(self) -> int:
         return sum(going is not None for going in self._slots) + len(self._waiting)
 
-    def said(self, run: Run) -> str:
+    def said(self, run: SweepRun) -> str:
         return self._last[run].stderr() or ''
 
     def _fill(self) -> None:

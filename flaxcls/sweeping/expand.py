@@ -9,11 +9,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from flaxcls.config.defaults import OBSERVING_OPTIONS, options
-from flaxcls.config.files import load_config, load_module, told_of
+from flaxcls.config.files import as_user_error, load_config, load_module
 from flaxcls.config.options import differences, from_json
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
-from flaxcls.sweeping.definition import Cell, Options, Run, Sweep
+from flaxcls.sweeping.definition import Cell, Options, Sweep, SweepRun
 from flaxcls.sweeping.validation import check_sweep
 
 _CONFIG_FILE = 'config.json'
@@ -26,7 +26,7 @@ def load_sweep(path: str) -> Sweep:
       UserError: there is no such file, or no sweep in it.
     """
     module = load_module(path, 'sweep', 'get_sweep')
-    with told_of(path, 'sweep'):
+    with as_user_error(path, 'sweep'):
         sweep = module.get_sweep()
     if not isinstance(sweep, Sweep):
         raise UserError(
@@ -37,7 +37,7 @@ def load_sweep(path: str) -> Sweep:
     return dataclasses.replace(sweep, title=title.strip(), text=text.strip())
 
 
-def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -> list[Run]:
+def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -> list[SweepRun]:
     """Returns all runs, seed by seed, so that a sweep that is stopped has something of each cell.
 
     Args:
@@ -66,7 +66,7 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
         given = {**common, **_level_options(sweep, cell), 'seed': seed}
         config = configs[cell].copy_and_resolve_references()
         config.seed = seed
-        runs.append(Run(cell, seed, given, config, root / cell.folder / f'seed{seed}'))
+        runs.append(SweepRun(cell, seed, given, config, root / cell.folder / f'seed{seed}'))
     return runs
 
 
@@ -96,7 +96,7 @@ def _require_different(configs: Mapping[Cell, ConfigDict]) -> None:
             )
 
 
-def require_same_configs(runs: Sequence[Run]) -> None:
+def require_same_configs(runs: Sequence[SweepRun]) -> None:
     """Raises UserError if a workdir has another run already, before any of them begins."""
     for run in runs:
         path = run.workdir / _CONFIG_FILE

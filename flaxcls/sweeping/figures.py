@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.sweeping.definition import Cell, Run
-from flaxcls.sweeping.results import ACCURACY, SHOWN, TRAIN_LOSS, Metric, Outcome, Row
+from flaxcls.sweeping.definition import Cell, SweepRun
+from flaxcls.sweeping.results import ACCURACY, SHOWN, TRAIN_LOSS, Metric, Outcome, SweepRow
 from flaxcls.system import svg
 
 # Of the page's light style, for files that stand by themselves.
@@ -26,7 +26,7 @@ class Line(NamedTuple):
     """
 
     name: str
-    rows: Sequence[Row]
+    rows: Sequence[SweepRow]
 
 
 class Key(NamedTuple):
@@ -56,9 +56,9 @@ def _mark(index: int) -> tuple[str, str]:
     return _MARKS[index // svg.NUM_COLOURS]
 
 
-def lines_over(axis: str, rows: Sequence[Row]) -> list[Line]:
+def lines_over(axis: str, rows: Sequence[SweepRow]) -> list[Line]:
     """Returns the lines of the plot over an axis."""
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[SweepRow]] = {}
     for row in rows:
         others = [level for name, level in row.cell.levels if name != axis]
         if row.summaries[ACCURACY.key].count:
@@ -69,8 +69,8 @@ def lines_over(axis: str, rows: Sequence[Row]) -> list[Line]:
 def draw(
     axis: str,
     levels: Sequence[str],
-    rows: Sequence[Row],
-    outcomes: dict[Run, Outcome],
+    rows: Sequence[SweepRow],
+    outcomes: dict[SweepRun, Outcome],
     colour: Callable[[int], str] = svg.run_colour,
     *,
     legend: bool = True,
@@ -139,7 +139,7 @@ def _draw_line(plot, metric, line, index, count, axis, levels, outcomes, colour)
     )
 
 
-def _values(metric: Metric, cell: Cell, outcomes: dict[Run, Outcome]) -> list[float]:
+def _values(metric: Metric, cell: Cell, outcomes: dict[SweepRun, Outcome]) -> list[float]:
     return [o.values[metric.key] for run, o in outcomes.items() if run.cell == cell and o.finished]
 
 

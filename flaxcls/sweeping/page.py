@@ -11,8 +11,8 @@ import flaxcls
 from flaxcls.reporting.page import environment, percent
 from flaxcls.sweeping import figures, tables
 from flaxcls.sweeping.costs import Costs, describe_state
-from flaxcls.sweeping.definition import Options, Run, Sweep, axis_file
-from flaxcls.sweeping.results import ACCURACY, SHOWN, Outcome, Row, read_outcomes, tabulate
+from flaxcls.sweeping.definition import Options, Sweep, SweepRun, axis_file
+from flaxcls.sweeping.results import ACCURACY, SHOWN, Outcome, SweepRow, read_outcomes, tabulate
 from flaxcls.system import svg as svg_lib
 from flaxcls.system.files import write_atomically
 
@@ -21,10 +21,10 @@ PAGE = 'sweep.html'
 
 def write_all(
     sweep: Sweep,
-    runs: Sequence[Run],
+    runs: Sequence[SweepRun],
     root: pathlib.Path,
     costs: Costs,
-    failed: Mapping[Run, str],
+    failed: Mapping[SweepRun, str],
     overrides: Options | None = None,
 ) -> None:
     """Prints the table, and writes it, the plots and the page into the sweep's folder.
@@ -57,7 +57,7 @@ def write_all(
 
 
 def _write_plots(
-    sweep: Sweep, rows: Sequence[Row], outcomes: dict[Run, Outcome], root: pathlib.Path
+    sweep: Sweep, rows: Sequence[SweepRow], outcomes: dict[SweepRun, Outcome], root: pathlib.Path
 ) -> None:
     """Writes AXIS.svg and AXIS.png for each axis, on white."""
     for axis, levels in sweep.axes.items():
@@ -93,10 +93,10 @@ class Reached(NamedTuple):
 
 def render(
     sweep: Sweep,
-    rows: Sequence[Row],
-    outcomes: dict[Run, Outcome],
+    rows: Sequence[SweepRow],
+    outcomes: dict[SweepRun, Outcome],
     common: Options,
-    failed: Mapping[Run, str],
+    failed: Mapping[SweepRun, str],
 ) -> str:
     """Returns the page as a document of HTML that needs no other file."""
     reached = [row for row in rows if row.summaries[ACCURACY.key].count]
@@ -124,11 +124,13 @@ def render(
     )  # fmt: skip
 
 
-def _reached(row: Row) -> Reached:
+def _reached(row: SweepRow) -> Reached:
     return Reached(str(row.cell), percent(row.summaries[ACCURACY.key].mean))
 
 
-def _plot(sweep: Sweep, index: int, rows: Sequence[Row], outcomes: dict[Run, Outcome]) -> AxisPlot:
+def _plot(
+    sweep: Sweep, index: int, rows: Sequence[SweepRow], outcomes: dict[SweepRun, Outcome]
+) -> AxisPlot:
     axis = list(sweep.axes)[index]
     lines = figures.lines_over(axis, rows)
     drawn = figures.draw(axis, list(sweep.axes[axis]), rows, outcomes, legend=False)

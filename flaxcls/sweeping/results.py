@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flaxcls.sweeping.definition import Cell, Run, Sweep
+from flaxcls.sweeping.definition import Cell, Sweep, SweepRun
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.run_record import read_record
 
@@ -73,12 +73,12 @@ class Outcome(NamedTuple):
         return not self.values and self.step == self.total_steps
 
 
-def read_outcomes(runs: Sequence[Run]) -> dict[Run, Outcome]:
+def read_outcomes(runs: Sequence[SweepRun]) -> dict[SweepRun, Outcome]:
     """Returns what each run has left."""
     return {run: read_outcome(run) for run in runs}
 
 
-def read_outcome(run: Run) -> Outcome:
+def read_outcome(run: SweepRun) -> Outcome:
     """Returns what the workdir of a run tells."""
     record = read_record(run.workdir)
     if not record:
@@ -95,7 +95,7 @@ def read_outcome(run: Run) -> Outcome:
     return Outcome(step, total, values, seconds)
 
 
-def _saved_step(run: Run, step: int) -> int:
+def _saved_step(run: SweepRun, step: int) -> int:
     """Returns the recorded step, or that of the newest checkpoint where its save has failed.
 
     Where somebody has removed all checkpoints, for room, the record is believed.
@@ -106,7 +106,7 @@ def _saved_step(run: Run, step: int) -> int:
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
 
 
-def _last_epoch(run: Run, total_steps: int) -> dict[str, float]:
+def _last_epoch(run: SweepRun, total_steps: int) -> dict[str, float]:
     """Returns the means of training over the records that end within the last epoch."""
     begins = total_steps - total_steps // run.config.num_epochs
     sums: dict[str, float] = {}
@@ -145,7 +145,7 @@ class Difference(NamedTuple):
     paired: bool
 
 
-class Row(NamedTuple):
+class SweepRow(NamedTuple):
     """A line of the table.
 
     Attributes:
@@ -197,8 +197,8 @@ def compare(ours: Mapping[int, float], base: Mapping[int, float]) -> Difference 
 
 
 def tabulate(
-    sweep: Sweep, outcomes: Mapping[Run, Outcome], costs: Mapping[Cell, Mapping[str, float]]
-) -> list[Row]:
+    sweep: Sweep, outcomes: Mapping[SweepRun, Outcome], costs: Mapping[Cell, Mapping[str, float]]
+) -> list[SweepRow]:
     """Returns a row for each cell, in their order, of the runs that are finished."""
     reached: dict[Cell, dict[int, Mapping[str, float]]] = {cell: {} for cell in sweep.cells}
     for run, outcome in outcomes.items():
@@ -213,11 +213,13 @@ def tabulate(
             theirs = {seed: v[metric.key] for seed, v in reached.get(base, {}).items()}
             summaries[metric.key] = summarize(list(ours.values()))
             changes[metric.key] = None if cell == base else compare(ours, theirs)
-        rows.append(Row(cell, cell == base, summaries, changes, costs.get(cell, {})))
+        rows.append(SweepRow(cell, cell == base, summaries, changes, costs.get(cell, {})))
     return rows
 
 
-def remaining_seconds(outcomes: Mapping[Run, Outcome], costs: Mapping[Cell, Any]) -> float | None:
+def remaining_seconds(
+    outcomes: Mapping[SweepRun, Outcome], costs: Mapping[Cell, Any]
+) -> float | None:
     """Returns how long the unfinished runs would take, from the finished; None: too little known.
 
     A cell none of whose runs is finished is taken at the rate of the others, in FLOPs.

@@ -10,7 +10,7 @@ import tqdm
 
 from flaxcls.sweeping.commands import last_line, require_submitit
 from flaxcls.sweeping.costs import as_duration
-from flaxcls.sweeping.definition import Run
+from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
@@ -26,7 +26,9 @@ def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) ->
     return Slurm(root, config, flags.jobs, dict(given.split('=', 1) for given in flags.slurm))
 
 
-def run_unfinished(runs: Sequence[Run], executor: Executor, failed: dict[Run, str]) -> None:
+def run_unfinished(
+    runs: Sequence[SweepRun], executor: Executor, failed: dict[SweepRun, str]
+) -> None:
     """Runs what is not finished.
 
     Args:
@@ -47,7 +49,7 @@ def run_unfinished(runs: Sequence[Run], executor: Executor, failed: dict[Run, st
     bar = tqdm.tqdm(initial=done, total=len(runs), unit='run', disable=None, dynamic_ncols=True)
     ended = 0
 
-    def on_end(run: Run, stopping: bool) -> None:
+    def on_end(run: SweepRun, stopping: bool) -> None:
         nonlocal ended
         if stopping and _was_stopped(run, logged[run]):
             return
@@ -70,7 +72,7 @@ def run_unfinished(runs: Sequence[Run], executor: Executor, failed: dict[Run, st
         bar.close()
 
 
-def _refuse_without_metrics(outcomes: dict[Run, Outcome], failed: dict[Run, str]) -> None:
+def _refuse_without_metrics(outcomes: dict[SweepRun, Outcome], failed: dict[SweepRun, str]) -> None:
     for run, outcome in outcomes.items():
         if outcome.lacks_metrics:
             failed[run] = (
@@ -80,18 +82,18 @@ def _refuse_without_metrics(outcomes: dict[Run, Outcome], failed: dict[Run, str]
             print(f'{run}: not started: {failed[run]}', flush=True)
 
 
-def _log_size(run: Run) -> int:
+def _log_size(run: SweepRun) -> int:
     path = run.workdir / LOG_FILE
     return path.stat().st_size if path.exists() else 0
 
 
-def _said(run: Run, logged: int) -> str:
+def _said(run: SweepRun, logged: int) -> str:
     """Returns what a run has said since its log had the size `logged`."""
     path = run.workdir / LOG_FILE
     return path.read_bytes()[logged:].decode(errors='backslashreplace') if path.exists() else ''
 
 
-def _was_stopped(run: Run, logged: int) -> bool:
+def _was_stopped(run: SweepRun, logged: int) -> bool:
     """Tells whether a run, of those asked to stop, has neither finished nor failed by itself."""
     if read_outcome(run).finished:
         return False
@@ -99,7 +101,7 @@ def _was_stopped(run: Run, logged: int) -> bool:
     return not last or last.startswith('$ ') or bool(re.match(r'SIG\w+: stopped ', last))
 
 
-def _why(run: Run, executor: Executor, logged: int) -> str:
+def _why(run: SweepRun, executor: Executor, logged: int) -> str:
     """Returns the last that a failed run has said since its log had the size `logged`."""
     last = last_line(_said(run, logged) or executor.said(run))
     if not last or last.startswith('$ '):

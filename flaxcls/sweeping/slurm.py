@@ -20,7 +20,7 @@ from flaxcls.sweeping.commands import (
     require_submitit,
     without_caches_of_this_machine,
 )
-from flaxcls.sweeping.definition import Run
+from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.job import Job
 from flaxcls.system.files import write_atomically
 
@@ -48,11 +48,11 @@ class Slurm:
     ):
         self._root, self._config, self._jobs = root, config, jobs
         self._parameters = slurm_parameters(parameters)
-        self._going: dict[Run, str] = {}
-        self._last: dict[Run, pathlib.Path] = {}
+        self._going: dict[SweepRun, str] = {}
+        self._last: dict[SweepRun, pathlib.Path] = {}
         self._asked = 0.0
 
-    def start(self, runs: Sequence[Run]) -> None:
+    def start(self, runs: Sequence[SweepRun]) -> None:
         queued = _require_queued_jobs()
         stored = {name: job for name, job in self._read().items() if job in queued}
         names = {_name_in(self._root, run): run for run in runs}
@@ -68,7 +68,7 @@ class Slurm:
             text = json.dumps(stored | jobs, indent=1) + '\n'
             write_atomically(self._root / _ARRAY_FILE, text)
 
-    def _submit(self, runs: Sequence[Run]) -> None:
+    def _submit(self, runs: Sequence[SweepRun]) -> None:
         submitit = require_submitit()
         _require_room_in_array(len(runs))
         folder = new_folder(self._root, 'slurm')
@@ -91,7 +91,7 @@ class Slurm:
         for run, job in zip(runs, submitted, strict=True):
             self._going[run], self._last[run] = job.job_id, job.paths.stderr
 
-    def ended(self) -> list[Run]:
+    def ended(self) -> list[SweepRun]:
         if time.monotonic() < self._asked + _ASK_SECONDS:
             return []
         queued, self._asked = _queued_jobs(), time.monotonic()
@@ -110,7 +110,7 @@ class Slurm:
     def going_on(self) -> int:
         return len(self._going)
 
-    def said(self, run: Run) -> str:
+    def said(self, run: SweepRun) -> str:
         path = self._last.get(run)
         return path.read_text(errors='backslashreplace') if path and path.exists() else ''
 
@@ -121,7 +121,7 @@ class Slurm:
             return {}
 
 
-def _name_in(root: pathlib.Path, run: Run) -> str:
+def _name_in(root: pathlib.Path, run: SweepRun) -> str:
     return str(run.workdir.relative_to(root))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flaxcls.sweeping.costs import describe_state
-from flaxcls.sweeping.definition import Run, Sweep
+from flaxcls.sweeping.definition import Sweep, SweepRun
 from flaxcls.sweeping.results import (
     ACCURACY,
     METRICS,
@@ -14,8 +14,8 @@ from flaxcls.sweeping.results import (
     Difference,
     Metric,
     Outcome,
-    Row,
     Summary,
+    SweepRow,
 )
 
 _NOTHING = '-'
@@ -29,7 +29,7 @@ def header(sweep: Sweep) -> list[str]:
     return titles
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: SweepRow) -> list[str]:
     """Returns a line for people: the levels, the cost, and mean, deviation and difference."""
     summary = row.summaries[ACCURACY.key]
     cost = row.cost
@@ -61,7 +61,7 @@ def difference(metric: Metric, found: Difference | None) -> str:
     return f'{metric.format(found.mean, sign=True)} [{bounds}]'
 
 
-def as_text(sweep: Sweep, rows: Sequence[Row]) -> str:
+def as_text(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     """Returns the table for a terminal."""
     lines = [header(sweep), *map(cells, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -75,7 +75,7 @@ def as_text(sweep: Sweep, rows: Sequence[Row]) -> str:
     )
 
 
-def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+def as_markdown(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     """Returns the table for a page of Markdown, with a note that says how to read it."""
     names = len(sweep.axes)
     lines = [header(sweep), *map(cells, rows)]
@@ -85,7 +85,7 @@ def as_markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     return f'{table}\n\n{reading(sweep, rows)}\n'
 
 
-def reading(sweep: Sweep, rows: Sequence[Row]) -> str:
+def reading(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     """Returns how the table is read, in a few sentences."""
     shown = [row.differences[metric.key] for row in rows for metric in SHOWN]
     found = [difference for difference in shown if difference and difference.interval]
@@ -108,7 +108,7 @@ def describe_base(sweep: Sweep) -> str:
     return f'{text} at the same {" and ".join(others)}' if others else text
 
 
-def runs_csv(sweep: Sweep, outcomes: Mapping[Run, Outcome]) -> str:
+def runs_csv(sweep: Sweep, outcomes: Mapping[SweepRun, Outcome]) -> str:
     """Returns a line for each run, with numbers as they are."""
     keys = [metric.key for metric in METRICS]
     lines = [[*sweep.axes, 'seed', 'state', 'step', *keys, 'seconds', 'workdir']]
@@ -121,7 +121,7 @@ def runs_csv(sweep: Sweep, outcomes: Mapping[Run, Outcome]) -> str:
     return _as_csv(lines)
 
 
-def summary_csv(sweep: Sweep, rows: Sequence[Row]) -> str:
+def summary_csv(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     """Returns a line for each cell, with numbers as they are."""
     names = ('mean', 'deviation', 'difference', 'low', 'high', 'paired')
     titles = [f'{metric.key} {name}' for metric in METRICS for name in names]

@@ -6,7 +6,7 @@ from typing import Any
 from flaxcls.config.validation import RANGES
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Options, Sweep, axis_file
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 def check_sweep(sweep: 'Sweep', overrides: 'Options') -> None:
@@ -70,7 +70,7 @@ def _check_parts(sweep: 'Sweep') -> None:
 
 
 def _near(word: Any, known: Mapping[str, Any]) -> str:
-    return nearest(str(word), list(known)) or f'; there are {", ".join(known)}'
+    return did_you_mean(str(word), list(known)) or f'; there are {", ".join(known)}'
 
 
 def _check_seeds(sweep: 'Sweep') -> None:

@@ -12,9 +12,9 @@ from typing import NoReturn
 
 from absl import logging
 
-from flaxcls.errors import LOST_NEIGHBOUR, RunError, Stopped, UserError, is_lost_neighbour
+from flaxcls.errors import PEER_LOST, RunError, Stopped, UserError, is_peer_lost
 from flaxcls.system.compilation_cache import keep_compiled_programs
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
@@ -32,7 +32,7 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
         argument = arguments.pop(0)
         match = re.fullmatch(r'--config\.([\w.]+)(?:=(.*))?', argument, re.DOTALL)
         if not match:
-            remedy = nearest(argument.partition('=')[0], flags)
+            remedy = did_you_mean(argument.partition('=')[0], flags)
             raise UserError(f'the argument {argument!r} is unknown{remedy}.')
         key, value = match.groups()
         if value is None:
@@ -46,7 +46,7 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
 def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Raises UserError unless `value` is one of `choices`, naming the nearest."""
     if value not in choices:
-        remedy = nearest(value, choices) or f'; choose from {", ".join(choices)}'
+        remedy = did_you_mean(value, choices) or f'; choose from {", ".join(choices)}'
         raise UserError(f'config.{key}={value!r} is unknown{remedy}.')
 
 
@@ -113,7 +113,7 @@ def _explain(error: Exception) -> str | None:
             'the memory of the device is too small for this run; choose a smaller '
             '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.'
         )
-    return LOST_NEIGHBOUR if is_lost_neighbour(error) else None
+    return PEER_LOST if is_peer_lost(error) else None
 
 
 def _exit(message: str, code: int) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 
-from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError
+from flaxcls.errors import PEER_LOST, RunError, UserError
 
 # Seconds: a process that is silent for so long is taken for dead, and the others end.
 HEARTBEAT_TIMEOUT = 30
@@ -53,7 +53,7 @@ def start(flags: argparse.Namespace) -> None:
     given = (flags.coordinator, flags.num_processes, flags.process_id)
     if any(value is not None for value in given):
         _require_all(*given)
-    elif not _has_neighbours(os.environ):
+    elif not _has_peers(os.environ):
         return
     if _SUPERVISED not in os.environ:
         sys.exit(_supervise())
@@ -72,7 +72,7 @@ def _require_all(coordinator: str | None, count: int | None, index: int | None) 
         )
 
 
-def _has_neighbours(environment: dict[str, str]) -> bool:
+def _has_peers(environment: dict[str, str]) -> bool:
     """Tells whether a launcher that JAX knows has started several processes."""
     counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
     hosts = environment.get('TPU_WORKER_HOSTNAMES', '')
@@ -119,9 +119,9 @@ def _retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
         print(line, end='', file=sys.stderr, flush=True)
     code = wait()
     if code == -signal.SIGABRT and not told:  # It is not this one that has failed.
-        told = f'error: {LOST_NEIGHBOUR}'
+        told = f'error: {PEER_LOST}'
         print(told, file=sys.stderr)
-    if LOST_NEIGHBOUR not in told:
+    if PEER_LOST not in told:
         print(*held, sep='', end='', file=sys.stderr, flush=True)
     if code == -signal.SIGABRT:
         return 1

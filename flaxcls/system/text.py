@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 
-def nearest(word: str, candidates: Sequence[str]) -> str:
+def did_you_mean(word: str, candidates: Sequence[str]) -> str:
     """Returns ' (did you mean ...?)' with the candidate most like `word`, or ''."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
     if not near:  # `dropout_rate` is best answered with `model.dropout_rate`.

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from flaxcls.errors import LOST_NEIGHBOUR, RunError, UserError, is_lost_neighbour
+from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.distributed import on_first
 from flaxcls.training.state import TrainState
 
@@ -178,8 +178,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore have many for damage and full disks.
-            if is_lost_neighbour(error):  # All processes take part in a save.
-                raise RunError(LOST_NEIGHBOUR) from error
+            if is_peer_lost(error):  # All processes take part in a save.
+                raise RunError(PEER_LOST) from error
             first_line = str(error).strip().split('\n')[0].partition(' [tensorstore_spec')[0]
             raise RunError(
                 f'{str(self._folder)!r} cannot be {verb} ({first_line}); {remedy}.'

@@ -16,13 +16,13 @@ def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
         all_sums = []
         for batch in parallel.to_devices(make_batches(), setup.layout):
             all_sums.append(eval_step(state, batch))
-            parallel.limit_run_ahead(all_sums)
+            parallel.throttle_dispatch(all_sums)
         return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))
 
     return evaluate
 
 
-def describe(val: dict[str, float]) -> str:
+def describe_evaluation(val: dict[str, float]) -> str:
     """Returns one line about an evaluation."""
     top_k = next(name for name in val if name.startswith('val/top'))
     return (

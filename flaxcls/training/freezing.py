@@ -7,7 +7,7 @@ import jax
 
 from flaxcls.errors import UserError
 from flaxcls.models.patterns import matches
-from flaxcls.system.text import nearest
+from flaxcls.system.text import did_you_mean
 
 
 def split_frozen(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
@@ -41,5 +41,5 @@ def _require_fit(params: Any, key: str, pattern: str) -> None:
     """Raises UserError, naming the nearest layer, if `pattern` of config.KEY fits none."""
     if not jax.tree.leaves(split_frozen(params, [pattern])[1]):
         layers = ', '.join(list(params)[:8])
-        remedy = nearest(pattern, list(params)) or f'; the first ones are {layers}'
+        remedy = did_you_mean(pattern, list(params)) or f'; the first ones are {layers}'
         raise UserError(f'config.{key}: {pattern!r} fits no layer{remedy}.')

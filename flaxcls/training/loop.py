@@ -22,11 +22,11 @@ from flaxcls.system.files import locked_folder
 from flaxcls.system.signals import SignalFlag
 from flaxcls.training import logging, parallel, schedules
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
-from flaxcls.training.evaluation import describe, make_evaluate
-from flaxcls.training.meter import Window
+from flaxcls.training.evaluation import describe_evaluation, make_evaluate
+from flaxcls.training.meter import StepMeter
 from flaxcls.training.restore import require_stored_classes
 from flaxcls.training.run_record import RunRecord
-from flaxcls.training.setup import Setup, prepare
+from flaxcls.training.setup import Setup, build_setup
 from flaxcls.training.state import TrainState
 from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE, load_stored_config
 
@@ -50,7 +50,7 @@ def train_and_evaluate(
       Stopped: SIGINT, SIGTERM or SIGUSR1 came, to any process, and the state has been saved.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    setup = prepare(config)
+    setup = build_setup(config)
     with _locked(workdir):
         checkpoints = Checkpoints(workdir)
         try:
@@ -94,7 +94,7 @@ def _start_or_resume(
 
 def _store(setup: Setup, workdir: pathlib.Path) -> None:
     files.write_atomically(workdir / CONFIG_FILE, options.to_json(setup.config))
-    names = json.dumps(setup.source.class_names, indent=1)
+    names = json.dumps(setup.dataset.class_names, indent=1)
     files.write_atomically(workdir / CLASSES_FILE, names + '\n')
 
 
@@ -121,7 +121,7 @@ def _require_same_run(setup: Setup, workdir: pathlib.Path, newest: int) -> None:
 
 
 def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path, brief: bool) -> None:
-    config, source = setup.config, setup.source
+    config, source = setup.config, setup.dataset
     left_over = len(source.train) - setup.steps_per_epoch * config.batch_size
     remainder = (
         f"; the last {left_over} images of each epoch's new order wait for the next epoch"
@@ -175,13 +175,13 @@ def _train(
     config, layout = setup.config, setup.layout
     start_step, eval_every = int(state.step), setup.steps_per_epoch * config.eval_every_epochs
     train_step, evaluate = setup.make_train_step(), make_evaluate(setup)
-    batches = parallel.parts_to_devices(setup.make_train_batches()(start_step), layout)
+    batches = parallel.microbatches_to_devices(setup.make_train_batches()(start_step), layout)
     writer = logging.create_metrics_writer(workdir, start_step, tensorboard=config.tensorboard)
-    agreement = parallel.Agreement(layout)
+    consensus = parallel.ProcessConsensus(layout)
     progress = logging.Progress(start_step, setup.total_steps)
     run_record = RunRecord(workdir, config, from_step=start_step, total_steps=setup.total_steps)
-    window = Window(config)
-    states = run_steps(train_step, state, batches, window)
+    meter = StepMeter(config)
+    states = run_steps(train_step, state, batches, meter)
     numbers = range(start_step + 1, setup.total_steps + 1)
     try:
         with SignalFlag() as stop:
@@ -189,12 +189,12 @@ def _train(
                 progress.step()
                 # Looked at once: it may come at any moment below.
                 number = stop.signal
-                stopping = agreement.any(number is not None)
+                stopping = consensus.any_process(number is not None)
                 evaluating = step % eval_every == 0 or step == setup.total_steps
                 saving = evaluating or step % config.checkpoint_every_steps == 0 or stopping
                 # Records end where checkpoints are, so that a resumed run writes the same ones.
                 if saving or step % config.log_every_steps == 0:
-                    record = window.close() | _where(setup, step)
+                    record = meter.close() | _where(setup, step)
                     record['train/learning_rate'] = float(setup.schedule(step - 1))
                     require_finite(record, 'train/loss', config, checkpoints)
                     writer.write(record)
@@ -206,7 +206,7 @@ def _train(
                     record = _where(setup, step) | val
                     require_finite(record, 'val/loss', config, checkpoints)
                     writer.write(record)
-                    progress.say(f'epoch {record["epoch"]:g}: {describe(val)}')
+                    progress.say(f'epoch {record["epoch"]:g}: {describe_evaluation(val)}')
                 if saving:
                     require_finite_state(state, step, config, checkpoints)
                     run_record.update(step, val)
@@ -215,7 +215,7 @@ def _train(
                     checkpoints.wait()
                     raise _stopped(number, step, setup.total_steps)
                 if saving:
-                    window.restart()
+                    meter.restart()
             checkpoints.wait()  # A signal now would end the process, and the last save with it.
     finally:
         progress.close()
@@ -224,7 +224,7 @@ def _train(
 
 
 def run_steps(
-    train_step: Callable[..., Any], state: TrainState, batches: Iterator[Any], window: Window
+    train_step: Callable[..., Any], state: TrainState, batches: Iterator[Any], meter: StepMeter
 ) -> Iterator[TrainState]:
     """Yields the state after each step, for as long as the caller asks; the next gives it up.
 
@@ -235,8 +235,8 @@ def run_steps(
       window: takes the sums, and the time that was waited for a batch.
     """
     while True:
-        state, sums = train_step(state, window.wait_for(batches))
-        window.add(sums)
+        state, sums = train_step(state, meter.wait_for(batches))
+        meter.add(sums)
         yield state
 
 
@@ -262,7 +262,7 @@ def _print_result(history, state: TrainState, workdir: pathlib.Path, brief: bool
         return
     best = max(evaluations, key=lambda record: (record['val/accuracy'], record['step']))
     print(
-        f'final: {describe(evaluations[-1])}\n'
+        f'final: {describe_evaluation(evaluations[-1])}\n'
         f'best:  val/accuracy {best["val/accuracy"]:.2%} at epoch {best["epoch"]:g}\n'
         f'state sha256 {fingerprint(state)}\n'
         f'python -m flaxcls.main --mode=evaluate --workdir={shlex.quote(str(workdir))}  '

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from flaxcls.training import metrics, parallel
 
 
-class Window:
+class StepMeter:
     """The steps between two records: their sums, and where their time went."""
 
     def __init__(self, config: ConfigDict):
@@ -39,7 +39,7 @@ class Window:
             self._compiled, self._waited, self._began = True, 0.0, time.monotonic()
             return
         self._timed_steps += 1
-        parallel.limit_run_ahead(self._sums)
+        parallel.throttle_dispatch(self._sums)
 
     def close(self) -> dict[str, float]:
         """Returns the metrics of the window, and begins the next."""

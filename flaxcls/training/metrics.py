@@ -11,7 +11,7 @@ from flaxcls.ops.dtypes import at_least_float32
 Sums = dict[str, jax.Array]
 
 
-def batch_sums(
+def loss_and_metrics(
     logits: jax.Array,
     labels: jax.Array,
     mask: jax.Array,

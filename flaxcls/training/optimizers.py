@@ -14,7 +14,7 @@ from flaxcls.models.patterns import matches
 from flaxcls.training.freezing import _require_fit
 
 
-class Treatment(NamedTuple):
+class ParamGroup(NamedTuple):
     """What an optimizer is told of an array: multipliers of config.optimizer's two values."""
 
     learning_rate: float = 1.0
@@ -56,8 +56,8 @@ def parse_rules(text: str) -> list[Rule]:
 _SETTINGS = ('lr', 'decay')
 
 
-def treatments(config: ConfigDict, params: Any) -> Any:
-    """Returns a tree like `params` of each array's Treatment.
+def param_groups(config: ConfigDict, params: Any) -> Any:
+    """Returns a tree like `params` of each array's ParamGroup.
 
     Kernels are decayed, BatchNorm's parameters and biases only with config.optimizer.decay_all;
     config.optimizer.rules change that, a later one overriding an earlier.
@@ -69,14 +69,14 @@ def treatments(config: ConfigDict, params: Any) -> Any:
     for rule in rules:
         _require_fit(params, 'optimizer.rules', rule.pattern)
 
-    def treat(path: tuple[Any, ...], _: Any) -> Treatment:
+    def treat(path: tuple[Any, ...], _: Any) -> ParamGroup:
         decayed = path[-1].key == 'kernel' or config.optimizer.decay_all
-        treatment = Treatment(weight_decay=float(decayed))
+        group = ParamGroup(weight_decay=float(decayed))
         for rule in rules:
             if matches('/'.join(key.key for key in path), [rule.pattern]):
-                given = zip(rule[1:], treatment, strict=True)
-                treatment = Treatment(*(old if new is None else new for new, old in given))
-        return treatment
+                given = zip(rule[1:], group, strict=True)
+                group = ParamGroup(*(old if new is None else new for new, old in given))
+        return group
 
     return jax.tree_util.tree_map_with_path(treat, params)
 
@@ -94,15 +94,12 @@ def make_optimizer(
     Raises:
       UserError: a rule fits no layer.
     """
-    labels = treatments(config, params)
-    is_treatment = lambda x: isinstance(x, Treatment)  # noqa: E731
-    different = sorted(set(jax.tree.leaves(labels, is_leaf=is_treatment)))
-    names = jax.tree.map(repr, labels, is_leaf=is_treatment)
+    labels = param_groups(config, params)
+    is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
+    different = sorted(set(jax.tree.leaves(labels, is_leaf=is_group)))
+    names = jax.tree.map(repr, labels, is_leaf=is_group)
     optimizer = optax.partition(
-        {
-            repr(treatment): _optimizer(config.optimizer, schedule, treatment)
-            for treatment in different
-        },
+        {repr(group): _optimizer(config.optimizer, schedule, group) for group in different},
         names,
     )
     if config.optimizer.clip_norm:
@@ -111,20 +108,20 @@ def make_optimizer(
 
 
 def _optimizer(
-    options: ConfigDict, schedule: optax.Schedule, treatment: Treatment
+    options: ConfigDict, schedule: optax.Schedule, group: ParamGroup
 ) -> optax.GradientTransformation:
     """Returns the optimizer of the arrays that are treated so.
 
     What is not decayed is not adapted to its norm either, in LARS and LAMB, as in those that
     the recipes were tuned with (apex, timm).
     """
-    rate, decay = schedule, options.weight_decay * treatment.weight_decay
-    if treatment.learning_rate != 1:
-        rate = lambda step: treatment.learning_rate * schedule(step)  # noqa: E731
+    rate, decay = schedule, options.weight_decay * group.weight_decay
+    if group.learning_rate != 1:
+        rate = lambda step: group.learning_rate * schedule(step)  # noqa: E731
     momentum = {'momentum': options.momentum or None, 'nesterov': options.nesterov}
     adam = {'b1': options.beta1, 'b2': options.beta2, 'eps': options.eps}
     adam = {name: value for name, value in adam.items() if value is not None}
-    adapted = treatment.weight_decay > 0
+    adapted = group.weight_decay > 0
     if options.name == 'lars':
         trust = (
             {}

@@ -21,7 +21,11 @@ from flaxcls.system.host_memory import garbage_collection_paused
 from flaxcls.system.xla_options import compiler_options
 from flaxcls.training.state import AXIS
 
-_COPIED, _SPLIT, _PARTS_SPLIT = PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(None, AXIS)
+_COPIED, _SPLIT, _MICROBATCHES_SPLIT = (
+    PartitionSpec(),
+    PartitionSpec(AXIS),
+    PartitionSpec(None, AXIS),
+)
 
 
 class Layout(NamedTuple):
@@ -84,22 +88,22 @@ def _require_shares(config: ConfigDict, layout: Layout) -> None:
 
 def _require_groups(config: ConfigDict, layout: Layout) -> None:
     """Refuses layouts that would cut BatchNorm's groups."""
-    parts, batch = layout.accumulation_steps, config.batch_size
+    microbatches, batch = layout.accumulation_steps, config.batch_size
     group = config.batch_norm.group_size or batch
-    local = batch // parts // layout.devices
+    local = batch // microbatches // layout.devices
     if devices_of_a_group(group, local, layout.devices):
         return
     fitting = [
         f'{devices} x {steps}'
         for devices in range(1, layout.devices + 1)
-        for steps in range(1, parts + 1)
+        for steps in range(1, microbatches + 1)
         if batch % (devices * steps) == 0
         and devices_of_a_group(group, batch // (devices * steps), devices)
     ]
     raise UserError(
         f'config.batch_norm.group_size={config.batch_norm.group_size} (None: the whole batch) '
-        f'asks for {group} examples at once, and {layout.devices} devices x {parts} accumulation '
-        f'steps have {local} of the {batch} each; of devices x accumulation steps, '
+        f'asks for {group} examples at once, and {layout.devices} devices x {microbatches} '
+        f'accumulation steps have {local} of the {batch} each; of devices x accumulation steps, '
         f'{", ".join(fitting[-4:])} would do, or a group_size that divides {local}.'
     )
 
@@ -116,13 +120,13 @@ def _require_partners(config: ConfigDict, layout: Layout) -> None:
 
 
 def parallelize_train_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """Returns the compiled (state, batch of `parts_to_devices`) -> (state, sums).
+    """Returns the compiled (state, batch of `microbatches_to_devices`) -> (state, sums).
 
     The old state is given up.
     """
     if layout.mode == 'pmap':
         return _pmap(step, layout, donate_argnums=0)
-    mapped = _shard_map(step, layout, (_COPIED, _PARTS_SPLIT))
+    mapped = _shard_map(step, layout, (_COPIED, _MICROBATCHES_SPLIT))
     return jax.jit(mapped, donate_argnums=0, compiler_options=layout.compiler_options)
 
 
@@ -159,7 +163,7 @@ def replicate(tree: Any, layout: Layout) -> Any:
 
 def abstract_inputs(state: Any, batch: Any, layout: Layout) -> tuple[Any, Any]:
     """Returns the shapes of a state and of a global batch [rows, ...] as jit's step takes them."""
-    parts = layout.accumulation_steps
+    microbatches = layout.accumulation_steps
 
     def place(x: jax.ShapeDtypeStruct, shape: Sequence[int], spec: PartitionSpec) -> Any:
         sharding = NamedSharding(layout.mesh, spec)
@@ -168,34 +172,37 @@ def abstract_inputs(state: Any, batch: Any, layout: Layout) -> tuple[Any, Any]:
     return (
         jax.tree.map(lambda x: place(x, x.shape, _COPIED), state),
         jax.tree.map(
-            lambda x: place(x, (parts, x.shape[0] // parts, *x.shape[1:]), _PARTS_SPLIT), batch
+            lambda x: place(
+                x, (microbatches, x.shape[0] // microbatches, *x.shape[1:]), _MICROBATCHES_SPLIT
+            ),
+            batch,
         ),
     )
 
 
 def to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
     """Yields this process's shares of evaluation batches [rows, ...] spread over the devices."""
-    return _ahead(batches, lambda x: _place(x, layout, parts=None))
+    return _ahead(batches, lambda x: _place(x, layout, microbatches=None))
 
 
-def parts_to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
+def microbatches_to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
     """Yields this process's shares of training batches, as [parts, examples, ...] on each device.
 
     Their rows are in the order of the global batch.
     """
-    return _ahead(batches, lambda x: _place(x, layout, parts=layout.accumulation_steps))
+    return _ahead(batches, lambda x: _place(x, layout, microbatches=layout.accumulation_steps))
 
 
-def _place(x: np.ndarray, layout: Layout, parts: int | None) -> jax.Array:
+def _place(x: np.ndarray, layout: Layout, microbatches: int | None) -> jax.Array:
     """Returns the rows [rows, ...] of this process as one array over all devices."""
     here = layout.mesh.local_mesh.size
     if layout.mode == 'pmap':  # The first axis is the device's.
-        shape = (parts or 1, here, -1, *x.shape[1:])
+        shape = (microbatches or 1, here, -1, *x.shape[1:])
         x = x.reshape(shape).swapaxes(0, 1)
-        return _to_array(x if parts else x[:, 0], layout, _SPLIT)
-    if parts is None:
+        return _to_array(x if microbatches else x[:, 0], layout, _SPLIT)
+    if microbatches is None:
         return _to_array(x, layout, _SPLIT)
-    return _to_array(x.reshape(parts, -1, *x.shape[1:]), layout, _PARTS_SPLIT)
+    return _to_array(x.reshape(microbatches, -1, *x.shape[1:]), layout, _MICROBATCHES_SPLIT)
 
 
 def _to_array(x: np.ndarray, layout: Layout, spec: PartitionSpec) -> jax.Array:
@@ -214,13 +221,13 @@ def _ahead(batches: Iterable[Any], place: Callable[[Any], Any], ahead: int = 2) 
             queue.append(jax.tree.map(place, batch))
 
 
-def limit_run_ahead(results: list[Any]) -> None:
+def throttle_dispatch(results: list[Any]) -> None:
     """Waits for the step before the last, so that the host cannot pile up batches on a device."""
     if len(results) > 2:
         jax.block_until_ready(results[-3])
 
 
-class Agreement:
+class ProcessConsensus:
     """Tells all processes, at the same call, that one of them has asked for something.
 
     Among several processes the answer is two calls old, so that nobody waits for it.
@@ -234,7 +241,7 @@ class Agreement:
         self._add = jax.jit(_shard_map(add, layout, (_SPLIT,)))
         self._answers = collections.deque()
 
-    def any(self, asked: bool) -> bool:
+    def any_process(self, asked: bool) -> bool:
         """Returns whether any process has asked, this call or `_DELAY` calls ago."""
         if jax.process_count() == 1:
             return asked

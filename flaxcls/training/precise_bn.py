@@ -16,7 +16,7 @@ from flaxcls.config import options
 from flaxcls.data import pipeline
 from flaxcls.errors import UserError
 from flaxcls.models import from_config
-from flaxcls.ops.batch_norm import Moments, pool, unbiased
+from flaxcls.ops.batch_norm import Moments, merge_moments, unbiased
 from flaxcls.system.files import write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.checkpoints import Checkpoints
@@ -27,7 +27,7 @@ from flaxcls.training.state import AXIS, TrainState
 from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE
 
 
-def recalibrate(setup: Setup, state: TrainState) -> dict[str, Any]:
+def compute_precise_bn(setup: Setup, state: TrainState) -> dict[str, Any]:
     """Returns {'params': ..., 'batch_stats': ...} of what is evaluated, with statistics made anew.
 
     Args:
@@ -37,13 +37,15 @@ def recalibrate(setup: Setup, state: TrainState) -> dict[str, Any]:
     Raises:
       UserError: the network has no BatchNorm.
     """
-    variables = state.evaluated
+    variables = state.eval_variables
     if not variables['batch_stats']:
-        raise UserError(f'{setup.config.model.name} has no BatchNorm, so nothing to recalibrate.')
+        raise UserError(
+            f'{setup.config.model.name} has no BatchNorm, whose statistics could be computed anew.'
+        )
     config = setup.config.copy_and_resolve_references()
     config.data.eval_crops = 'center'
-    measure = parallel.parallelize_eval_step(make_measure_step(setup), setup.layout)
-    batches = pipeline.make_eval_batches(config, setup.source.train)()
+    measure = parallel.parallelize_eval_step(make_moments_step(setup), setup.layout)
+    batches = pipeline.make_eval_batches(config, setup.dataset.train)()
     total: dict[Any, Moments] = {}
     for batch in parallel.to_devices(batches, setup.layout):
         total = _add(total, jax.device_get(measure(variables, batch)))
@@ -55,19 +57,19 @@ def recalibrate(setup: Setup, state: TrainState) -> dict[str, Any]:
     return {'params': variables['params'], 'batch_stats': placed}
 
 
-def make_measure_step(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], Any]:
+def make_moments_step(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], Any]:
     """Returns measure(variables, evaluation batch) -> {path of a BatchNorm: its Moments}."""
     normalize = make_normalize(setup.config)
 
     def measure(variables: Any, batch: dict[str, jax.Array]) -> dict[Any, Moments]:
         model = from_config.model_from_config(
-            setup.config, axis_name=AXIS, measuring=True, mask=batch['mask']
+            setup.config, axis_name=AXIS, collect_statistics=True, mask=batch['mask']
         )
         images = normalize(batch['image'])
         _, updates = model.apply(variables, images, train=False, mutable=['batch_stats'])
         leaves = flatten_dict(updates['batch_stats'])
         here = {path[:-1]: _moments_at(path[:-1], leaves) for path in leaves}
-        return {path: pool(lax.all_gather(layer, AXIS)) for path, layer in here.items()}
+        return {path: merge_moments(lax.all_gather(layer, AXIS)) for path, layer in here.items()}
 
     return measure
 
@@ -83,10 +85,10 @@ def _add(total: dict[Any, Moments], batch: dict[Any, Moments]) -> dict[Any, Mome
         if not total:
             return wide
         both = jax.tree.map(lambda *values: jnp.stack(values), total, wide)
-        return {path: jax.device_get(pool(parts)) for path, parts in both.items()}
+        return {path: jax.device_get(merge_moments(parts)) for path, parts in both.items()}
 
 
-def recalibrate_workdir(
+def precise_bn_workdir(
     workdir: str | os.PathLike,
     out: str | os.PathLike,
     *,
@@ -110,7 +112,7 @@ def recalibrate_workdir(
     setup, state = load_run(workdir, checkpoint=checkpoint, overrides=overrides, training_too=True)
     evaluate = make_evaluate(setup)
     before = evaluate(state)
-    variables = recalibrate(setup, state)
+    variables = compute_precise_bn(setup, state)
     state = state.replace(**variables, ema={})
     after = evaluate(state)
     config = setup.config.copy_and_resolve_references()

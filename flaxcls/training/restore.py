@@ -9,7 +9,7 @@ from flaxcls.config.defaults import OBSERVING_OPTIONS
 from flaxcls.errors import UserError
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
-from flaxcls.training.setup import Setup, prepare
+from flaxcls.training.setup import Setup, build_setup
 from flaxcls.training.state import TrainState
 from flaxcls.training.workdir import CLASSES_FILE, load_class_names, load_stored_config
 
@@ -42,7 +42,7 @@ def load_run(
       UserError: there is no such run or checkpoint, or an override does not fit.
     """
     setup = open_run(workdir, overrides=overrides, training_too=training_too)
-    for note in setup.source.notes:
+    for note in setup.dataset.notes:
         print(f'Note: {note}')
     return setup, restore_run(setup, workdir, checkpoint=checkpoint)
 
@@ -59,7 +59,7 @@ def open_run(
       UserError: there is no such run, an override does not fit, or the data is another.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    setup = prepare(load_stored_config(workdir, overrides), for_training=training_too)
+    setup = build_setup(load_stored_config(workdir, overrides), for_training=training_too)
     require_stored_classes(setup, workdir)
     return setup
 
@@ -109,7 +109,7 @@ def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:
             f'Note: the weights in {str(workdir)!r} tell no names of classes; those of '
             f'{setup.config.data.source} are taken, in their order.'
         )
-    elif names != list(setup.source.class_names):
+    elif names != list(setup.dataset.class_names):
         raise UserError(
             f'the classes of {setup.config.data.source} are not those that the run in '
             f'{str(workdir)!r} began with, which {CLASSES_FILE} lists; give it the same ones.'

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
-from flaxcls.data.datasets import Source
-from flaxcls.data.sources import prepare_source
+from flaxcls.data.datasets import Dataset
+from flaxcls.data.sources import load_dataset
 from flaxcls.errors import UserError
 from flaxcls.models import from_config, registry
 from flaxcls.models.init import Initialization
@@ -28,7 +28,7 @@ class Setup(NamedTuple):
     """Everything that follows from a config before a weight is drawn."""
 
     config: ConfigDict  # Resolved: what the data and the model decide is filled in.
-    source: Source
+    source: Dataset
     model: nn.Module
     initialization: Initialization
     layout: Layout
@@ -68,11 +68,11 @@ class Setup(NamedTuple):
 
     def make_train_batches(self) -> Callable[[int], Iterator[pipeline.Batch]]:
         """Returns start_step -> this process's shares of the training batches, on the host."""
-        return pipeline.make_train_batches(self.config, self.source.train, **_this_process())
+        return pipeline.make_train_batches(self.config, self.dataset.train, **_this_process())
 
     def make_eval_batches(self) -> Callable[[], Iterator[pipeline.Batch]]:
         """Returns () -> this process's shares of the evaluation batches, on the host."""
-        return pipeline.make_eval_batches(self.config, self.source.val, **_this_process())
+        return pipeline.make_eval_batches(self.config, self.dataset.val, **_this_process())
 
     def _state_from(self, variables: dict[str, Any]) -> TrainState:
         return state.create_train_state(
@@ -87,11 +87,11 @@ def _this_process() -> dict[str, int]:
     return {'process_index': jax.process_index(), 'process_count': jax.process_count()}
 
 
-def prepare(
+def build_setup(
     config: ConfigDict,
     *,
     for_training: bool = True,
-    source: Source | None = None,
+    source: Dataset | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Setup:
     """Checks the config against itself, the model, the devices and the data.
@@ -115,7 +115,7 @@ def prepare(
     )  # Names and options of the model, before any data is read.
     optimizers.parse_rules(config.optimizer.rules)
     config.data.image_size = config.data.image_size or registry.MODELS[config.model.name].image_size
-    source = source or prepare_source(config, for_training=for_training)
+    source = source or load_dataset(config, for_training=for_training)
     classes = len(source.class_names)
     if config.model.num_classes not in (None, classes):
         raise UserError(

@@ -35,7 +35,7 @@ class TrainState:
     ema: Any
 
     @property
-    def evaluated(self) -> dict[str, Any]:
+    def eval_variables(self) -> dict[str, Any]:
         """{'params': ..., 'batch_stats': ...} of what is evaluated: the averages, if there are."""
         return self.ema or {'params': self.params, 'batch_stats': self.batch_stats}
 

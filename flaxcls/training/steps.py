@@ -17,11 +17,11 @@ from jax.flatten_util import ravel_pytree
 from ml_collections import ConfigDict
 
 from flaxcls.augment.mixup import make_mix
-from flaxcls.augment.transforms import make_augment, make_normalize, make_views
+from flaxcls.augment.transforms import make_augment, make_normalize, make_tta_crops
 from flaxcls.models.from_config import frozen_patterns
-from flaxcls.ops.remat import recompute
+from flaxcls.ops.remat import remat
 from flaxcls.training.freezing import merge_frozen, split_frozen
-from flaxcls.training.metrics import Sums, batch_sums
+from flaxcls.training.metrics import Sums, loss_and_metrics
 from flaxcls.training.optimizers import update_ema
 from flaxcls.training.state import AXIS, TrainState
 
@@ -55,8 +55,8 @@ def make_train_step(
         targets = optax.smooth_labels(targets, config.label_smoothing)
         trained, frozen = split_frozen(state.params, patterns)
 
-        def loss_fn(trained: Any, part: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
-            images, targets, labels, example_keys = part
+        def loss_fn(trained: Any, microbatch: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
+            images, targets, labels, example_keys = microbatch
             params = merge_frozen(trained, frozen)
             logits, updates = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
@@ -66,17 +66,17 @@ def make_train_step(
                 mutable=['batch_stats'],
             )
             everyone = jnp.ones_like(labels, bool)
-            sums = batch_sums(
+            sums = loss_and_metrics(
                 logits, labels, everyone, top_k=config.top_k, targets=targets, loss=config.loss
             )
             # Shares are equal, so the mean of their means is the batch's.
             loss = sums['loss_sum'] / len(labels)
             return loss, (updates.get('batch_stats', {}), sums)
 
-        gradients_of = jax.grad(recompute(loss_fn, config.model.remat), has_aux=True)
-        parts = (images, targets, labels, keys.model)
-        gradients, (batch_stats, sums) = _sum_over_parts(
-            lambda part: gradients_of(trained, part), parts
+        gradients_of = jax.grad(remat(loss_fn, config.model.remat), has_aux=True)
+        microbatches = (images, targets, labels, keys.model)
+        gradients, (batch_stats, sums) = _sum_over_microbatches(
+            lambda microbatch: gradients_of(trained, microbatch), microbatches
         )
         # Even the mean of equal numbers may be another in the last bit: what is frozen stays out.
         batch_stats, _ = split_frozen(batch_stats, patterns)
@@ -99,31 +99,33 @@ def make_train_step(
     return train_step
 
 
-def _sum_over_parts(compute: Callable[[Any], Any], parts: Any) -> Any:
+def _sum_over_microbatches(compute: Callable[[Any], Any], microbatches: Any) -> Any:
     """Returns the sum of `compute(part)` over the first axis of `parts`, one after another."""
-    count = len(jax.tree.leaves(parts)[0])
-    first = jax.tree.map(lambda x: x[0], parts)
+    count = len(jax.tree.leaves(microbatches)[0])
+    first = jax.tree.map(lambda x: x[0], microbatches)
     if count == 1:
         return compute(first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(compute, first))
-    add = lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None)  # noqa: E731
-    loop = lambda parts, unroll: lax.scan(add, zeros, parts, unroll=unroll)[0]  # noqa: E731
+    add = lambda total, microbatch: (jax.tree.map(jnp.add, total, compute(microbatch)), None)  # noqa: E731
+    loop = lambda microbatches, unroll: lax.scan(add, zeros, microbatches, unroll=unroll)[0]  # noqa: E731
     # On CPU, convolutions within a loop are several times slower.
     return lax.platform_dependent(
-        parts,
+        microbatches,
         cpu=functools.partial(loop, unroll=True),
         default=functools.partial(loop, unroll=False),
     )
 
 
-def _reduce(gradients: Any, batch_stats: Any, sums: Sums, parts: int) -> tuple[Any, Any, Sums]:
+def _reduce(
+    gradients: Any, batch_stats: Any, sums: Sums, microbatches: int
+) -> tuple[Any, Any, Sums]:
     """Returns the means of gradients and statistics over parts and devices, and the sums.
 
     This is the one reduction of a step over the devices, apart from BatchNorm's groups where these
     span devices. XLA joins up to 256 arrays of one type, so the many small ones travel as one
     vector, and counts as floats, which are exact up to 2**24.
     """
-    shares = parts * lax.axis_size(AXIS)
+    shares = microbatches * lax.axis_size(AXIS)
     if lax.axis_size(AXIS) > 1:
         leaves, structure = jax.tree.flatten((gradients, batch_stats, sums))
         small, restore = ravel_pytree([leaf for leaf in leaves if leaf.ndim < 2])
@@ -145,8 +147,8 @@ def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState
     classify = make_classify(config, model)
 
     def eval_step(state: TrainState, batch: Batch) -> Sums:
-        logits = classify(state.evaluated, batch['image'])
-        sums = batch_sums(logits, batch['label'], batch['mask'], top_k=config.top_k)
+        logits = classify(state.eval_variables, batch['image'])
+        sums = loss_and_metrics(logits, batch['label'], batch['mask'], top_k=config.top_k)
         return lax.psum(sums, AXIS)
 
     return eval_step
@@ -158,15 +160,15 @@ def make_classify(
     """Returns (variables, images uint8 [B, S, S, 3] of an evaluation batch) -> logits [B, C].
 
     Of several views of each image, these are the logarithms of their averaged probabilities.
-    Logits are float32; variables are `TrainState.evaluated`.
+    Logits are float32; variables are `TrainState.eval_variables`.
     """
-    normalize, views_of = make_normalize(config), make_views(config)
+    normalize, tta_crops_of = make_normalize(config), make_tta_crops(config)
 
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
         return model.apply(variables, normalize(images), train=False)
 
     def classify_views(variables: Variables, images: jax.Array) -> jax.Array:
-        views = views_of(images)
+        views = tta_crops_of(images)
         # One view at a time, so that evaluation takes no more memory than with one.
         log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(variables, x)), views)
         return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(views))
@@ -183,11 +185,11 @@ class _ExampleKeys(NamedTuple):
 
 
 def _example_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> _ExampleKeys:
-    parts, local = shape
+    microbatches, local = shape
     devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
     # The order of parallel.Layout: parts, then devices, then examples.
-    positions = (jnp.arange(parts)[:, None] * devices + device) * local + jnp.arange(local)
+    positions = (jnp.arange(microbatches)[:, None] * devices + device) * local + jnp.arange(local)
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions.ravel())
     keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-    return _ExampleKeys(*keys.reshape(3, parts, local))
+    return _ExampleKeys(*keys.reshape(3, microbatches, local))

@@ -31,7 +31,7 @@ from flaxcls.weights.files import (
     _write_state_dict,
     read_state_dict,
 )
-from flaxcls.weights.state_dict import Entry, from_state_dict, to_state_dict, torch_layout
+from flaxcls.weights.state_dict import TensorSpec, from_state_dict, to_state_dict, torch_layout
 
 _IMPORT_FILE = 'imported.json'
 
@@ -138,7 +138,7 @@ def _count_classes(tensors: StateDict, config: ConfigDict) -> int | None:
     return len(tensors[key]) if key in tensors and tensors[key].ndim == 1 else None
 
 
-def _is_head(entry: Entry) -> bool:
+def _is_head(entry: TensorSpec) -> bool:
     return entry.path[1] == 'head'
 
 
@@ -180,7 +180,7 @@ def _fill(model: nn.Module, config: ConfigDict, tensors: StateDict, weights: pat
     return from_state_dict(tensors, entries), notes
 
 
-def _counters(workdir: pathlib.Path, entries: list[Entry], step: int) -> StateDict:
+def _counters(workdir: pathlib.Path, entries: list[TensorSpec], step: int) -> StateDict:
     """Returns BatchNorm's counts of batches, which torch keeps and which nothing here needs."""
     names = [e.key.replace('running_mean', _COUNTER) for e in entries if e.path[-1] == 'mean']
     path = workdir / _IMPORT_FILE

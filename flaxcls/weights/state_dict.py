@@ -27,7 +27,7 @@ _LEAVES = {
 }
 
 
-class Entry(NamedTuple):
+class TensorSpec(NamedTuple):
     """An array of a network and its place in a state dict.
 
     Attributes:
@@ -44,7 +44,7 @@ class Entry(NamedTuple):
     from_torch: Callable[[np.ndarray], np.ndarray]
 
 
-def torch_layout(model: nn.Module, image_size: int) -> list[Entry]:
+def torch_layout(model: nn.Module, image_size: int) -> list[TensorSpec]:
     """Returns an entry for each array of `model`, sorted by its path."""
     variables = flatten_dict(abstract_variables(model, image_size))
     rename = _make_rename(model)
@@ -54,11 +54,11 @@ def torch_layout(model: nn.Module, image_size: int) -> list[Entry]:
         to_torch, from_torch = _axes(layer, path[-1], leaf.shape, model)
         shape = to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         key = f'{rename(layer)}.{_LEAVES[path[-1]]}'
-        entries.append(Entry(path, key, shape, to_torch, from_torch))
+        entries.append(TensorSpec(path, key, shape, to_torch, from_torch))
     return entries
 
 
-def to_state_dict(variables: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:
+def to_state_dict(variables: Mapping[str, Any], entries: list[TensorSpec]) -> dict[str, np.ndarray]:
     """Returns the state dict of {'params': ..., 'batch_stats': ...}, float32."""
     arrays = flatten_dict(dict(variables))
     return {
@@ -67,7 +67,7 @@ def to_state_dict(variables: Mapping[str, Any], entries: list[Entry]) -> dict[st
     }
 
 
-def from_state_dict(tensors: Mapping[str, np.ndarray], entries: list[Entry]) -> dict[str, Any]:
+def from_state_dict(tensors: Mapping[str, np.ndarray], entries: list[TensorSpec]) -> dict[str, Any]:
     """Returns {'params': ..., 'batch_stats': ...} of a state dict that has every entry."""
     arrays = {entry.path: entry.from_torch(tensors[entry.key]) for entry in entries}
     return {'params': {}, 'batch_stats': {}} | unflatten_dict(arrays)

@@ -6,7 +6,7 @@ import pytest
 from flaxcls.config.files import load_config
 from flaxcls.planning.compiled import abstract_inputs, collectives
 from flaxcls.training import parallel, steps
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 
 def _collectives(group_size, **options):
@@ -15,7 +15,7 @@ def _collectives(group_size, **options):
         'model.name': 'resnet50', 'data.source': 'synthetic:64', 'data.image_size': 32,
         'batch_size': 16, 'batch_norm.group_size': group_size, 'num_epochs': 1,
     } | options)  # fmt: skip
-    setup = prepare(config)
+    setup = build_setup(config)
     layout = parallel.create_layout(config, jax.local_devices())
     assert layout.devices == 8
     step = parallel.parallelize_train_step(

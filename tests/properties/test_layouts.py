@@ -16,7 +16,7 @@ from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
 from flaxcls.training import parallel, steps
 from flaxcls.training.metrics import summarize
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 BATCH, STEPS = 32, 20
 FAMILIES = {
@@ -60,7 +60,7 @@ def _setup(name, group_size):
         'augment.crop': 'pad', 'augment.pad': 1, 'augment.flip': True,
         'augment.mixup': 0.4, 'augment.cutmix': 1.0, 'augment.repeats': 2,
     }  # fmt: skip
-    return prepare(load_config(None, options | FAMILIES[name]))
+    return build_setup(load_config(None, options | FAMILIES[name]))
 
 
 def _train(setup, dtype, layout):
@@ -75,13 +75,15 @@ def _train(setup, dtype, layout):
     )
     widen = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
-    batches = make_train_batches(config, setup.source.train)(0)
+    batches = make_train_batches(config, setup.dataset.train)(0)
     sums = []
-    for _, batch in zip(range(STEPS), parallel.parts_to_devices(batches, layout), strict=False):
+    for _, batch in zip(
+        range(STEPS), parallel.microbatches_to_devices(batches, layout), strict=False
+    ):
         state, step_sums = step(state, batch)
         sums.append(step_sums)
     evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, model), layout)
-    batches = parallel.to_devices(make_eval_batches(config, setup.source.val)(), layout)
+    batches = parallel.to_devices(make_eval_batches(config, setup.dataset.val)(), layout)
     return jax.device_get((state, sums, [evaluate(state, batch) for batch in batches]))
 
 
@@ -150,16 +152,16 @@ def test_23_examples_are_counted_once_on_any_layout(devices, mode):
     batch_size = 9 if devices == 3 else 8
     options = {'model.stage_sizes': '1', 'model.width_multiplier': 0.25, 'data.image_size': 8}
     config = load_config(None, options | {'batch_size': batch_size, 'parallel.mode': mode})
-    setup = prepare(load_config(None, options | {'batch_size': 8}))
+    setup = build_setup(load_config(None, options | {'batch_size': 8}))
     layout = parallel.create_layout(config, jax.local_devices()[:devices])
     config.model.num_classes = 10
-    few = type(setup.source.val)(setup.source.val.images[:23], setup.source.val.labels[:23])
+    few = type(setup.dataset.val)(setup.dataset.val.images[:23], setup.dataset.val.labels[:23])
     evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
     state = setup._replace(layout=layout).init_state()
     batches = parallel.to_devices(make_eval_batches(config, few)(), layout)
     result = summarize([evaluate(state, batch) for batch in batches], 'val', 5)
     assert result['val/count'] == 23
-    logits = setup.model.apply(state.evaluated, _normalized(setup, few), train=False)
+    logits = setup.model.apply(state.eval_variables, _normalized(setup, few), train=False)
     assert result['val/accuracy'] == (np.argmax(logits, -1) == few.labels).mean()
 
 
@@ -198,9 +200,9 @@ def test_groups_matter_in_training_and_to_networks_with_batch_norm_alone():
     overrides |= {'model.width_multiplier': 0.02}
     for name in ('alexnet', 'alexnet_bn'):
         config = load_config(None, overrides | {'model.name': name})
-        prepare(config, for_training=False)
+        build_setup(config, for_training=False)
         if name == 'alexnet':
-            assert prepare(config).layout.accumulation_steps == 2
+            assert build_setup(config).layout.accumulation_steps == 2
         else:
             with pytest.raises(UserError, match='asks for 32 examples at once'):
-                prepare(config)
+                build_setup(config)

@@ -13,11 +13,11 @@ from flaxcls.config.files import load_config
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.ops.batch_norm import moments, pool, unbiased
+from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
 from flaxcls.training import optimizers, parallel, steps
-from flaxcls.training.precise_bn import recalibrate, recalibrate_workdir
+from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
 from flaxcls.training.restore import evaluate_workdir, load_run
-from flaxcls.training.setup import prepare
+from flaxcls.training.setup import build_setup
 
 
 def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
@@ -40,7 +40,7 @@ def test_moments_and_their_pool_are_numpys(masked):
             np.testing.assert_allclose(got.mean[index], kept.mean((0, 1, 2)), rtol=1e-6)
             np.testing.assert_allclose(got.var[index], kept.var((0, 1, 2)), rtol=1e-4)
     everything = values[mask].astype(np.float64)
-    total = pool(got)
+    total = merge_moments(got)
     np.testing.assert_allclose(total.mean, everything.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(total.var, everything.var((0, 1, 2)), rtol=1e-4)
     np.testing.assert_allclose(unbiased(total), everything.var((0, 1, 2), ddof=1), rtol=1e-4)
@@ -86,7 +86,9 @@ def test_groups_over_devices_have_numpys_moments_and_gradients(
 
 
 def test_masked_examples_change_nothing_of_the_others():
-    layer = BatchNorm(measuring=True, group_size=4, mask=jnp.array([1, 1, 1, 0, 1, 0, 0, 0], bool))
+    layer = BatchNorm(
+        collect_statistics=True, group_size=4, mask=jnp.array([1, 1, 1, 0, 1, 0, 0, 0], bool)
+    )
     x = _values((8, 3, 3, 2)).astype(np.float32)
     variables = BatchNorm().init(jax.random.key(0), x, train=False)
     run = lambda x: layer.apply(variables, x, train=False, mutable=['batch_stats'])  # noqa: E731
@@ -105,7 +107,7 @@ def test_masked_examples_change_nothing_of_the_others():
 def _numpy_oracle(setup, state):
     """PreciseBN of a network's first BatchNorm, whose input is one convolution of the images."""
     images = np.concatenate(
-        [b['image'][b['mask']] for b in make_eval_batches(setup.config, setup.source.train)()]
+        [b['image'][b['mask']] for b in make_eval_batches(setup.config, setup.dataset.train)()]
     ).astype(np.float64)
     mean, std = (
         255 * np.array(v, np.float64) for v in (setup.config.data.mean, setup.config.data.std)
@@ -130,10 +132,10 @@ def finished(tmp_path_factory):
 def test_recalibration_is_numpys_over_every_training_image(finished):
     workdir, _ = finished
     setup, state = load_run(workdir, training_too=True)
-    assert len(setup.source.train) % setup.config.batch_size  # The last batch is masked.
+    assert len(setup.dataset.train) % setup.config.batch_size  # The last batch is masked.
     raw = state.replace(ema={})
     stem = _numpy_oracle(setup, raw)
-    got = recalibrate(setup, raw)['batch_stats']['bn_stem']
+    got = compute_precise_bn(setup, raw)['batch_stats']['bn_stem']
     np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     # Near enough to tell the unbiased variance from the biased one.
     np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=4e-6)
@@ -145,14 +147,14 @@ def test_recalibration_is_numpys_over_every_training_image(finished):
     kernel = np.asarray(state.params['stage1_block1']['conv1']['kernel'], np.float64)
     padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
     inner = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
-    got = recalibrate(setup, raw)['batch_stats']['stage1_block1']['bn1']
+    got = compute_precise_bn(setup, raw)['batch_stats']['stage1_block1']['bn1']
     np.testing.assert_allclose(got['mean'], inner.mean((0, 1, 2)), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(got['var'], inner.var((0, 1, 2), ddof=1), rtol=1e-3)
 
 
 def test_recalibrated_run_is_evaluated_like_any_other(finished, tmp_path):
     workdir, state = finished
-    before, after = recalibrate_workdir(workdir, tmp_path / 'out')
+    before, after = precise_bn_workdir(workdir, tmp_path / 'out')
     assert before == {k: v for k, v in evaluate_workdir(workdir).items() if k != 'step'}
     assert after == {k: v for k, v in evaluate_workdir(tmp_path / 'out').items() if k != 'step'}
     recalibrated = load_run(tmp_path / 'out')[1]
@@ -161,20 +163,20 @@ def test_recalibrated_run_is_evaluated_like_any_other(finished, tmp_path):
     ):
         np.testing.assert_array_equal(got, averaged)
     with pytest.raises(UserError, match='has a run already'):
-        recalibrate_workdir(workdir, tmp_path / 'out')
+        precise_bn_workdir(workdir, tmp_path / 'out')
 
 
 def test_what_has_no_batch_norm_is_not_recalibrated():
-    setup = prepare(load_config(None, {'model.name': 'alexnet', 'model.width_multiplier': 0.02,
+    setup = build_setup(load_config(None, {'model.name': 'alexnet', 'model.width_multiplier': 0.02,
                                        'data.image_size': 63, 'batch_size': 8}))  # fmt: skip
     with pytest.raises(UserError, match='alexnet has no BatchNorm'):
-        recalibrate(setup, setup.init_state())
+        compute_precise_bn(setup, setup.init_state())
 
 
 def _steps(count=3, **options):
     """Returns the states after each of the first steps, in float64, on one device."""
     config = load_config(None, TINY | {'batch_size': 32, 'batch_norm.group_size': 8} | options)
-    setup = prepare(config)
+    setup = build_setup(config)
     layout = parallel.create_layout(config, jax.devices()[:1])
     model = setup.model.clone(dtype='float64')
     widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
@@ -183,8 +185,10 @@ def _steps(count=3, **options):
     )
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     states = []
-    batches = make_train_batches(setup.config, setup.source.train)(0)
-    for _, batch in zip(range(count), parallel.parts_to_devices(batches, layout), strict=False):
+    batches = make_train_batches(setup.config, setup.dataset.train)(0)
+    for _, batch in zip(
+        range(count), parallel.microbatches_to_devices(batches, layout), strict=False
+    ):
         state, _ = step(state, batch)
         states.append(jax.device_get(state))
     return states
@@ -200,7 +204,7 @@ def test_accumulated_steps_are_the_same_ones():
 def test_averages_are_those_of_a_plain_loop():
     with jax.enable_x64(True):
         states = _steps(4, **{'ema.decay': 0.5})
-        setup = prepare(load_config(None, TINY))
+        setup = build_setup(load_config(None, TINY))
         mean = jax.tree.map(
             lambda x: np.asarray(x, np.float64), jax.device_get(setup.init_state().params)
         )
