@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import flax_imagenet
 from benchmarks.programs import EXAMPLE, Facts, Program
-from flaxcls.config.defaults import image_size
+from flaxcls.config.config_dict import image_size
 from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
 from flaxcls.models.registry import MODELS

@@ -2,22 +2,14 @@
 
   python -m benchmarks.option_reference --out=docs/config.md
 
-Names, defaults and meanings are those of `default_config`, with its comments; the values that an
-option may have are those that a run is checked against.
+All of it comes from the rows of flaxcls/config/options.py.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from flaxcls.config.defaults import (
-    OBSERVING_OPTIONS,
-    default_config,
-    default_options,
-    option_comments,
-)
-from flaxcls.config.validation import BELONGS_TO, CHOICES, RANGES
+from flaxcls.config.option import Option
+from flaxcls.config.options import OPTIONS, SECTIONS
 from flaxcls.system.cli import CommandParser, run_command
 from flaxcls.system.files import require_place
 
@@ -27,7 +19,7 @@ _INTRODUCTION = f"""# Options
 
 <!-- Written by: {COMMAND} -->
 
-Every option of a run, with what the comments in `flaxcls/config/options.py` say of it, which
+Every option of a run, from the rows of `flaxcls/config/options.py`, which
 `python -m flaxcls.main --help` prints as well. On the command line an option is
 `--config.KEY=VALUE`; in a file of `experiments/` it is `config.KEY = VALUE`; in Python, an entry
 of the second argument of `flaxcls.load_config`. A list is written `3,4,6`. Where the default is
@@ -45,48 +37,41 @@ _TYPES = {bool: 'true or false', int: 'whole number', float: 'number', str: 'tex
 
 def to_markdown() -> str:
     """Returns the reference: a section for each group of options, with a table."""
-    config, comments = default_config(), option_comments()
-    groups: dict[str, list[str]] = {'': []}
-    for key in comments:  # In the order of the code; a ConfigDict sorts its keys.
-        if isinstance(config.get(key), ConfigDict):
-            groups[key] = []
-        else:
-            groups[key.rpartition('.')[0]].append(key)
+    groups: dict[str, list[Option]] = {'': []} | {section: [] for section in SECTIONS}
+    for row in OPTIONS.values():
+        groups[row.key.rpartition('.')[0]].append(row)
     parts = [_INTRODUCTION]
-    for group, keys in groups.items():
-        lines = [f'## {group or "The run"}', '']
-        lines += [comments[group], ''] if group else []
+    for section, rows in groups.items():
+        lines = [f'## {section or "The run"}', '']
+        lines += [SECTIONS[section], ''] if section else []
         lines += ['| key | default | values | meaning |', '| --- | --- | --- | --- |']
-        lines += [_row(key, config, comments[key]) for key in keys]
+        lines += [_line(row) for row in rows]
         parts.append('\n'.join(lines) + '\n')
     return '\n'.join(parts)
 
 
-def _row(key: str, config: ConfigDict, comment: str) -> str:
-    value = default_options()[key]
-    star = ' *' if key in OBSERVING_OPTIONS else ''
-    cells = [f'`{key}`{star}', _code(value), _values(key, config), _meaning(key, comment)]
+def _line(row: Option) -> str:
+    star = ' *' if row.neutral else ''
+    cells = [f'`{row.key}`{star}', _code(row.default), _values(row), _meaning(row)]
     return f'| {" | ".join(cell.replace("|", "&#124;") for cell in cells)} |'
 
 
-def _values(key: str, config: ConfigDict) -> str:
-    if key in CHOICES:
-        return ', '.join(map(_code, CHOICES[key]))
-    if key == 'model.name':
+def _values(row: Option) -> str:
+    if row.choices:
+        return ', '.join(map(_code, row.choices))
+    if row.key == 'model.name':
         from flaxcls.models.registry import MODELS
 
         return ', '.join(map(_code, MODELS))
-    *parents, name = key.split('.')
-    section = config[parents[0]] if parents else config
-    kind = _TYPES[section.get_type(name)]
-    return f'{kind}, {RANGES[key][1]}' if key in RANGES else kind
+    return ', '.join(filter(None, [_TYPES[row.kind], row.requirement]))
 
 
-def _meaning(key: str, comment: str) -> str:
-    if key not in BELONGS_TO:
-        return comment
-    other, values = BELONGS_TO[key]
-    return f'{comment} Only with `{other}` {", ".join(map(_code, values))}.'
+def _meaning(row: Option) -> str:
+    text = row.help
+    for key, values in row.only_with.items():
+        values = values if isinstance(values, tuple) else (values,)
+        text += f' Only with `{key}` {", ".join(map(_code, values))}.'
+    return text
 
 
 def _code(value: Any) -> str:

@@ -8,7 +8,7 @@ import importlib
 __version__ = '0.1.0'
 
 _HOME = {
-    'default_config': 'flaxcls.config.defaults',
+    'default_config': 'flaxcls.config.config_dict',
     'load_config': 'flaxcls.config.files',
     'MODELS': 'flaxcls.models.registry',
     'create_model': 'flaxcls.models.registry',

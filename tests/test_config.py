@@ -10,10 +10,17 @@ from ml_collections import ConfigDict
 
 import flaxcls
 from benchmarks import option_reference
-from flaxcls.config.defaults import OBSERVING_OPTIONS, default_config, options
+from flaxcls.config.config_dict import (
+    default_config,
+    differences,
+    flatten,
+    from_json,
+    set_option,
+    to_json,
+)
 from flaxcls.config.files import load_config
-from flaxcls.config.options import describe_options, differences, from_json, set_option, to_json
-from flaxcls.config.validation import CHOICES, validate
+from flaxcls.config.options import OPTIONS, describe_options
+from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
@@ -39,7 +46,7 @@ EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
 )
 def test_override_takes_the_options_type(key, text, value):
     config = load_config(None, {key: text})
-    got = dict(options(config))[key]
+    got = dict(flatten(config))[key]
     assert got == value
     assert type(got) is type(value)
 
@@ -128,7 +135,7 @@ def test_default_config_is_valid_locked_and_described():
 def test_experiment_is_valid_documented_and_survives_json(path):
     config = load_config(path)
     validate(config)
-    assert dict(options(from_json(to_json(config)))) == dict(options(config))
+    assert dict(flatten(from_json(to_json(config)))) == dict(flatten(config))
     text = ast.get_docstring(ast.parse(path.read_text()))
     for part in ('python -m flaxcls.main', f'experiments/{path.name}', 'Hardware', 'Expected'):
         assert part in text, part
@@ -197,15 +204,18 @@ def test_variants_of_an_experiment_are_chosen_by_name(tmp_path):
 
 def test_help_and_the_reference_say_something_of_every_option():
     lines, page = describe_options().splitlines(), option_reference.to_markdown()
-    for (key, value), line in zip(options(default_config()), lines, strict=True):
-        comment = line.split(f'--config.{key}={value}')[1].strip()
-        assert comment, key
+    assert OPTIONS.keys() == dict(flatten(default_config())).keys()
+    for (key, option), line in zip(OPTIONS.items(), lines, strict=True):
+        comment = line.split(f'--config.{key}={option.default}')[1].strip()
+        assert comment == option.help
+        assert comment[0].isupper() or comment.split()[0].strip(',;') in option.choices
+        assert comment.endswith('.')
         (row,) = [row for row in page.splitlines() if row.startswith(f'| `{key}`')]
         assert len(row.split(' | ')) == 4
         assert comment in row
-        for choice in CHOICES.get(key, ()):
+        for choice in option.choices:
             assert f'`{choice}`' in row
-        assert ('` *' in row) == (key in OBSERVING_OPTIONS)
+        assert ('` *' in row) == option.neutral
 
 
 def test_the_reference_is_up_to_date():
@@ -230,7 +240,7 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
         while frame.f_globals['__name__'].startswith('ml_collections'):
             frame = frame.f_back
         module = frame.f_globals['__name__']
-        if module.startswith('flaxcls.') and module not in ('flaxcls.config', 'flaxcls.validation'):
+        if module.startswith('flaxcls.') and not module.startswith('flaxcls.config.'):
             read.add((frozenset(self.keys()), key))  # A section is known by its keys.
         return get_item(self, key)
 
@@ -254,7 +264,7 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
     monkeypatch.undo()
 
     config = default_config()
-    for key, _ in options(config):
+    for key, _ in flatten(config):
         *parents, name = key.split('.')
         section = config
         for parent in parents:

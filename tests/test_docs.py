@@ -8,16 +8,15 @@ import re
 import pytest
 from documents import DOCUMENTS, ROOT, TRANSLATIONS, Code, code, commands, parse, prose_code
 
-from flaxcls.config.defaults import default_config, options
+from flaxcls.config.config_dict import default_config, flatten, set_option
 from flaxcls.config.files import load_config
-from flaxcls.config.options import set_option
 from flaxcls.errors import UserError
 
 _TEXTS = {
     document: (ROOT / document).read_text(encoding='utf-8')
     for document in (*DOCUMENTS, *TRANSLATIONS)
 }
-_KEYS = [key for key, _ in options(default_config())]
+_KEYS = [key for key, _ in flatten(default_config())]
 _GROUPS = {key.partition('.')[0] for key in _KEYS if '.' in key}
 # Named as mistakes.
 _WRONG = {'--config.bach_size=8'}

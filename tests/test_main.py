@@ -96,11 +96,11 @@ def test_too_little_memory_is_one_sentence_and_exit_1():
 
 
 def test_help_names_every_option():
-    from flaxcls.config.defaults import default_config, options
+    from flaxcls.config.config_dict import default_config, flatten
 
     code, out, _ = _run('main', '--help')
     assert code == 0
-    for key, _ in options(default_config()):
+    for key, _ in flatten(default_config()):
         assert f'--config.{key}=' in out
 
 

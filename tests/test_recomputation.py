@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxcls.config import defaults
-from flaxcls.config import options as options_lib
+from flaxcls.config.config_dict import default_config, from_json, to_json
 from flaxcls.config.files import load_config
 from flaxcls.training import parallel, steps
 from flaxcls.training import state as state_lib
@@ -93,7 +92,7 @@ def _count(jaxpr):
 
 
 def test_runs_of_the_time_when_it_was_a_switch_go_on():
-    text = options_lib.to_json(defaults.default_config())
+    text = to_json(default_config())
     for old, new in (('false', 'none'), ('true', 'norm')):
-        config = options_lib.from_json(text.replace('"remat": "none"', f'"remat": {old}'))
+        config = from_json(text.replace('"remat": "none"', f'"remat": {old}'))
         assert config.model.remat == new

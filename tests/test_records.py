@@ -7,9 +7,9 @@ import pytest
 from conftest import EXPERIMENTS, TINY
 
 import flaxcls
-from flaxcls.config.defaults import OBSERVING_OPTIONS, options
+from flaxcls.config.config_dict import flatten, from_json, to_json
 from flaxcls.config.files import load_config
-from flaxcls.config.options import from_json, to_json
+from flaxcls.config.options import keys_of
 from flaxcls.errors import Stopped
 from flaxcls.system import host_info
 from flaxcls.training.run_record import (
@@ -38,12 +38,12 @@ def _changed(key):
     return config
 
 
-@pytest.mark.parametrize('key', [key for key, _ in options(load_config(None))])
+@pytest.mark.parametrize('key', [key for key, _ in flatten(load_config(None))])
 def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
     config = load_config(None, {key: 'resnet32'}) if key == 'model.name' else _changed(key)
     ours, default = (experiment_options(config) for config in (config, load_config(None)))
     same = experiment_hash(ours) == experiment_hash(default)
-    assert same == (key in OBSERVING_OPTIONS | {'seed', 'model.num_classes', 'model.dtype'})
+    assert same == (key in keys_of('neutral') | {'seed', 'model.num_classes', 'model.dtype'})
     assert same == (recorded_experiment(ours) == default)
 
 

@@ -14,7 +14,7 @@ from justhtml import JustHTML
 
 import flaxcls
 from flaxcls.commands import report as report_command
-from flaxcls.config.defaults import options
+from flaxcls.config.config_dict import flatten
 from flaxcls.errors import UserError
 from flaxcls.inference import calibration
 from flaxcls.inference.predictions import Predictions, save_predictions
@@ -250,7 +250,7 @@ def test_a_comparison_counts_what_only_one_has_right(cases, pages):
     cells = [c.to_text().strip() for c in document.query('#comparison table')[1].query('tbody td')]
     assert cells[:2] == [str((ours & ~theirs).sum()), str((theirs & ~ours).sum())]
     rows = [node.to_text() for node in document.query('#comparison table.options tbody code')]
-    first, second = (dict(options(run.config)) for run in runs)
+    first, second = (dict(flatten(run.config)) for run in runs)
     assert rows == [key for key in first if first[key] != second[key]]
 
 
@@ -261,7 +261,7 @@ def test_the_command_makes_the_same_config(cases, name):
     assert words[:3] == ['python', '-m', 'flaxcls.main']
     config = flaxcls.load_config(None, parse_overrides(words[4:], []))
     config.model.num_classes = run.config.model.num_classes
-    assert dict(options(config)) == dict(options(run.config))
+    assert dict(flatten(config)) == dict(flatten(run.config))
 
 
 def _predictions(labels, logits):

@@ -13,7 +13,7 @@ from small_sweep import DEPTH, ROOT, SMALL, WIDTH
 
 from flaxcls.commands import sweep
 from flaxcls.config import files
-from flaxcls.config.defaults import options
+from flaxcls.config.config_dict import flatten
 from flaxcls.errors import UserError
 from flaxcls.models import from_config
 from flaxcls.sweeping import commands, expand, slurm
@@ -49,7 +49,7 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
     # Seed by seed.
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     for run in runs:
-        levels, given = dict(run.cell.levels), dict(options(run.config))
+        levels, given = dict(run.cell.levels), dict(flatten(run.config))
         wanted = {'num_epochs': 7, 'batch_size': 32, 'seed': run.seed}
         for axis, level in levels.items():
             wanted |= found.axes[axis][level]
@@ -57,7 +57,7 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
         words = commands.command_of(run, found.config)
         again = cli.parse_overrides([word for word in words if word.startswith('--config.')], [])
         config = files.load_config(found.config, again)
-        assert dict(options(config)) == given
+        assert dict(flatten(config)) == given
 
 
 def test_a_part_of_the_baseline_compares_at_the_same_other_levels_and_skipped_ones_are_no_runs():

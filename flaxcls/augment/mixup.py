@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import rectangle
 
@@ -23,38 +22,45 @@ class Mixed(NamedTuple):
 
 
 def make_mix(
-    config: ConfigDict, axis_name: str
+    num_classes: int,
+    axis_name: str,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    repeats: int = 1,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
     """Returns (keys [P, B], images [P, B, H, W, 3], labels int32 [P, B]) -> Mixed.
 
-    These are a device's B examples of each of P parts; see `next_in_batch` for their order.
+    These are a device's B examples of each of P microbatches; see `next_in_batch` for their order.
     With both mixup and cutmix, each example takes one of them with probability 1/2. With neither,
     the images stay and the targets are one-hot.
+
+    Args:
+      num_classes: C of the targets.
+      axis_name: of the devices.
+      mixup, cutmix: alpha of their Beta distributions; 0: switched off.
+      repeats: consecutive rows in which an image stands; none is mixed with itself.
     """
-    options, classes = config.augment, config.model.num_classes
 
     def weigh(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
-        if not options.cutmix:
-            return mixup_weights(mixup_key, shape, options.mixup)
-        weights = cutmix_weights(cutmix_key, shape, options.cutmix)
-        if not options.mixup:
+        if not cutmix:
+            return mixup_weights(mixup_key, shape, mixup)
+        weights = cutmix_weights(cutmix_key, shape, cutmix)
+        if not mixup:
             return weights
-        other = mixup_weights(mixup_key, shape, options.mixup)
+        other = mixup_weights(mixup_key, shape, mixup)
         return jnp.where(jax.random.bernoulli(choice_key), weights, other)
 
     def mix(keys: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
-        targets = jax.nn.one_hot(labels, classes)
-        if not (options.mixup or options.cutmix):
+        targets = jax.nn.one_hot(labels, num_classes)
+        if not (mixup or cutmix):
             return Mixed(images, targets, labels)
         weigh_all = jax.vmap(jax.vmap(weigh, (0, None)), (0, None))
         weights = weigh_all(keys, images.shape[2:])
-        # Repeated examples stand side by side, and none is to be mixed with itself.
-        partners, partner_labels = (
-            next_in_batch(x, options.repeats, axis_name) for x in (images, labels)
-        )
+        partners, partner_labels = (next_in_batch(x, repeats, axis_name) for x in (images, labels))
         share = weights.mean((2, 3))
-        partner_targets = jax.nn.one_hot(partner_labels, classes)
+        partner_targets = jax.nn.one_hot(partner_labels, num_classes)
         return Mixed(
             weights * images + (1 - weights) * partners,
             share * targets + (1 - share) * partner_targets,
@@ -85,14 +91,14 @@ def next_in_batch(x: jax.Array, shift: int, axis_name: str) -> jax.Array:
     """Returns, in the place of each row of the global batch, the row `shift` further, cyclically.
 
     Args:
-      x: [P, B, ...], a device's share: the batch is P parts, and a part the B rows of each device.
+      x: [P, B, ...], a device's share: the batch is P microbatches, each of B rows of every device.
       shift: rows, at most B.
       axis_name: of the devices.
     """
     devices = lax.axis_size(axis_name)
     from_next = [((device + 1) % devices, device) for device in range(devices)]
     after = lax.ppermute(x[:, :shift], axis_name, from_next)
-    # After the last device comes the first, with the next part.
+    # After the last device comes the first, with the next microbatch.
     is_last = lax.axis_index(axis_name) == devices - 1
     after = jnp.where(is_last, jnp.roll(after, -1, axis=0), after)
     return jnp.concatenate([x[:, shift:], after], axis=1)

@@ -6,17 +6,16 @@ from a stream of its own: switching one on leaves the draws of the others as the
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from ml_collections import ConfigDict
 
 from flaxcls.augment import image_ops
 from flaxcls.augment.image_ops import OPERATIONS
 
-Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+Transform = Callable[[jax.Array, jax.Array], jax.Array]  # (key, image) -> image.
 
 # Which stream of its example's key an operation draws from. New ones get new numbers.
 _STREAMS = {
@@ -31,44 +30,55 @@ _PCA_VECTORS = (
 _PCA_VALUES = (0.2175, 0.0188, 0.0045)
 
 
-def make_augment(config: ConfigDict) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Returns (keys [B], images [B, H, W, 3]) -> images, as `config.augment` says.
+def make_augment(
+    mean: Sequence[float],
+    *,
+    crop: str = 'none',
+    crop_on: str = 'host',
+    pad: int = 4,
+    min_area: float = 0.08,
+    flip: bool = False,
+    policy: str = 'none',
+    randaugment_layers: int = 2,
+    randaugment_magnitude: float = 9.0,
+    color_jitter: Sequence[float] = (),
+    lighting: float = 0.0,
+    erase: float = 0.0,
+    cutout: int = 0,
+) -> Transform:
+    """Returns (keys [B], images [B, H, W, 3]) -> images; the arguments are config.augment's.
 
-    Not among them are random crops cut on the host, as the file is decoded, and what mixes
-    examples (`flaxcls.augment.mixup`).
+    What is erased gets the colour `mean`, RGB in 0..1. Not among them are random crops cut on the
+    host, as the file is decoded, and what mixes examples (`flaxcls.augment.mixup`).
     """
-    chain = dict(_chain(config))
+    fill = 255 * jnp.array(mean, jnp.float32)
+    chain: dict[str, Transform] = {}  # What is switched on, in the order of its application.
+    if crop == 'pad':
+        chain['crop'] = functools.partial(pad_and_crop, pad=pad)
+    if crop == 'random_resized' and crop_on == 'device':
+        chain['crop'] = functools.partial(random_resized_crop, min_area=min_area)
+    if flip:
+        chain['flip'] = flip_left_right
+    if policy == 'randaugment':
+        strength = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
+        chain['policy'] = functools.partial(randaugment, **strength)
+    if policy == 'trivialaugment':
+        chain['policy'] = trivialaugment
+    if color_jitter:
+        chain['color_jitter'] = functools.partial(jitter_colors, strengths=tuple(color_jitter))
+    if lighting:
+        chain['lighting'] = functools.partial(pca_lighting, std=lighting)
+    if erase:
+        chain['erase'] = functools.partial(random_erase, probability=erase, fill=fill)
+    if cutout:
+        chain['cutout'] = functools.partial(cut_out, side=cutout, fill=fill)
 
     def augment(key: jax.Array, image: jax.Array) -> jax.Array:
-        for name, operation in chain.items():
-            image = operation(jax.random.fold_in(key, _STREAMS[name]), image)
+        for name, transform in chain.items():
+            image = transform(jax.random.fold_in(key, _STREAMS[name]), image)
         return image
 
     return jax.vmap(augment)
-
-
-def _chain(config: ConfigDict):
-    """Yields (name, operation) of what is switched on, in the order of its application."""
-    options, fill = config.augment, 255 * jnp.array(config.data.mean, jnp.float32)
-    if options.crop == 'pad':
-        yield 'crop', functools.partial(pad_and_crop, pad=options.pad)
-    if options.crop == 'random_resized' and options.crop_on == 'device':
-        yield 'crop', functools.partial(random_resized_crop, min_area=options.min_area)
-    if options.flip:
-        yield 'flip', flip_left_right
-    if options.policy == 'randaugment':
-        layers, magnitude = options.randaugment_layers, options.randaugment_magnitude
-        yield 'policy', functools.partial(randaugment, layers=layers, magnitude=magnitude)
-    if options.policy == 'trivialaugment':
-        yield 'policy', trivialaugment
-    if options.color_jitter:
-        yield 'color_jitter', functools.partial(color_jitter, strengths=options.color_jitter)
-    if options.lighting:
-        yield 'lighting', functools.partial(pca_lighting, std=options.lighting)
-    if options.erase:
-        yield 'erase', functools.partial(random_erase, probability=options.erase, fill=fill)
-    if options.cutout:
-        yield 'cutout', functools.partial(cutout, side=options.cutout, fill=fill)
 
 
 def pad_and_crop(key: jax.Array, image: jax.Array, *, pad: int) -> jax.Array:
@@ -103,7 +113,7 @@ def flip_left_right(key: jax.Array, image: jax.Array) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def color_jitter(key: jax.Array, image: jax.Array, *, strengths: tuple[float, ...]) -> jax.Array:
+def jitter_colors(key: jax.Array, image: jax.Array, *, strengths: tuple[float, ...]) -> jax.Array:
     """Changes brightness, contrast, saturation and hue, in this order.
 
     Args:
@@ -152,7 +162,7 @@ def random_erase(
     return jnp.where(inside & jax.random.bernoulli(happens_key, probability), fill, image)
 
 
-def cutout(key: jax.Array, image: jax.Array, *, side: int, fill: jax.Array) -> jax.Array:
+def cut_out(key: jax.Array, image: jax.Array, *, side: int, fill: jax.Array) -> jax.Array:
     """Fills a square around a random pixel, part of which may lie outside (arXiv:1708.04552)."""
     center = jax.random.randint(key, (2,), 0, jnp.array(image.shape[:2]))
     first = center - side // 2
@@ -211,17 +221,18 @@ def _strengths(
     )
 
 
-def make_tta_crops(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """Returns images [B, H, W, 3] of evaluation -> [V, B, S, S, 3], as config.data.eval_crops says.
+def make_tta_crops(kind: str, size: int) -> Callable[[jax.Array], jax.Array]:
+    """Returns images [B, H, W, 3] of evaluation -> their TTA crops [V, B, S, S, 3].
 
-    H and W are S, or with ten crops the sides of the image that these are cut from.
+    Args:
+      kind: center, flip (also mirrored) or ten, see `ten_crops`.
+      size: S; H and W are S, or with ten crops the sides of the image that these are cut from.
     """
-    size = config.data.image_size
     return {
         'center': lambda images: images[None],
         'flip': lambda images: jnp.stack([images, images[:, :, ::-1]]),
         'ten': functools.partial(ten_crops, size=size),
-    }[config.data.eval_crops]
+    }[kind]
 
 
 def ten_crops(images: jax.Array, size: int) -> jax.Array:
@@ -235,8 +246,11 @@ def ten_crops(images: jax.Array, size: int) -> jax.Array:
     return jnp.stack(crops + [crop[:, :, ::-1] for crop in crops])
 
 
-def make_normalize(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """Returns images in 0..255 -> (images / 255 - mean) / std, float32 or wider."""
-    mean = 255 * jnp.array(config.data.mean, jnp.float32)
-    std = 255 * jnp.array(config.data.std, jnp.float32)
+def make_normalize(mean: Sequence[float], std: Sequence[float]) -> Callable[[jax.Array], jax.Array]:
+    """Returns images in 0..255 -> (images / 255 - mean) / std, float32 or wider.
+
+    Args:
+      mean, std: of red, green and blue in 0..1.
+    """
+    mean, std = (255 * jnp.array(values, jnp.float32) for values in (mean, std))
     return lambda images: (images.astype(jnp.promote_types(images.dtype, mean.dtype)) - mean) / std

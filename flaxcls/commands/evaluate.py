@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.options import differences
+from flaxcls.config.config_dict import differences
 from flaxcls.errors import UserError
 from flaxcls.evaluation import tables
 from flaxcls.inference.calibration import (

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import default_config, default_options, options
-from flaxcls.config.options import set_option
+from flaxcls.config.config_dict import default_config, flatten, set_option
+from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
 from flaxcls.system.text import did_you_mean
@@ -108,11 +108,11 @@ def _require_all_options(config: Any, path: str) -> None:
             f'get_config() of {path!r} returns {type(config).__name__}; let it return '
             'flaxcls.default_config(), modified.'
         )
-    theirs, ours = dict(options(config)), default_options()
+    theirs = dict(flatten(config))
     for key in theirs:
-        if key not in ours:
+        if key not in OPTIONS:
             raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')
-    for key in ours:
+    for key in OPTIONS:
         if key not in theirs:
             raise UserError(
                 f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'

@@ -1,118 +1,227 @@
-"""Every option of a run: the locked defaults, and how a value is set, stored and compared."""
+"""Every option of a run: one row each, which is all that there is to say of it.
 
-import ast
-import json
-from collections.abc import Sequence
-from typing import Any
+Adding an option is a row here, and reading it where it has its effect. See docs/how_to/extend.md.
+"""
 
-from ml_collections import ConfigDict
+import itertools
 
-from flaxcls.config.defaults import default_config, default_options, option_comments, options
-from flaxcls.errors import UserError
-from flaxcls.system.text import did_you_mean
+from flaxcls.config.option import Option
+
+_SHARE = {'at_least': 0, 'below': 1}  # Of probabilities and shares that may be none, but not all.
+_POSITIVE_INTS = (
+    'positive whole numbers',
+    lambda x: len(x) > 0 and all(isinstance(v, int) and v > 0 for v in x),
+)
+_ADAM_LIKE = ('lamb', 'adamw', 'muon')
+_WITH_MOMENTUM = {'optimizer.name': ('sgd', 'lars', 'muon')}
+
+# What the sections of the config are for.
+SECTIONS = {
+    'model': 'The network; what is None is as in its paper.',
+    'batch_norm': 'BatchNorm; its groups belong to the experiment.',
+    'data': 'Where images come from, and how they are read.',
+    'augment': 'How training images are changed, on the device.',
+    'optimizer': 'How gradients become updates.',
+    'ema': 'Averaged weights.',
+    'parallel': 'How a step is computed; its result stays the same.',
+    'schedule': 'The learning rate over the run.',
+}
+
+# fmt: off
+_ROWS = (
+    Option('seed', 0, at_least=0, at_most=2**32 - 1, varies=True, selects_images=True,
+           help='Initial weights, order of examples and every random draw follow from it.'),
+    Option('batch_size', 64, at_least=1, same_logits=True,
+           help='Examples per step over all devices and processes.'),
+    Option('num_epochs', 20, at_least=1, help='Passes over the training set.'),
+    Option('loss', 'softmax', choices=('softmax', 'sigmoid'),
+           help='Of training: cross-entropy; sigmoid: binary, mean over the classes.'),
+    Option('label_smoothing', 0.0, **_SHARE,
+           help='Share of each label spread evenly over all classes, in training.'),
+    Option('top_k', 5, at_least=1, neutral=True,
+           help='Also report how often the label is among the k best; capped by the classes.'),
+    Option('log_every_steps', 50, at_least=1, neutral=True,
+           help='Steps between two records of the training metrics.'),
+    Option('eval_every_epochs', 1, at_least=1, neutral=True,
+           help='Epochs between two evaluations; the last epoch always has one.'),
+    Option('checkpoint_every_steps', 1000, at_least=1, neutral=True,
+           help='Steps between two saves, beside those at evaluations.'),
+    Option('init_from', str, help='Workdir whose newest weights are the initial ones.'),
+    Option('freeze', '',
+           help='Layers left as they are: comma-separated patterns such as stem,stage[12]*.'),
+    Option('tensorboard', False, neutral=True,
+           help='Also write TensorBoard events (extra [tensorboard]).'),
+
+    Option('model.name', 'resnet20', help='A row of flaxcls.MODELS.'),
+    Option('model.num_classes', int, at_least=2, varies=True,
+           help='None: as many as the data has.'),
+    Option('model.dtype', 'float32', choices=('float32', 'bfloat16'), varies=True,
+           help='Of the computation; weights, statistics, loss stay float32.'),
+    Option('model.dropout_rate', float, **_SHARE, attribute=True,
+           help='Share of activations set to zero in training.'),
+    Option('model.width_multiplier', float, above=0, below=100, attribute=True,
+           help='AlexNet, VGG, ResNet: scales the channels.'),
+    Option('model.stage_sizes', tuple, must_be=_POSITIVE_INTS, attribute=True,
+           help='ResNet: residual blocks per stage; VGG: convolutions.'),
+    Option('model.block_sizes', tuple, must_be=_POSITIVE_INTS, attribute=True,
+           help='DenseNet: layers per dense block.'),
+    Option('model.growth_rate', int, at_least=1, attribute=True,
+           help='DenseNet: channels that each layer adds (k).'),
+    Option('model.bottleneck', bool, attribute=True,
+           help='DenseNet: 1x1 convolutions before the 3x3 ones.'),
+    Option('model.compression', float, above=0, at_most=1, attribute=True,
+           help='DenseNet: share of the channels that transitions keep.'),
+    Option('model.shortcut', str, choices=('A', 'B', 'C', 'D', 'none'), attribute=True,
+           help='ResNet: A, B, C, D (maps of another shape), none.'),
+    Option('model.zero_init_residual', bool, attribute=True,
+           help='ResNet: blocks begin as their shortcuts.'),
+    Option('model.stochastic_depth_rate', float, **_SHARE, attribute=True,
+           help='ResNet: chance to skip the last block.'),
+    Option('model.lrn', str, choices=('none', 'paper', 'caffe'), attribute=True,
+           help='AlexNet: none, paper or caffe (alpha divided by n).'),
+    Option('model.remat', 'none', choices=('none', 'norm', 'block'), neutral=True,
+           help='norm or block: recompute these in backward, to save memory.'),
+    Option('model.initializer', str, choices=('paper', 'he', 'filters'), attribute=True,
+           help='AlexNet: paper, he or filters (1/sqrt(filters)).'),
+
+    Option('batch_norm.group_size', int, at_least=1,
+           help='Examples sharing statistics; None: the batch.'),
+    Option('batch_norm.momentum', 0.9, **_SHARE,
+           help='Share of the old running statistics kept at each step.'),
+    Option('batch_norm.eps', 1e-5, above=0, help='Added to the variance.'),
+
+    Option('data.source', 'digits', selects_images=True,
+           help='Or fashion_mnist, tfds:, folder:, manifest: or synthetic:...'),
+    Option('data.data_dir', str, neutral=True,
+           help='Of TFDS; None: $TFDS_DATA_DIR, ~/tensorflow_datasets.'),
+    Option('data.train_split', str, selects_images=True,
+           help='Split or slice to train on; None: train.'),
+    Option('data.val_split', str, selects_images=True,
+           help='None: the first there is of validation, val, test.'),
+    Option('data.val_fraction', float, above=0, below=1, selects_images=True,
+           help='Held out of a folder without splits; None: 0.2.'),
+    Option('data.image_size', int, at_least=1,
+           help="Side in pixels; None: the model's usual size."),
+    Option('data.train_image_size', int, at_least=1,
+           help="Training's own, mostly smaller; None: same."),
+    Option('data.eval_crop_fraction', 1.0, above=0, at_most=1,
+           help='Side of the central crop / shorter side, in evaluation.'),
+    Option('data.eval_crops', 'center', choices=('center', 'flip', 'ten'),
+           help='center; flip: and mirrored; ten: and corners. Averaged.'),
+    Option('data.mean', (0.485, 0.456, 0.406),
+           must_be=('three numbers, for red, green and blue', lambda x: len(x) == 3),
+           help="Subtracted from RGB in 0..1; ImageNet's."),
+    Option('data.std', (0.229, 0.224, 0.225),
+           must_be=('three positive numbers', lambda x: len(x) == 3 and min(x) > 0),
+           help="Divides RGB once the mean is subtracted; ImageNet's."),
+    Option('data.num_threads', int, at_least=1, neutral=True,
+           help='Threads that decode images; None: one per core.'),
+    Option('data.on_error', 'stop', choices=('stop', 'skip'), selects_images=True,
+           help='Or skip: leave out files that cannot be read, with a note.'),
+    Option('data.cache', 'none', choices=('none', 'memory', 'disk'), same_logits=True,
+           help='memory or disk: keep images decoded and reduced, for small sets.'),
+
+    Option('augment.crop', 'none', choices=('none', 'pad', 'random_resized', 'random'),
+           help='none, pad (zero-pad and crop), random_resized or random.'),
+    Option('augment.pad', 4, at_least=1, only_with={'augment.crop': 'pad'},
+           help='Pixels on each side.'),
+    Option('augment.min_area', 0.08, above=0, at_most=1,
+           only_with={'augment.crop': 'random_resized'},
+           help='Smallest share of the image that a crop takes.'),
+    Option('augment.crop_on', 'host', choices=('host', 'device'),
+           only_with={'augment.crop': 'random_resized'},
+           help='host as files are decoded; device if small.'),
+    Option('augment.flip', False, help='Mirror left-right with probability 1/2.'),
+    Option('augment.color_jitter', (),
+           must_be=('four numbers from 0 on, the last up to 0.5, or ()',
+                    lambda x: not x or (len(x) == 4 and min(x) >= 0 and x[3] <= 0.5)),
+           help='Strengths of brightness, contrast, saturation, hue.'),
+    Option('augment.lighting', 0.0, at_least=0,
+           help="Deviation of AlexNet's PCA colour shifts, 0.1 in the paper."),
+    Option('augment.policy', 'none', choices=('none', 'randaugment', 'trivialaugment'),
+           help='none, randaugment or trivialaugment (Wide).'),
+    Option('augment.randaugment_layers', 2, at_least=1,
+           only_with={'augment.policy': 'randaugment'},
+           help='Operations applied to each image.'),
+    Option('augment.randaugment_magnitude', 9.0, at_least=0, at_most=30,
+           only_with={'augment.policy': 'randaugment'},
+           help='Strength of these operations.'),
+    Option('augment.erase', 0.0, at_least=0, at_most=1,
+           help='Probability that a rectangle is erased.'),
+    Option('augment.cutout', 0, at_least=0, help='Side in pixels of a square that is erased.'),
+    Option('augment.mixup', 0.0, at_least=0,
+           help='Alpha of the Beta distribution, such as 0.2.'),
+    Option('augment.cutmix', 0.0, at_least=0, help='Alpha of the Beta distribution, such as 1.'),
+    Option('augment.repeats', 1, at_least=1,
+           help='Times that a batch shows each of its images, augmented anew.'),
+
+    Option('optimizer.name', 'sgd', choices=('sgd', 'lars', 'lamb', 'adamw', 'lion', 'muon'),
+           help='sgd, lars, lamb, adamw, lion or muon.'),
+    Option('optimizer.learning_rate', 0.1, above=0,
+           help='Peak, for a batch of base_batch_size examples.'),
+    Option('optimizer.base_batch_size', 0, at_least=0,
+           help='Peak scales with batch_size / this; 0: it does not.'),
+    Option('optimizer.momentum', 0.9, **_SHARE, only_with=_WITH_MOMENTUM,
+           help='Share of the last update that is kept.'),
+    Option('optimizer.nesterov', True, only_with=_WITH_MOMENTUM,
+           help='Momentum as Nesterov has it.'),
+    Option('optimizer.beta1', float, **_SHARE,
+           only_with={'optimizer.name': ('lion', *_ADAM_LIKE)}, help='None: as in optax.'),
+    Option('optimizer.beta2', float, **_SHARE,
+           only_with={'optimizer.name': ('lion', *_ADAM_LIKE)}, help='None: as in optax.'),
+    Option('optimizer.eps', float, above=0,
+           only_with={'optimizer.name': _ADAM_LIKE}, help='None: as in optax.'),
+    Option('optimizer.trust_coefficient', float, above=0,
+           only_with={'optimizer.name': 'lars'}, help='Layer-wise rate; None: 0.001.'),
+    Option('optimizer.weight_decay', 1e-4, at_least=0,
+           help='sgd, lars: added to the gradient; others: decoupled.'),
+    Option('optimizer.decay_all', False,
+           help="Decay BatchNorm's parameters and the biases as well."),
+    Option('optimizer.rules', '',
+           help='Multipliers for layers, as in head:lr=10;stem*:lr=0.1,decay=0.'),
+    Option('optimizer.clip_norm', 0.0, at_least=0,
+           help='Longer gradients are cut to this global norm; 0: none is.'),
+
+    Option('ema.decay', 0.0, **_SHARE,
+           help='Of a moving average of the weights that is evaluated: 0.999. 0: none.'),
+
+    Option('parallel.mode', 'jit', choices=('jit', 'pmap'), neutral=True,
+           help='jit (shard_map over a mesh) or pmap.'),
+    Option('parallel.accumulation_steps', 1, at_least=1, neutral=True,
+           help='Microbatches of a batch, one after another: less memory.'),
+
+    Option('schedule.name', 'cosine',
+           choices=('cosine', 'step', 'polynomial', 'one_cycle', 'constant'),
+           help='cosine, step, polynomial, one_cycle or constant.'),
+    Option('schedule.warmup_epochs', 0.0, at_least=0,
+           help='Linear rise to the peak; the first step is above zero.'),
+    Option('schedule.warmup_start', float, above=0, at_most=1,
+           help='Share of the peak at the first step.'),
+    Option('schedule.milestones', (), only_with={'schedule.name': 'step'},
+           must_be=('in rising order', lambda x: list(x) == sorted(set(x))),
+           help='Epochs at which the rate is multiplied by decay_factor.'),
+    Option('schedule.decay_factor', 0.1, above=0, below=1, only_with={'schedule.name': 'step'},
+           help='What the rate is multiplied by at each milestone.'),
+    Option('schedule.final', 0.0, at_least=0, at_most=1,
+           only_with={'schedule.name': ('cosine', 'polynomial', 'one_cycle')},
+           help='Share of the peak at the end.'),
+    Option('schedule.power', 1.0, above=0, only_with={'schedule.name': 'polynomial'},
+           help='Of the falling share of the run.'),
+)
+# fmt: on
+
+OPTIONS: dict[str, Option] = {row.key: row for row in _ROWS}
+
+
+def keys_of(*columns: str) -> frozenset[str]:
+    """Returns the keys of the options for which one of the columns is true, such as 'neutral'."""
+    pairs = itertools.product(OPTIONS.values(), columns)
+    return frozenset(row.key for row, column in pairs if getattr(row, column))
 
 
 def describe_options() -> str:
-    """Returns a line for each option: key, default, and what `default_config` says of it."""
-    comments, lines = option_comments(), []
-    for key, value in default_options().items():
-        lines.append(f'  --config.{key}={value}'.ljust(44) + f'  {comments[key]}')
-    return '\n'.join(lines)
-
-
-def set_option(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets the option with dotted name `key`, converting `value` to the option's type.
-
-    Raises:
-      UserError: there is no such option, or the value is of another type.
-    """
-    defaults = default_options()
-    if key not in defaults:
-        raise UserError(f'there is no option config.{key}{did_you_mean(key, list(defaults))}.')
-    *parents, name = key.split('.')
-    for parent in parents:
-        config = config[parent]
-    if (value is None or value == 'None') and defaults[key] is None:
-        config[name] = None
-        return
-    kind = config.get_type(name)
-    try:
-        config[name] = _convert(value, kind)
-    except (ValueError, SyntaxError, TypeError, KeyError, OverflowError):
-        raise UserError(
-            f'config.{key}={value!r} is not {_KINDS[kind]}; the default is {defaults[key]!r}.'
-        ) from None
-
-
-_KINDS = {
-    bool: 'true or false',
-    int: 'a whole number',
-    float: 'a number',
-    str: 'a text',
-    tuple: 'a list of numbers such as 3,4,6',
-}
-
-
-def _convert(value: Any, kind: type) -> Any:
-    if kind is str:
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-    if kind is tuple:
-        value = ast.literal_eval(value) if isinstance(value, str) else value
-        value = tuple(value) if isinstance(value, Sequence) else (value,)
-        if not all(isinstance(item, int | float) for item in value):
-            raise TypeError
-        return value
-    if kind is bool:
-        return {'true': True, '1': True, 'false': False, '0': False}[str(value).lower()]
-    if isinstance(value, bool):
-        raise TypeError
-    number = float(value)
-    if kind is float:
-        return number
-    if number != int(number):
-        raise ValueError
-    # Whole numbers beyond 2**53 would lose digits on the way through float.
-    return int(value) if str(value).lstrip('+-').isdigit() else int(number)
-
-
-def to_json(config: ConfigDict) -> str:
-    """Returns the config as JSON text that `from_json` reads back."""
-    return config.to_json(indent=2) + '\n'
-
-
-def from_json(text: str) -> ConfigDict:
-    """Returns the config written by `to_json`.
-
-    Raises:
-      UserError: the text is no JSON, or has a key that this version does not know.
-    """
-    config = default_config()
-    try:
-        stored = ConfigDict(json.loads(text))
-    except (ValueError, AttributeError, TypeError):
-        raise UserError(
-            'the stored config is damaged; put back a copy of config.json, or train in a new '
-            'workdir.'
-        ) from None
-    for key, value in options(stored):
-        if key == 'model.remat' and isinstance(value, bool):  # As it was once written.
-            value = 'norm' if value else 'none'
-        set_option(config, key, value)
-    return config
-
-
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Returns the options that differ: dotted key -> (old value, new value)."""
-    new_values = dict(options(new))
-    return {
-        key: (value, new_values[key]) for key, value in options(old) if value != new_values[key]
-    }
-
-
-def as_flag(value: Any) -> str:
-    """Returns the value of an option as the command line takes it."""
-    if isinstance(value, tuple):
-        return ','.join(map(str, value)) if value else '()'
-    return str(value)
+    """Returns a line for each option: key, default and meaning."""
+    return '\n'.join(
+        f'  --config.{row.key}={row.default}'.ljust(44) + f'  {row.help}'
+        for row in OPTIONS.values()
+    )

@@ -10,15 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
-from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import image_size
 from flaxcls.data import crops
 from flaxcls.data.datasets import FileSplit, RecordSplit, Split, raise_unreadable
-from flaxcls.data.pipeline import cuts_on_host
 from flaxcls.errors import UserError
 from flaxcls.system.files import user_cache_path
-from flaxcls.system.threads import map_in_threads, num_threads
+from flaxcls.system.threads import map_in_threads
 
 _HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
 _SAMPLE = 32  # Images that tell how large all of them will be.
@@ -45,17 +42,16 @@ class CachedSplit(NamedTuple):
         return self.split.name(index)
 
 
-def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
-    """Returns the split with its images kept as `config.data.cache` says; arrays stay as they are.
+def cached(split: Split, where: str, shorter_side: int, num_threads: int | None = None) -> Split:
+    """Returns the split with its images kept decoded and reduced; arrays stay as they are.
 
-    They are reduced to the shorter side that the evaluation crop needs, which leaves that crop as
-    it was, or for random resized crops to twice the image size. On disk they lie in the user's
-    cache folder, and are made anew when a file has changed.
+    On disk they lie in the user's cache folder, and are made anew when a file has changed.
 
     Args:
       split: files or records.
-      config: a full config.
-      training: whether the split is for training.
+      where: memory or disk.
+      shorter_side: to which they are reduced, of a `TrainCrop` or an `EvalCrop`.
+      num_threads: for decoding; None: one per core.
 
     Raises:
       UserError: they would not fit.
@@ -63,20 +59,14 @@ def cached(split: Split, config: ConfigDict, *, training: bool) -> Split:
     """
     if not isinstance(split, FileSplit | RecordSplit):
         return split
-    size = image_size(config, training=training)
-    shorter = (
-        2 * size
-        if training and cuts_on_host(config)
-        else round(size / config.data.eval_crop_fraction)
-    )
-    path = user_cache_path('images', f'{shorter} {split.identity()}')
-    on_disk = config.data.cache == 'disk'
+    path = user_cache_path('images', f'{shorter_side} {split.identity()}')
+    on_disk = where == 'disk'
     if on_disk and path.exists():
         return CachedSplit(_open_records(path), split)
     sample = np.linspace(0, len(split) - 1, _SAMPLE).astype(int).tolist()
-    sampled = [len(_to_record(split, shorter, index)) for index in sample]
+    sampled = [len(_to_record(split, shorter_side, index)) for index in sample]
     _require_space(np.mean(sampled) * len(split), path, on_disk=on_disk)
-    records = _all_records(split, shorter, num_threads(config))
+    records = _all_records(split, shorter_side, num_threads)
     if on_disk:
         _write_records(path, records)
     return CachedSplit(_open_records(path) if on_disk else list(records), split)
@@ -91,7 +81,7 @@ def _to_record(split: Split, shorter: int, index: int) -> bytes:
     return _HEADER.pack(*image.shape[:2], label) + image.tobytes()
 
 
-def _all_records(split: Split, shorter: int, threads: int) -> Iterator[bytes]:
+def _all_records(split: Split, shorter: int, threads: int | None) -> Iterator[bytes]:
     print(f'Decoding {len(split):,} images for data.cache, once ...', flush=True)
     to_record = functools.partial(_to_record, split, shorter)
     return map_in_threads(to_record, range(len(split)), threads)

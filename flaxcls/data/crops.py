@@ -7,6 +7,7 @@ counts, by area beyond. They are cut from JPEGs decoded to within a grey level o
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +19,73 @@ cv2.setNumThreads(0)  # The pipeline has its own threads.
 _LEAST_REDUCTION_BY_AREA = 2.0
 BOX_TRIES = 10
 _LOG_RATIOS = math.log(3 / 4), math.log(4 / 3)
+
+
+class TrainCrop(NamedTuple):
+    """How a training image is cut on the host.
+
+    Attributes:
+      size: side of the result, pixels.
+      kind: none (the middle), random or random_resized.
+      fraction: of the middle square's side, the crop's; see `resize_and_center_crop`.
+      min_area: see `random_resized_crop`.
+    """
+
+    size: int
+    kind: str = 'none'
+    fraction: float = 1.0
+    min_area: float = 0.08
+
+    @property
+    def is_random(self) -> bool:
+        return self.kind != 'none'
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels of the shorter side from which an image can be reduced without harm."""
+        if self.kind == 'random_resized':
+            return 2 * self.size
+        return round(self.size / self.fraction)
+
+    def cut(self, image: np.ndarray | bytes, uniforms: np.ndarray | None = None) -> np.ndarray:
+        """Returns uint8 [size, size, 3]; random crops take uniforms [BOX_TRIES, 4] in 0..1."""
+        if self.kind == 'random_resized':
+            return random_resized_crop(image, self.size, uniforms, self.min_area)
+        if self.kind == 'random':
+            return resize_and_random_crop(image, self.size, uniforms, self.fraction)
+        return resize_and_center_crop(image, self.size, self.fraction)
+
+
+class EvalCrop(NamedTuple):
+    """How an image is cut for evaluation, on the host.
+
+    Attributes:
+      size: side of what the network sees, pixels.
+      fraction: of the shorter side, the central crop's; see `resize_and_center_crop`.
+      tta: center, flip or ten, the TTA crops whose predictions are averaged.
+    """
+
+    size: int
+    fraction: float = 1.0
+    tta: str = 'center'
+
+    @property
+    def side(self) -> int:
+        """S of the images that are handed on: of ten crops, what these are cut from."""
+        return self.shorter_side if self.tta == 'ten' else self.size
+
+    @property
+    def shorter_side(self) -> int:
+        return round(self.size / self.fraction)
+
+    def cut(self, image: np.ndarray | bytes) -> np.ndarray:
+        """Returns uint8 [S, S, 3] of uint8 [H, W, 1 or 3], or of the bytes of a file.
+
+        Raises:
+          ValueError: the bytes are no readable image.
+        """
+        fraction = 1.0 if self.tta == 'ten' else self.fraction
+        return resize_and_center_crop(image, self.side, fraction)
 
 
 def resize_and_center_crop(

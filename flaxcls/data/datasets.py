@@ -8,7 +8,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 
@@ -122,14 +122,34 @@ class Dataset:
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    def replace(self, **changes: Any) -> 'Dataset':
+        """Returns the data set with other fields."""
+        return dataclasses.replace(self, **changes)
+
 
 class SplitSpec(NamedTuple):
-    """What tells the training examples of a set of files from those for validation."""
+    """What tells the training examples of a data set from those for validation.
 
-    train: str | None  # The name of the training part; None: train.
-    val: Sequence[str]  # Names of the validation part to look for; the first that exists counts.
-    val_fraction: float | None  # Held out of every class of a set without parts; None: 0.2.
-    seed: int  # Of that draw.
+    Attributes:
+      train: name or slice of the training split; None: train.
+      val: likewise; None: the first there is of validation, val, test.
+      val_fraction: share held out of every class of a set without splits; None: 0.2.
+      seed: of that draw.
+    """
+
+    train: str | None = None
+    val: str | None = None
+    val_fraction: float | None = None
+    seed: int = 0
+
+    @property
+    def train_name(self) -> str:
+        return self.train or 'train'
+
+    @property
+    def val_names(self) -> Sequence[str]:
+        """Names to look for, of which the first that exists counts."""
+        return [self.val] if self.val else ['validation', 'val', 'test']
 
     def require_no_fraction(self, path: str, reason: str) -> None:
         """Raises UserError if a fraction is to be held out of a set that has parts."""

@@ -38,8 +38,8 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
         raise UserError(f'config.data.source: there is no folder {path!r}.')
-    train_root = root / (split_spec.train or 'train')
-    val_root = next((root / name for name in split_spec.val if (root / name).is_dir()), None)
+    train_root = root / (split_spec.train_name)
+    val_root = next((root / name for name in split_spec.val_names if (root / name).is_dir()), None)
     if not train_root.is_dir() and not split_spec.train and val_root is None:
         listing = _list_images(root)
         _refuse_unknown_splits(root, listing)
@@ -55,8 +55,8 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     if val_root is None:
         raise UserError(
             f'config.data.source: {path!r} has training images, but no folder '
-            f'{" or ".join(split_spec.val)} beside them; move some of them there, or name the '
-            'folder in config.data.val_split.'
+            f'{" or ".join(split_spec.val_names)} beside them; move some of them there, or name '
+            'the folder in config.data.val_split.'
         )
     split_spec.require_no_fraction(path, f'whose validation images are in {val_root.name}')
     return _open_splits(train_root, val_root)

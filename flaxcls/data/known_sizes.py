@@ -3,10 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
-from ml_collections import ConfigDict
-
-from flaxcls.data.datasets import Dataset
-from flaxcls.data.sources import data_folder, open_dataset
+from flaxcls.data.datasets import Dataset, SplitSpec
+from flaxcls.data.sources import data_folder
 from flaxcls.data.tfds import find_prepared
 
 
@@ -39,18 +37,18 @@ class _Counted:
         return self.count
 
 
-def open_or_published(config: ConfigDict) -> Dataset:
-    """Returns the source of `config.data`, or where it is not prepared, one of its published size.
+def dataset_of_published_size(
+    source: str, splits: SplitSpec, data_dir: str | None = None
+) -> Dataset | None:
+    """Returns a stand-in of the published size for a well-known data set that is not prepared.
 
-    Raises:
-      UserError: it is neither there nor well known.
+    None: it is prepared, or not well known. The arguments are those of `sources.open_dataset`.
     """
-    data = config.data
-    name = data.source.removeprefix('tfds:')
+    name = source.removeprefix('tfds:')
     sizes = PUBLISHED.get(name)
-    usual_splits = data.train_split is None and data.val_split is None
-    if sizes is None or not usual_splits or find_prepared(name, data_folder(config)):
-        return open_dataset(config)
+    usual_splits = splits.train is None and splits.val is None
+    if sizes is None or not usual_splits or find_prepared(name, data_folder(data_dir)):
+        return None
     note = f'{name} is not prepared here; its published size is taken.'
     names = tuple(str(label) for label in range(sizes.classes))
     return Dataset(_Counted(sizes.train), _Counted(sizes.val), names, (note,))

@@ -34,7 +34,7 @@ def open_manifest(path: str, split_spec: SplitSpec) -> Dataset:
         train, val, note = hold_out(_to_split(rows, names), split_spec)
         return Dataset(train, val, tuple(names), (note,))
     split_spec.require_no_fraction(path, 'whose column split tells what is for validation')
-    return _by_split(path, rows, split_spec.train or 'train', split_spec.val)
+    return _by_split(path, rows, split_spec.train_name, split_spec.val_names)
 
 
 def _by_split(

@@ -1,4 +1,4 @@
-"""(config, split) -> iterators of host batches.
+"""From a split to iterators of host batches.
 
 A training batch is a function of (seed, step): order and crops are drawn anew from these, and
 resuming at step k starts at k. Nothing else has to be remembered.
@@ -7,17 +7,14 @@ resuming at step k starts at k. Nothing else has to be remembered.
 import functools
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any
 
 import grain
 import numpy as np
-from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import image_size
-from flaxcls.data import crops
+from flaxcls.data.crops import BOX_TRIES, EvalCrop, TrainCrop
 from flaxcls.data.datasets import ArraySplit, Split, Subset, raise_unreadable
 from flaxcls.errors import UserError
-from flaxcls.system.threads import num_threads
+from flaxcls.system.threads import count_cores
 
 Batch = dict[str, np.ndarray]
 _READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.
@@ -25,22 +22,32 @@ _MAX_BYTES_RESIZED_IN_MEMORY = 2**31
 _ORDER, _CROPS = 0, 1  # What random numbers are drawn for, so that no two draws are the same.
 
 
-def steps_per_epoch(config: ConfigDict, split: Split) -> int:
+def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Returns the number of whole batches in the training set.
 
     Raises:
       UserError: there is none.
     """
-    if config.batch_size > len(split):
+    if batch_size > len(split):
         raise UserError(
-            f'config.batch_size={config.batch_size} is larger than the training set of '
+            f'config.batch_size={batch_size} is larger than the training set of '
             f'{len(split)} examples; choose a smaller one.'
         )
-    return len(split) // config.batch_size
+    return len(split) // batch_size
 
 
 def make_train_batches(
-    config: ConfigDict, split: Split, *, process_index: int = 0, process_count: int = 1
+    split: Split,
+    crop: TrainCrop,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    seed: int,
+    repeats: int = 1,
+    microbatches: int = 1,
+    num_threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Callable[[int], Iterator[Batch]]:
     """Returns start_step -> this process's share of the global batches from that step on.
 
@@ -50,49 +57,55 @@ def make_train_batches(
     {'image': uint8 [B, S, S, 3], 'label': int32 [B]} with B = batch_size / process_count.
 
     Args:
-      config: a full config.
       split: the training examples.
-      process_index, process_count: each process reads its rows of each part of the batch.
+      crop: how each is cut.
+      batch_size: examples of a global batch.
+      num_epochs: after which the batches end.
+      seed: of the order, and of random crops.
+      repeats: rows in which each image stands.
+      microbatches: of a batch.
+      num_threads: for decoding; None: one per core.
+      process_index, process_count: each process reads its rows of each microbatch.
     """
-    parts = config.parallel.accumulation_steps
-    by_process = np.arange(config.batch_size).reshape(parts, process_count, -1)
+    by_process = np.arange(batch_size).reshape(microbatches, process_count, -1)
     rows = by_process[:, process_index].ravel()
-    different = config.batch_size // config.augment.repeats
-    per_epoch = steps_per_epoch(config, split)
-    load = _make_loader(config, split, training=True)
+    different = batch_size // repeats
+    per_epoch = steps_per_epoch(split, batch_size)
+    load = _make_loader(split, crop, num_threads)
 
     @functools.lru_cache(maxsize=2)  # Threads that read ahead may be in two epochs at once.
     def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((config.seed, _ORDER, epoch)).permutation(len(split))
+        return np.random.default_rng((seed, _ORDER, epoch)).permutation(len(split))
 
     def load_step(step: int) -> Batch:
         epoch, place = divmod(step, per_epoch)
         indices = order(epoch)[place * different : (place + 1) * different]
         # Drawn for the global batch, so that they belong to the example, not to process or thread.
-        rng = np.random.default_rng((config.seed, _CROPS, step))
-        uniforms = rng.random((config.batch_size, crops.BOX_TRIES, 4), np.float32)
-        return load(np.repeat(indices, config.augment.repeats)[rows], uniforms[rows])
+        rng = np.random.default_rng((seed, _CROPS, step))
+        uniforms = rng.random((batch_size, BOX_TRIES, 4), np.float32)
+        return load(np.repeat(indices, repeats)[rows], uniforms[rows])
 
-    batches = grain.MapDataset.range(config.num_epochs * per_epoch).map(load_step)
+    batches = grain.MapDataset.range(num_epochs * per_epoch).map(load_step)
     return lambda start_step: iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
 
 
-def cuts_on_host(config: ConfigDict) -> bool:
-    """Returns whether random resized crops are cut as files are decoded, not in the step."""
-    return config.augment.crop == 'random_resized' and config.augment.crop_on == 'host'
-
-
 def make_eval_batches(
-    config: ConfigDict, split: Split, *, process_index: int = 0, process_count: int = 1
+    split: Split,
+    crop: EvalCrop,
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Callable[[], Iterator[Batch]]:
     """Returns () -> this process's share of batches with every example once, in order.
 
     A batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]} with
-    B = batch_size / process_count; the last ones are filled up with zeros that the mask leaves out.
-    S is image_size, or with ten crops the side of the image that they are cut from.
+    B = batch_size / process_count and S = crop.side; the last ones are filled up with zeros that
+    the mask leaves out. The arguments are those of `make_train_batches`.
     """
-    load = _make_loader(config, split, training=False)
-    share = config.batch_size // process_count
+    load = _make_loader(split, crop, num_threads)
+    share = batch_size // process_count
 
     def load_batch(first_of_all: int) -> Batch:
         first = first_of_all + process_index * share
@@ -101,54 +114,25 @@ def make_eval_batches(
         missing = share - len(indices)
         return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
-    batches = grain.MapDataset.range(0, len(split), config.batch_size).map(load_batch)
+    batches = grain.MapDataset.range(0, len(split), batch_size).map(load_batch)
     return lambda: iter(batches.to_iter_dataset(_READ_AHEAD))
 
 
-def _make_loader(config: ConfigDict, split: Split, *, training: bool) -> Callable[..., Batch]:
+def _make_loader(
+    split: Split, crop: TrainCrop | EvalCrop, num_threads: int | None
+) -> Callable[..., Batch]:
     """Returns (indices [B], uniforms) -> {'image', 'label'}, the images cut to their size.
 
     The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
-    size, cut = _make_center_cut(config, training=training)
-    fits_in_memory = len(split) * size * size * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
-    if training and (random_cut := _random_cut(config, size)):
-        return _make_threaded_loader(config, split, size, random_cut)
+    if isinstance(crop, TrainCrop) and crop.is_random:
+        return _make_threaded_loader(split, crop.size, crop.cut, num_threads)
+    side = crop.side if isinstance(crop, EvalCrop) else crop.size
+    fits_in_memory = len(split) * side * side * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
     if is_array and fits_in_memory:
-        return _make_memory_loader(split, cut)
-    return _make_threaded_loader(config, split, size, lambda image, _: cut(image))
-
-
-def make_eval_cut(config: ConfigDict) -> tuple[int, Callable[[np.ndarray | bytes], np.ndarray]]:
-    """Returns S of `make_eval_batches`, and what makes an image uint8 [S, S, 3].
-
-    That takes uint8 [H, W, 1 or 3] or the bytes of a file, and raises ValueError for bytes that are
-    no readable image.
-    """
-    return _make_center_cut(config, training=False)
-
-
-def _make_center_cut(
-    config: ConfigDict, *, training: bool
-) -> tuple[int, Callable[[np.ndarray | bytes], np.ndarray]]:
-    """Returns the side of the images, and what cuts them from the middle."""
-    size, crop_fraction = image_size(config, training=training), config.data.eval_crop_fraction
-    if not training and config.data.eval_crops == 'ten':
-        size, crop_fraction = round(size / crop_fraction), 1.0
-    cut = functools.partial(crops.resize_and_center_crop, size=size, crop_fraction=crop_fraction)
-    return size, cut
-
-
-def _random_cut(config: ConfigDict, size: int) -> Callable[..., np.ndarray] | None:
-    """Returns (image, uniforms [BOX_TRIES, 4]) -> a crop, or None where no crop is random."""
-    if cuts_on_host(config):
-        min_area = config.augment.min_area
-        return lambda image, uniforms: crops.random_resized_crop(image, size, uniforms, min_area)
-    if config.augment.crop == 'random':
-        fraction = config.data.eval_crop_fraction
-        return lambda image, uniforms: crops.resize_and_random_crop(image, size, uniforms, fraction)
-    return None
+        return _make_memory_loader(split, crop.cut)
+    return _make_threaded_loader(split, side, lambda image, _: crop.cut(image), num_threads)
 
 
 def _make_memory_loader(
@@ -160,7 +144,7 @@ def _make_memory_loader(
         rows, split = np.asarray(split.indices), split.split
     resized = np.stack([cut(image) for image in split.images])
 
-    def load(indices: np.ndarray, uniforms: Any) -> Batch:
+    def load(indices: np.ndarray, uniforms: object) -> Batch:
         del uniforms  # Nothing is random here.
         return {'image': resized[rows[indices]], 'label': split.labels[rows[indices]]}
 
@@ -168,15 +152,15 @@ def _make_memory_loader(
 
 
 def _make_threaded_loader(
-    config: ConfigDict, split: Split, size: int, cut: Callable[..., np.ndarray]
+    split: Split, side: int, cut: Callable[..., np.ndarray], num_threads: int | None
 ) -> Callable[..., Batch]:
     """Images are read, decoded and cut by threads, each straight into its row of the batch."""
-    threads = num_threads(config)
+    threads = num_threads or count_cores()
     pool = futures.ThreadPoolExecutor(threads)
 
     def load(indices: np.ndarray, uniforms: np.ndarray | None) -> Batch:
         batch = {
-            'image': np.empty((len(indices), size, size, 3), np.uint8),
+            'image': np.empty((len(indices), side, side, 3), np.uint8),
             'label': np.empty(len(indices), np.int32),
         }
 

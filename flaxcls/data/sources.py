@@ -1,13 +1,11 @@
 """Data sets by the name in config.data.source."""
 
-import dataclasses
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from flaxcls.data.cache import cached
 from flaxcls.data.datasets import (
     DEFAULT_VAL_FRACTION,
     ArraySplit,
@@ -23,81 +21,96 @@ from flaxcls.data.manifest import open_manifest
 from flaxcls.data.tfds import default_data_dir, find_prepared, open_tfds
 from flaxcls.data.unreadable import readable_part
 from flaxcls.errors import UserError
-from flaxcls.system.threads import num_threads
 
 _SYNTHETIC_POOL = 256  # Different images.
 
 
-def open_dataset(config: ConfigDict) -> Dataset:
-    """Returns the data set that `config.data` names, without having looked into its files.
+def open_dataset(
+    source: str,
+    splits: SplitSpec | None = None,
+    *,
+    data_dir: str | None = None,
+    num_threads: int | None = None,
+    image_size: int | None = None,
+    num_classes: int | None = None,
+) -> Dataset:
+    """Returns the data set `source`, without having looked into its files.
+
+    Args:
+      source: as config.data.source: digits, fashion_mnist, tfds:NAME, folder:PATH, manifest:FILE or
+        synthetic:COUNT.
+      splits: what is for training and what for validation; None: as usual.
+      data_dir: with the data sets of TFDS; None: where TFDS looks.
+      num_threads: for decoding; None: one per core.
+      image_size, num_classes: of synthetic images: side in pixels, and number of classes or 1000.
 
     Raises:
       UserError: there is no such source, or it is not where it should be; says what to do.
     """
-    data = config.data
-    kind, _, rest = data.source.partition(':')
-    val_splits = [data.val_split] if data.val_split else ['validation', 'val', 'test']
-    data_dir = data_folder(config)
+    kind, _, rest = source.partition(':')
+    splits = splits or SplitSpec()
     if kind == 'digits' and not rest:
-        _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
+        _refuse_splits(source, splits, 'train', 'val', 'val_fraction')
         return _digits()
     if kind == 'synthetic':
-        _refuse_options(data, 'train_split', 'val_split', 'val_fraction')
-        return _synthetic(rest, config)
-    if kind in ('folder', 'manifest') and rest:
-        open_files = open_folder if kind == 'folder' else open_manifest
-        split_spec = SplitSpec(data.train_split, val_splits, data.val_fraction, config.seed)
-        return open_files(rest, split_spec)
+        _refuse_splits(source, splits, 'train', 'val', 'val_fraction')
+        return _synthetic(rest, image_size, num_classes or 1000, splits.seed)
+    if kind == 'folder' and rest:
+        return open_folder(rest, splits)
+    if kind == 'manifest' and rest:
+        return open_manifest(rest, splits)
+    folder = data_folder(data_dir)
     if kind == 'fashion_mnist' and not rest:
-        _prepare_fashion_mnist_from_debian(data_dir)
+        _prepare_fashion_mnist_from_debian(folder)
     elif kind != 'tfds' or not rest:
         raise UserError(
-            f'config.data.source={data.source!r} is unknown; choose digits, fashion_mnist, '
+            f'config.data.source={source!r} is unknown; choose digits, fashion_mnist, '
             'tfds:NAME, folder:PATH, manifest:FILE.csv or synthetic:COUNT.'
         )
-    _refuse_options(data, 'val_fraction')
-    train_split = data.train_split or 'train'
-    return open_tfds(rest or kind, data_dir, train_split, val_splits, num_threads(config))
+    _refuse_splits(source, splits, 'val_fraction')
+    return open_tfds(rest or kind, folder, splits, num_threads)
 
 
-def data_folder(config: ConfigDict) -> pathlib.Path:
+def data_folder(data_dir: str | None) -> pathlib.Path:
     """Returns the folder in which TFDS's data sets are prepared."""
-    data_dir = config.data.data_dir
     return pathlib.Path(data_dir).expanduser() if data_dir else default_data_dir()
 
 
-def load_dataset(config: ConfigDict, *, for_training: bool = True) -> Dataset:
-    """Returns the data set that `config.data` names, without unreadable files, cached if wanted.
+def without_unreadable(
+    dataset: Dataset,
+    names: Sequence[str] = ('train', 'val'),
+    *,
+    on_error: str = 'stop',
+    num_threads: int | None = None,
+) -> Dataset:
+    """Returns the data set without the files that cannot be read.
 
     Args:
-      config: a full config, with its image size.
-      for_training: False leaves the training files unread.
+      dataset: as opened.
+      names: of the splits whose files are read.
+      on_error: stop, or skip, which leaves them out with a note.
+      num_threads: for decoding; None: one per core.
 
     Raises:
-      UserError: as `open_dataset`, or what is to be cached would not fit.
-      RunError: some files cannot be read, and config.data.on_error is stop.
+      RunError: some files cannot be read, and on_error is stop.
     """
-    source = open_dataset(config)
-    for name in ('train', 'val') if for_training else ('val',):
-        split, notes = getattr(source, name), []
-        if isinstance(split, FileSplit):
-            split, notes = readable_part(
-                split,
-                {'train': 'training', 'val': 'validation'}[name],
-                on_error=config.data.on_error,
-                num_threads=num_threads(config),
-            )
-        if config.data.cache != 'none':
-            split = cached(split, config, training=name == 'train')
-        source = dataclasses.replace(source, **{name: split}, notes=(*source.notes, *notes))
-    return source
-
-
-def _refuse_options(data: ConfigDict, *names: str) -> None:
     for name in names:
-        if data[name] is not None:
+        split = getattr(dataset, name)
+        if isinstance(split, FileSplit):
+            shown = {'train': 'training', 'val': 'validation'}[name]
+            split, notes = readable_part(split, shown, on_error=on_error, num_threads=num_threads)
+            notes = (*dataset.notes, *notes)
+            dataset = dataset.replace(**{name: split}, notes=notes)
+    return dataset
+
+
+def _refuse_splits(source: str, splits: SplitSpec, *names: str) -> None:
+    options = {'train': 'train_split', 'val': 'val_split', 'val_fraction': 'val_fraction'}
+    for name in names:
+        if getattr(splits, name) is not None:
             raise UserError(
-                f'config.data.{name}={data[name]!r} has no meaning for {data.source}; leave it out.'
+                f'config.data.{options[name]}={getattr(splits, name)!r} has no meaning for '
+                f'{source}; leave it out.'
             )
 
 
@@ -115,17 +128,15 @@ def _digits() -> Dataset:
     return Dataset(*splits, tuple('0123456789'))
 
 
-def _synthetic(count: str, config: ConfigDict) -> Dataset:
+def _synthetic(count: str, size: int | None, classes: int, seed: int) -> Dataset:
     """Noise that costs nothing to load, to find out what loading costs; a tenth is held out."""
     if not count.isdecimal() or int(count) < 10:
         raise UserError(
-            f'config.data.source={config.data.source!r} must tell how many images to make up, at '
-            'least 10, as in synthetic:10000.'
+            f'config.data.source=synthetic:{count} must say how many images to make up, at least '
+            '10, as in synthetic:10000.'
         )
-    size = config.data.image_size
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (_SYNTHETIC_POOL, size, size, 3), dtype=np.uint8)
-    classes = config.model.num_classes or 1000
     pool = ArraySplit(pixels, rng.integers(0, classes, _SYNTHETIC_POOL, np.int32))
     train, val = (
         Subset(pool, np.arange(number) % _SYNTHETIC_POOL)

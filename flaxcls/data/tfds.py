@@ -9,8 +9,9 @@ from concurrent import futures
 import numpy as np
 
 from flaxcls.data import images
-from flaxcls.data.datasets import ArraySplit, Dataset, RecordSplit, Split
+from flaxcls.data.datasets import ArraySplit, Dataset, RecordSplit, Split, SplitSpec
 from flaxcls.errors import RunError, UserError
+from flaxcls.system.threads import count_cores
 
 _MAX_BYTES_IN_MEMORY = 2**30
 
@@ -30,7 +31,7 @@ def prepare_command(name: str, data_dir: pathlib.Path) -> str:
 
 
 def open_tfds(
-    name: str, data_dir: pathlib.Path, train_split: str, val_splits: list[str], num_threads: int
+    name: str, data_dir: pathlib.Path, splits: SplitSpec, num_threads: int | None = None
 ) -> Dataset:
     """Returns the prepared data set `name`, such as cifar10, imagenet2012 or NAME:VERSION.
 
@@ -39,9 +40,8 @@ def open_tfds(
     Args:
       name: as TFDS writes it, NAME[/CONFIG][:VERSION].
       data_dir: the folder with all data sets.
-      train_split: a split, or a slice such as train[:90%].
-      val_splits: splits to look for, the first that exists counts.
-      num_threads: for decoding.
+      splits: names of splits, or slices such as train[:90%].
+      num_threads: for decoding; None: one per core.
 
     Raises:
       UserError: it is not prepared, not in the array_record format, or has no such split.
@@ -64,6 +64,7 @@ def open_tfds(
     if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
         raise UserError(f'{name} is no set of images with one label each; it has {list(features)}.')
     present = list(builder.info.splits)
+    train_split, val_splits = splits.train_name, splits.val_names
     val_split = next((split for split in val_splits if _split_name(split) in present), None)
     for split in (train_split, val_split):
         if split is None or _split_name(split) not in present:
@@ -105,7 +106,7 @@ def _split_name(split: str) -> str:
     return split.partition('[')[0]
 
 
-def _load_split(builder, split: str, *, num_threads: int) -> Split:
+def _load_split(builder, split: str, *, num_threads: int | None) -> Split:
     import tensorflow_datasets as tfds  # noqa: PLC0415
 
     decoders = {'image': tfds.decode.SkipDecoding()}
@@ -121,7 +122,9 @@ def _load_split(builder, split: str, *, num_threads: int) -> Split:
     return _decode_into_memory(lazy, shape, num_threads)
 
 
-def _decode_into_memory(split: RecordSplit, shape: tuple[int, ...], num_threads: int) -> ArraySplit:
+def _decode_into_memory(
+    split: RecordSplit, shape: tuple[int, ...], num_threads: int | None
+) -> ArraySplit:
     images_out = np.empty((len(split), *shape), np.uint8)
     labels = np.empty(len(split), np.int32)
 
@@ -134,7 +137,7 @@ def _decode_into_memory(split: RecordSplit, shape: tuple[int, ...], num_threads:
             except ValueError as error:
                 raise RunError(f'{split.name(index)}: {error}.') from None
 
-    with futures.ThreadPoolExecutor(num_threads) as pool:
+    with futures.ThreadPoolExecutor(num_threads or count_cores()) as pool:
         for _ in pool.map(load, range(0, len(split), _RECORDS_AT_ONCE)):  # Raises what they raise.
             pass
     return ArraySplit(images_out, labels)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flaxcls.config.options import differences, set_option
+from flaxcls.config.config_dict import differences, set_option
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify

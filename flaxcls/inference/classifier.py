@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import make_normalize
-from flaxcls.config.options import set_option
+from flaxcls.config.config_dict import set_option
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
 from flaxcls.errors import RunError, UserError

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import make_normalize, make_tta_crops
-from flaxcls.config.options import set_option
+from flaxcls.config.config_dict import set_option
 from flaxcls.inference.fold_batch_norm import fold_batch_norm
 from flaxcls.models import from_config
 from flaxcls.models.densenet import DenseNet

@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from flaxcls.config.option import require_choice
+from flaxcls.config.options import keys_of
 from flaxcls.errors import UserError
 from flaxcls.models import alexnet, densenet, resnet, vgg
 from flaxcls.models.init import Initialization, trace_initialization
 from flaxcls.models.layers import ImageTooSmall
-from flaxcls.system.cli import require_choice
+
+# Options of config.model that are attributes of the modules, in the families that have them.
+ATTRIBUTES = frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
 
 
 def create_model(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
@@ -29,20 +33,14 @@ def create_model(name: str, *, num_classes: int | None = None, **options: Any) -
     variant = MODELS[name]
     model = variant.constructor(num_classes=num_classes or variant.num_classes)
     known = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
+    shaping = known & ({'num_classes'} | ATTRIBUTES)
     for option, value in options.items():
         if option not in known:
             raise UserError(
                 f'config.model.{option}={value!r} has no meaning for {name}, '
-                f'whose options are {", ".join(sorted(known & _SHAPING))}.'
+                f'whose options are {", ".join(sorted(shaping))}.'
             )
     return model.clone(**options)
-
-
-_SHAPING = {  # Of config.model, besides the name and the dtype.
-    'num_classes', 'dropout_rate', 'width_multiplier', 'stage_sizes', 'block_sizes', 'growth_rate',
-    'bottleneck', 'compression', 'shortcut', 'zero_init_residual', 'stochastic_depth_rate', 'lrn',
-    'initializer',
-}  # fmt: skip
 
 
 def require_image_size(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flaxcls.config.defaults import image_size
+from flaxcls.config.config_dict import image_size
 from flaxcls.training import parallel
 from flaxcls.training.setup import Setup
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import make_tta_crops
-from flaxcls.config.defaults import image_size
+from flaxcls.config.config_dict import image_size
 from flaxcls.data.datasets import Dataset
 from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import RunError, UserError

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import image_size
+from flaxcls.config.config_dict import image_size
 from flaxcls.data.pipeline import Batch
 from flaxcls.errors import UserError
 from flaxcls.planning import compiled

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 import flaxcls
-from flaxcls.config import options as options_lib
+from flaxcls.config.option import as_flag
 from flaxcls.errors import UserError
 from flaxcls.reporting import examples as examples_lib
 from flaxcls.reporting import figures, tables
@@ -150,7 +150,7 @@ def option_value(value: Any) -> str:
     """Returns the value of an option as people read it."""
     if value is None:
         return 'None'
-    return options_lib.as_flag(value) or '(empty)'
+    return as_flag(value) or '(empty)'
 
 
 def duration(seconds: float) -> str:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.config.defaults import default_options, options
-from flaxcls.config.options import as_flag
+from flaxcls.config.config_dict import flatten
+from flaxcls.config.option import as_flag
+from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
 from flaxcls.evaluation.tables import require_same_examples
 from flaxcls.inference.predictions import Predictions
@@ -17,13 +18,13 @@ from flaxcls.reporting.runs import ReportedRun
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60
 
 
-class Option(NamedTuple):
+class ChosenOption(NamedTuple):
     """An option of a run.
 
     Attributes:
       key: dotted.
       value: of the run.
-      default: of `default_config`.
+      default: of the option.
     """
 
     key: str
@@ -36,10 +37,9 @@ class Option(NamedTuple):
         return self.value != self.default and self.key != 'model.num_classes'
 
 
-def list_options(run: ReportedRun) -> list[Option]:
-    """Returns all options of a run in the order of `default_config`."""
-    defaults = default_options()
-    return [Option(key, value, defaults[key]) for key, value in options(run.config)]
+def list_options(run: ReportedRun) -> list[ChosenOption]:
+    """Returns all options of a run."""
+    return [ChosenOption(key, value, OPTIONS[key].default) for key, value in flatten(run.config)]
 
 
 def repeating_command(run: ReportedRun) -> str:
@@ -61,7 +61,7 @@ class DifferingOption(NamedTuple):
 
 def differing_options(runs: Sequence[ReportedRun]) -> list[DifferingOption]:
     """Returns the options in which any two runs differ."""
-    columns = [dict(options(run.config)) for run in runs]
+    columns = [dict(flatten(run.config)) for run in runs]
     rows = [DifferingOption(key, [column[key] for column in columns]) for key in columns[0]]
     return [row for row in rows if any(value != row.values[0] for value in row.values)]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flaxcls.config.options import as_flag
+from flaxcls.config.option import as_flag
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import SweepRun
 

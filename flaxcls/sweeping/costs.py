@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import options
+from flaxcls.config.config_dict import flatten
 from flaxcls.data.datasets import Dataset
 from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import UserError
@@ -58,7 +58,7 @@ def _plan(run: SweepRun, sources: dict[str, Dataset]) -> dict[str, float]:
 
 
 def _open_once(config: ConfigDict, sources: dict[str, Dataset]) -> Dataset:
-    key = json.dumps([config.seed, *options(config.data)])
+    key = json.dumps([config.seed, *flatten(config.data)])
     if key not in sources:
         sources[key] = open_or_published(config)
     return sources[key]

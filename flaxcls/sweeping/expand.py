@@ -8,9 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.defaults import OBSERVING_OPTIONS, options
+from flaxcls.config.config_dict import differences, flatten, from_json
 from flaxcls.config.files import as_user_error, load_config, load_module
-from flaxcls.config.options import differences, from_json
+from flaxcls.config.options import keys_of
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Cell, Options, Sweep, SweepRun
@@ -89,7 +89,7 @@ def _level_options(sweep: Sweep, cell: Cell) -> dict[str, Any]:
 def _require_different(configs: Mapping[Cell, ConfigDict]) -> None:
     cells: dict[tuple, Cell] = {}
     for cell, config in configs.items():
-        other = cells.setdefault(tuple(options(config)), cell)
+        other = cells.setdefault(tuple(flatten(config)), cell)
         if other != cell:
             raise UserError(
                 f'{other} and {cell} are the same config; change one of them, or leave it out.'
@@ -112,7 +112,7 @@ def require_same_configs(runs: Sequence[SweepRun]) -> None:
 def _changes(old: ConfigDict, new: ConfigDict) -> Iterator[tuple[str, Any, Any]]:
     """Yields (option, old, new) of what makes another run; what the data fills in is not told."""
     filled_in = {'model.num_classes', 'data.image_size'}
-    given = dict(options(new))
+    given = dict(flatten(new))
     for key, (before, now) in differences(old, new).items():
-        if key not in OBSERVING_OPTIONS and not (key in filled_in and given[key] is None):
+        if key not in keys_of('neutral') and not (key in filled_in and given[key] is None):
             yield key, before, now

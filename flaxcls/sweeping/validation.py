@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flaxcls.config.validation import RANGES
+from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Options, Sweep, axis_file
 from flaxcls.system.text import did_you_mean
@@ -74,15 +74,14 @@ def _near(word: Any, known: Mapping[str, Any]) -> str:
 
 
 def _check_seeds(sweep: 'Sweep') -> None:
-    fits, requirement = RANGES['seed']
     try:
         seeds = sweep.seed_list
     except TypeError:
         seeds = [sweep.seeds]
-    if not all(type(seed) is int and fits(seed) for seed in seeds):
+    if not all(type(seed) is int and OPTIONS['seed'].accepts(seed) for seed in seeds):
         raise UserError(
             f'seeds={sweep.seeds!r} must be how many there are, or a list of whole numbers '
-            f'{requirement}.'
+            f'{OPTIONS["seed"].requirement}.'
         )
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f'seeds={sweep.seeds!r} must be at least one seed, and none twice.')

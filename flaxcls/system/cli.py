@@ -43,13 +43,6 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
     return overrides
 
 
-def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raises UserError unless `value` is one of `choices`, naming the nearest."""
-    if value not in choices:
-        remedy = did_you_mean(value, choices) or f'; choose from {", ".join(choices)}'
-        raise UserError(f'config.{key}={value!r} is unknown{remedy}.')
-
-
 class CommandParser(argparse.ArgumentParser):
     """A parser for `python -m MODULE`, described by its docstring; a wrong flag is a UserError."""
 

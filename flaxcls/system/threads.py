@@ -6,15 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
-from ml_collections import ConfigDict
-
 _Item, _Result = TypeVar('_Item'), TypeVar('_Result')
 ITEMS_AHEAD = 256
-
-
-def num_threads(config: ConfigDict) -> int:
-    """Returns how many threads decode images: as configured, or one per core at hand."""
-    return config.data.num_threads or count_cores()
 
 
 def count_cores() -> int:
@@ -23,14 +16,16 @@ def count_cores() -> int:
 
 
 def map_in_threads(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+    function: Callable[[_Item], _Result], items: Iterable[_Item], threads: int | None = None
 ) -> Iterator[_Result]:
     """Yields function(item) in order, computed at most ITEMS_AHEAD before it is taken.
+
+    `threads` is how many compute; None: one per core at hand.
 
     Items are taken likewise, so that there may be any number of them. When the iterator is closed,
     or `function` raises, what has not begun is not done any more.
     """
-    pool = futures.ThreadPoolExecutor(threads)
+    pool = futures.ThreadPoolExecutor(threads or count_cores())
     waiting: collections.deque[futures.Future[_Result]] = collections.deque()
     try:
         for item in items:

@@ -15,7 +15,6 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.distributed import on_first
-from flaxcls.training.state import TrainState
 
 BEST_BY = 'val/accuracy'
 _RESTORE = 'put back a copy, or train in a new workdir'
@@ -80,6 +79,12 @@ class Checkpoints:
         """The step of the checkpoint with the highest validation accuracy, if any has one."""
         return self._manager.best_step()
 
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def find(self, name: str) -> int:
         """Returns the step of the checkpoint `name`: newest, best, or the step itself.
 
@@ -94,23 +99,72 @@ class Checkpoints:
             raise UserError(f'--checkpoint={name} is not in {str(self._folder)!r}; {there}.')
         return step
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None) -> None:
+    def save(self, state: Any, metrics: dict[str, float] | None) -> None:
         """Starts to save; `metrics` are those of an evaluation of this very state, or None."""
         self._require_room(sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         with self._access('written', _MAKE_ROOM):
             self._manager.save(int(state.step), args=ocp.args.StandardSave(state), metrics=metrics)
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """Returns the state saved at `step`, placed as `like` is.
+    def restore(self, step: int, like: Any) -> Any:
+        """Returns the state saved at `step`.
+
+        Args:
+          step: of a checkpoint.
+          like: the state, or its shapes, dtypes and shardings (jax.ShapeDtypeStruct), to be placed
+            so.
 
         Raises:
           UserError: the saved arrays are not those of `like`.
           RunError: the checkpoint cannot be read.
         """
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        self._require_same_shapes(step, self._saved_tree(step), target)
         with self._access('read', _RESTORE):
-            saved = _shapes(self._manager.item_metadata(step).tree)
-        wanted = _shapes(target)
+            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def restore_weights(self, step: int, like: Any = None) -> dict[str, Any]:
+        """Returns {'params': ..., 'batch_stats': ...} saved at `step`, and reads nothing else.
+
+        Of a run with averaged weights, these are taken.
+
+        Args:
+          step: of a checkpoint.
+          like: as for `restore`; None: as NumPy arrays of whatever shapes were saved.
+
+        Raises:
+          UserError: the saved arrays are not those of `like`.
+          RunError: the checkpoint cannot be read.
+        """
+        saved = self._saved_tree(step)
+        averaged = bool(saved.get('ema'))
+        saved = saved['ema'] if averaged else saved
+        names = ('params', 'batch_stats')
+        saved = {name: saved.get(name) or {} for name in names}
+        if like is None:
+            target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+        else:
+            self._require_same_shapes(step, saved, like)
+            target = like
+            restore_args = ocp.checkpoint_utils.construct_restore_args(target)
+        inside = (lambda tree: {'ema': tree}) if averaged else (lambda tree: tree)
+        with self._access('read', _RESTORE):
+            reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+            restored = reader.restore(
+                self._folder / str(step) / 'default',
+                args=ocp.args.PyTreeRestore(
+                    item=inside(target), restore_args=inside(restore_args), partial_restore=True
+                ),
+            )
+        restored = restored['ema'] if averaged else restored
+        return {name: restored.get(name) or {} for name in names}
+
+    def _saved_tree(self, step: int) -> Any:
+        with self._access('read', _RESTORE):
+            return self._manager.item_metadata(step).tree
+
+    def _require_same_shapes(self, step: int, saved: Any, wanted: Any) -> None:
+        saved, wanted = _shapes(saved), _shapes(wanted)
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
@@ -118,11 +172,9 @@ class Checkpoints:
                     f'this network and optimizer: {name} is {saved.get(name, "absent")} there, '
                     f'and {wanted.get(name, "absent")} here.'
                 )
-        with self._access('read', _RESTORE):
-            return self._manager.restore(step, args=ocp.args.StandardRestore(target))
 
-    def restore_newest(self, like: TrainState) -> TrainState:
-        """Returns the newest state that can be read, placed as `like` is.
+    def restore_newest(self, like: Any) -> Any:
+        """Returns the newest state that can be read; `like` is that of `restore`.
 
         What cannot be read is passed over with a warning, and moved out of the way, since the run
         will come to the same step again.
@@ -148,21 +200,6 @@ class Checkpoints:
         target = aside / str(step)
         shutil.rmtree(target, ignore_errors=True)
         (self._folder / str(step)).rename(target)
-
-    def restore_weights(self, step: int) -> dict[str, Any]:
-        """Returns {'params': ..., 'batch_stats': ...} saved at `step`, as nested NumPy arrays.
-
-        Of a run with averaged weights, these are taken.
-
-        Raises:
-          RunError: the checkpoint cannot be read.
-        """
-        with self._access('read', _RESTORE):
-            metadata = self._manager.item_metadata(step).tree
-            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-            saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
-        saved = saved.get('ema') or saved
-        return {name: saved.get(name) or {} for name in ('params', 'batch_stats')}
 
     def _require_room(self, size: int) -> None:
         # Told now in one sentence, rather than by the threads that write, each in its own way.

@@ -1,23 +1,32 @@
-"""Evaluation of a state on the validation set."""
+"""Evaluation on a set of batches, every example once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from flaxcls.training import metrics, parallel
-from flaxcls.training.setup import Setup
-from flaxcls.training.state import TrainState
 
 
-def make_evaluate(setup: Setup) -> Callable[[TrainState], dict[str, float]]:
-    """Returns state -> {'val/loss', 'val/accuracy', 'val/top5_accuracy', 'val/count'}."""
-    config = setup.config
-    eval_step, make_batches = setup.make_eval_step(), setup.make_eval_batches()
+def make_evaluate(
+    eval_step: Callable[[Any, Any], metrics.Sums],
+    make_batches: Callable[[], Iterable[Any]],
+    layout: parallel.Layout,
+    top_k: int,
+) -> Callable[[Any], dict[str, float]]:
+    """Returns variables -> {'val/loss', 'val/accuracy', 'val/top{k}_accuracy', 'val/count'}.
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    Args:
+      eval_step: compiled, of (variables, batch); see `steps.make_eval_step`.
+      make_batches: the batches on the host.
+      layout: of the devices.
+      top_k: k of the step's metrics.
+    """
+
+    def evaluate(variables: Any) -> dict[str, float]:
         all_sums = []
-        for batch in parallel.to_devices(make_batches(), setup.layout):
-            all_sums.append(eval_step(state, batch))
+        for batch in parallel.to_devices(make_batches(), layout):
+            all_sums.append(eval_step(variables, batch))
             parallel.throttle_dispatch(all_sums)
-        return metrics.summarize(all_sums, 'val', min(config.top_k, config.model.num_classes))
+        return metrics.summarize(all_sums, 'val', top_k)
 
     return evaluate
 

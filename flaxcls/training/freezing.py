@@ -10,6 +10,11 @@ from flaxcls.models.patterns import matches
 from flaxcls.system.text import did_you_mean
 
 
+def parse_patterns(text: str) -> tuple[str, ...]:
+    """Returns the patterns of config.freeze, such as 'stem,stage[12]*'."""
+    return tuple(pattern.strip() for pattern in text.split(',') if pattern.strip())
+
+
 def split_frozen(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     """Returns (trained, frozen): two trees like `params`, with None for what is in the other.
 
@@ -32,12 +37,12 @@ def merge_frozen(trained: Any, frozen: Any) -> Any:
 def require_trained(params: Any, patterns: Sequence[str]) -> None:
     """Raises UserError if a pattern of config.freeze fits no layer, or all of them are frozen."""
     for pattern in patterns:
-        _require_fit(params, 'freeze', pattern)
+        require_match(params, 'freeze', pattern)
     if not jax.tree.leaves(split_frozen(params, patterns)[0]):
         raise UserError(f'config.freeze={",".join(patterns)} leaves nothing to train.')
 
 
-def _require_fit(params: Any, key: str, pattern: str) -> None:
+def require_match(params: Any, key: str, pattern: str) -> None:
     """Raises UserError, naming the nearest layer, if `pattern` of config.KEY fits none."""
     if not jax.tree.leaves(split_frozen(params, [pattern])[1]):
         layers = ', '.join(list(params)[:8])

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from flaxcls.training import metrics, parallel
 
 
 class StepMeter:
-    """The steps between two records: their sums, and where their time went."""
+    """The steps between two records: their sums, and where their time went.
 
-    def __init__(self, config: ConfigDict):
-        self._config = config
+    Attributes of the run: `batch_size` examples a step, and k of the top-k accuracy.
+    """
+
+    def __init__(self, batch_size: int, top_k: int):
+        self._batch_size, self._top_k = batch_size, top_k
         self._compiled = False
         self.restart()
 
@@ -43,11 +45,10 @@ class StepMeter:
 
     def close(self) -> dict[str, float]:
         """Returns the metrics of the window, and begins the next."""
-        k = min(self._config.top_k, self._config.model.num_classes)
-        record = dict(metrics.summarize(self._sums, 'train', k))
+        record = dict(metrics.summarize(self._sums, 'train', self._top_k))
         seconds = max(time.monotonic() - self._began, 1e-9)
         if self._timed_steps:
-            images = self._timed_steps * self._config.batch_size
+            images = self._timed_steps * self._batch_size
             record['train/images_per_second'] = images / seconds
             record['train/data_wait_fraction'] = min(self._waited / seconds, 1.0)
         self.restart()

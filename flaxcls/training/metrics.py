@@ -4,9 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
-
-from flaxcls.ops.dtypes import at_least_float32
 
 Sums = dict[str, jax.Array]
 
@@ -14,32 +11,24 @@ Sums = dict[str, jax.Array]
 def loss_and_metrics(
     logits: jax.Array,
     labels: jax.Array,
-    mask: jax.Array,
+    losses: jax.Array,
     *,
+    mask: jax.Array | None = None,
     top_k: int,
-    targets: jax.Array | None = None,
-    loss: str = 'softmax',
 ) -> Sums:
-    """Returns the sums over the examples whose mask is True.
+    """Returns the sums of loss and metrics over the examples whose mask is True.
 
     Args:
-      logits: [B, C], of any float type; the sums are float32 and int32 all the same.
+      logits: float [B, C].
       labels: int [B].
-      mask: bool [B].
+      losses: float32 [B], of each example.
+      mask: bool [B]; None: all examples count.
       top_k: k of correct_top_k; at least C counts every example as correct.
-      targets: float [B, C], distributions over the classes for the loss; None: the labels.
-      loss: softmax (cross-entropy) or sigmoid (binary cross-entropy, averaged over the classes).
 
     Returns:
-      loss_sum, correct, correct_top_k and count.
+      loss_sum (float32), correct, correct_top_k and count (int32).
     """
-    logits = logits.astype(at_least_float32(logits.dtype))
-    if targets is None:
-        targets = jax.nn.one_hot(labels, logits.shape[-1])
-    if loss == 'sigmoid':
-        losses = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
-    else:
-        losses = optax.softmax_cross_entropy(logits, targets)
+    mask = jnp.ones_like(labels, bool) if mask is None else mask
     _, best = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))
     hits = best == labels[:, None]
     return {

@@ -1,28 +1,27 @@
 """Learning-rate schedules and optimizers, put together from optax."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 import optax.contrib
-from ml_collections import ConfigDict
 
 from flaxcls.errors import UserError
 from flaxcls.models.patterns import matches
-from flaxcls.training.freezing import _require_fit
+from flaxcls.training.freezing import require_match
 
 
 class ParamGroup(NamedTuple):
-    """What an optimizer is told of an array: multipliers of config.optimizer's two values."""
+    """Arrays with the same multipliers of config.optimizer's learning_rate and weight_decay."""
 
     learning_rate: float = 1.0
     weight_decay: float = 1.0
 
 
 class Rule(NamedTuple):
-    """The treatment of the layers that a pattern fits; None leaves a value as it is."""
+    """The multipliers of the layers that a pattern fits; None leaves a value as it is."""
 
     pattern: str
     learning_rate: float | None
@@ -56,21 +55,20 @@ def parse_rules(text: str) -> list[Rule]:
 _SETTINGS = ('lr', 'decay')
 
 
-def param_groups(config: ConfigDict, params: Any) -> Any:
+def param_groups(params: Any, rules: Sequence[Rule], *, decay_all: bool = False) -> Any:
     """Returns a tree like `params` of each array's ParamGroup.
 
-    Kernels are decayed, BatchNorm's parameters and biases only with config.optimizer.decay_all;
-    config.optimizer.rules change that, a later one overriding an earlier.
+    Kernels are decayed, BatchNorm's parameters and biases only with `decay_all`; rules change that,
+    a later one overriding an earlier.
 
     Raises:
       UserError: a rule fits no layer.
     """
-    rules = parse_rules(config.optimizer.rules)
     for rule in rules:
-        _require_fit(params, 'optimizer.rules', rule.pattern)
+        require_match(params, 'optimizer.rules', rule.pattern)
 
-    def treat(path: tuple[Any, ...], _: Any) -> ParamGroup:
-        decayed = path[-1].key == 'kernel' or config.optimizer.decay_all
+    def group_of(path: tuple[Any, ...], _: Any) -> ParamGroup:
+        decayed = path[-1].key == 'kernel' or decay_all
         group = ParamGroup(weight_decay=float(decayed))
         for rule in rules:
             if matches('/'.join(key.key for key in path), [rule.pattern]):
@@ -78,71 +76,79 @@ def param_groups(config: ConfigDict, params: Any) -> Any:
                 group = ParamGroup(*(old if new is None else new for new, old in given))
         return group
 
-    return jax.tree_util.tree_map_with_path(treat, params)
+    return jax.tree_util.tree_map_with_path(group_of, params)
 
 
 def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, params: Any
+    params: Any,
+    schedule: optax.Schedule,
+    *,
+    name: str = 'sgd',
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    beta1: float | None = None,
+    beta2: float | None = None,
+    eps: float | None = None,
+    trust_coefficient: float | None = None,
+    weight_decay: float = 1e-4,
+    decay_all: bool = False,
+    rules: str = '',
+    clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns optax's optimizer of that name for every array, with the array's treatment.
+    """Returns optax's optimizer of that name for every array, with the settings of its ParamGroup.
 
     Args:
-      config: a full config.
-      schedule: step -> learning rate.
       params: arrays, or their shapes, that are trained; None in the places of those that are not.
+      schedule: step -> learning rate.
+      name, ...: as in config.optimizer; None: as in optax.
 
     Raises:
-      UserError: a rule fits no layer.
+      UserError: a rule is of another form, or fits no layer.
     """
-    labels = param_groups(config, params)
+    momentum_options = {'momentum': momentum or None, 'nesterov': nesterov}
+    adam = {'b1': beta1, 'b2': beta2, 'eps': eps}
+    adam = {key: value for key, value in adam.items() if value is not None}
+    trust = {} if trust_coefficient is None else {'trust_coefficient': trust_coefficient}
+
+    def of_group(group: ParamGroup) -> optax.GradientTransformation:
+        rate, decay = schedule, weight_decay * group.weight_decay
+        if group.learning_rate != 1:
+            rate = lambda step: group.learning_rate * schedule(step)  # noqa: E731
+        # What is not decayed is not adapted to its norm either, in LARS and LAMB, as in those that
+        # the recipes were tuned with (apex, timm).
+        adapted = group.weight_decay > 0
+        if name == 'lars':
+            return optax.lars(rate, decay, trust_ratio_mask=adapted, **trust, **momentum_options)
+        if name == 'lamb':
+            options = {'eps': 1e-6} | adam
+            if adapted:
+                return optax.lamb(rate, weight_decay=decay, **options)
+            return optax.adam(rate, **options)
+        if name == 'adamw':
+            return optax.adamw(rate, weight_decay=decay, **adam)
+        if name == 'lion':
+            return optax.lion(rate, weight_decay=decay, **adam)
+        if name == 'muon':
+            return _muon(rate, decay, momentum, nesterov, adam)
+        return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, **momentum_options))
+
+    groups = param_groups(params, parse_rules(rules), decay_all=decay_all)
     is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
-    different = sorted(set(jax.tree.leaves(labels, is_leaf=is_group)))
-    names = jax.tree.map(repr, labels, is_leaf=is_group)
-    optimizer = optax.partition(
-        {repr(group): _optimizer(config.optimizer, schedule, group) for group in different},
-        names,
-    )
-    if config.optimizer.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), optimizer)
+    different = sorted(set(jax.tree.leaves(groups, is_leaf=is_group)))
+    labels = jax.tree.map(_label, groups, is_leaf=is_group)
+    optimizer = optax.partition({_label(group): of_group(group) for group in different}, labels)
+    if clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     return optimizer
 
 
-def _optimizer(
-    options: ConfigDict, schedule: optax.Schedule, group: ParamGroup
-) -> optax.GradientTransformation:
-    """Returns the optimizer of the arrays that are treated so.
-
-    What is not decayed is not adapted to its norm either, in LARS and LAMB, as in those that
-    the recipes were tuned with (apex, timm).
-    """
-    rate, decay = schedule, options.weight_decay * group.weight_decay
-    if group.learning_rate != 1:
-        rate = lambda step: group.learning_rate * schedule(step)  # noqa: E731
-    momentum = {'momentum': options.momentum or None, 'nesterov': options.nesterov}
-    adam = {'b1': options.beta1, 'b2': options.beta2, 'eps': options.eps}
-    adam = {name: value for name, value in adam.items() if value is not None}
-    adapted = group.weight_decay > 0
-    if options.name == 'lars':
-        trust = (
-            {}
-            if options.trust_coefficient is None
-            else {'trust_coefficient': options.trust_coefficient}
-        )
-        return optax.lars(rate, decay, trust_ratio_mask=adapted, **trust, **momentum)
-    if options.name == 'lamb':
-        adam = {'eps': 1e-6} | adam
-        return optax.lamb(rate, weight_decay=decay, **adam) if adapted else optax.adam(rate, **adam)
-    if options.name == 'adamw':
-        return optax.adamw(rate, weight_decay=decay, **adam)
-    if options.name == 'lion':
-        return optax.lion(rate, weight_decay=decay, **adam)
-    if options.name == 'muon':
-        return _muon(rate, decay, options, adam)
-    return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, **momentum))
+def _label(group: ParamGroup) -> str:
+    """Returns the name of a group in the optimizer's state, as checkpoints have it."""
+    return f'Treatment(learning_rate={group.learning_rate}, weight_decay={group.weight_decay})'
 
 
 def _muon(
-    rate: optax.Schedule, decay: float, options: ConfigDict, adam: dict[str, float]
+    rate: optax.Schedule, decay: float, momentum: float, nesterov: bool, adam: dict[str, float]
 ) -> optax.GradientTransformation:
     """Muon for kernels, as matrices of [inputs, outputs]; AdamW for the rest and the classifier.
 
@@ -161,28 +167,11 @@ def _muon(
 
     return optax.contrib.muon(
         rate,
-        beta=options.momentum,
-        nesterov=options.nesterov,
+        beta=momentum,
+        nesterov=nesterov,
         weight_decay=decay,
         adam_weight_decay=decay,
         muon_weight_dimension_numbers=matrices,
         consistent_rms=0.2,
         **{f'adam_{name}' if name != 'eps' else name: value for name, value in adam.items()},
     )
-
-
-def update_ema(
-    ema: dict[str, Any], new: dict[str, Any], step: jax.Array, config: ConfigDict
-) -> dict[str, Any]:
-    """Returns the moving average after `step` + 1 updates; {} stays {}.
-
-    The decay is min(config.ema.decay, (1 + step) / (10 + step)), so that the initial weights are
-    soon forgotten. Weights and BatchNorm's running statistics are averaged alike: to first order,
-    the average of the statistics is the statistics of the average.
-    `flaxcls.commands.precise_bn` computes
-    them exactly.
-    """
-    if not ema:
-        return ema
-    decay = jnp.minimum(config.ema.decay, (1 + step) / (10 + step))
-    return optax.incremental_update(new, ema, 1 - decay)

@@ -1,6 +1,6 @@
 """The one place that knows devices: how a batch lies on them, and how per-device steps are run.
 
-Of the global batch, in its order, each of `accumulation_steps` parts is consecutive; of a part,
+Of the global batch, in its order, each of `accumulation_steps` microbatches is consecutive; of one,
 each device has consecutive examples. So BatchNorm's groups lie side by side on any layout.
 """
 
@@ -13,14 +13,12 @@ import jax
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import devices_of_a_group
 from flaxcls.system.host_memory import garbage_collection_paused
-from flaxcls.system.xla_options import compiler_options
-from flaxcls.training.state import AXIS
 
+AXIS = 'devices'  # The named axis of the steps over the devices.
 _COPIED, _SPLIT, _MICROBATCHES_SPLIT = (
     PartitionSpec(),
     PartitionSpec(AXIS),
@@ -41,88 +39,79 @@ class Layout(NamedTuple):
         return self.mesh.size
 
 
-def create_layout(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Layout:
-    """Returns the layout that `config.parallel` names, over `devices`; None: all there are.
+def create_layout(
+    devices: Sequence[jax.Device],
+    *,
+    mode: str = 'jit',
+    accumulation_steps: int = 1,
+    compiler_options: dict[str, Any] | None = None,
+) -> Layout:
+    """Returns the layout of config.parallel over `devices`.
 
     Raises:
-      UserError: the batch cannot be shared equally, or pmap is asked of several processes.
+      UserError: pmap is asked of several processes.
     """
-    options = config.parallel
-    mesh = Mesh(np.array(devices or jax.devices()), (AXIS,))
-    if options.mode == 'pmap' and jax.process_count() > 1:
+    if mode == 'pmap' and jax.process_count() > 1:
         raise UserError(
             'config.parallel.mode=pmap drives the devices of one process, and there are '
             f'{jax.process_count()}; choose config.parallel.mode=jit.'
         )
-    tuned = compiler_options(config.model.name, mesh.devices.flat[0].platform)
-    layout = Layout(mesh, options.mode, options.accumulation_steps, tuned)
-    _require_shares(config, layout)
-    return layout
+    mesh = Mesh(np.array(devices), (AXIS,))
+    return Layout(mesh, mode, accumulation_steps, compiler_options or {})
 
 
-def require_one_result(config: ConfigDict, layout: Layout, *, batch_norm: bool) -> None:
-    """Raises UserError if training would give another result than on one device; says what can do.
-
-    Args:
-      config: a full config.
-      layout: to train on.
-      batch_norm: whether the network has any, so that its groups matter.
-    """
-    if batch_norm:
-        _require_groups(config, layout)
-    _require_partners(config, layout)
-
-
-def _require_shares(config: ConfigDict, layout: Layout) -> None:
-    """Refuses batches that cannot be cut into equal shares."""
-    shares, batch = layout.devices * layout.accumulation_steps, config.batch_size
-    if batch % shares:
-        lower, upper = batch // shares * shares, -(-batch // shares) * shares
+def require_equal_shares(layout: Layout, batch_size: int) -> None:
+    """Raises UserError unless a batch can be cut into equal shares."""
+    shares = layout.devices * layout.accumulation_steps
+    if batch_size % shares:
+        lower, upper = batch_size // shares * shares, -(-batch_size // shares) * shares
         nearest = upper if not lower else f'{lower} or {upper}'
         steps = f' x {layout.accumulation_steps} accumulation steps'
         raise UserError(
-            f'config.batch_size={batch} cannot be shared by {layout.devices} devices'
+            f'config.batch_size={batch_size} cannot be shared by {layout.devices} devices'
             f'{steps if layout.accumulation_steps > 1 else ""}; choose {nearest}.'
         )
 
 
-def _require_groups(config: ConfigDict, layout: Layout) -> None:
-    """Refuses layouts that would cut BatchNorm's groups."""
-    microbatches, batch = layout.accumulation_steps, config.batch_size
-    group = config.batch_norm.group_size or batch
-    local = batch // microbatches // layout.devices
+def require_whole_groups(layout: Layout, batch_size: int, group_size: int | None) -> None:
+    """Raises UserError if a layout would cut BatchNorm's groups, and names layouts that do not.
+
+    Training would give another result than on one device.
+    """
+    microbatches, group = layout.accumulation_steps, group_size or batch_size
+    local = batch_size // microbatches // layout.devices
     if devices_of_a_group(group, local, layout.devices):
         return
     fitting = [
         f'{devices} x {steps}'
         for devices in range(1, layout.devices + 1)
         for steps in range(1, microbatches + 1)
-        if batch % (devices * steps) == 0
-        and devices_of_a_group(group, batch // (devices * steps), devices)
+        if batch_size % (devices * steps) == 0
+        and devices_of_a_group(group, batch_size // (devices * steps), devices)
     ]
     raise UserError(
-        f'config.batch_norm.group_size={config.batch_norm.group_size} (None: the whole batch) '
-        f'asks for {group} examples at once, and {layout.devices} devices x {microbatches} '
-        f'accumulation steps have {local} of the {batch} each; of devices x accumulation steps, '
+        f'config.batch_norm.group_size={group_size} (None: the whole batch) asks for {group} '
+        f'examples at once, and {layout.devices} devices x {microbatches} accumulation steps have '
+        f'{local} of the {batch_size} each; of devices x accumulation steps, '
         f'{", ".join(fitting[-4:])} would do, or a group_size that divides {local}.'
     )
 
 
-def _require_partners(config: ConfigDict, layout: Layout) -> None:
-    """Refuses shares of a batch too small for `mixing.next_in_batch`."""
-    augment, shares = config.augment, layout.devices * layout.accumulation_steps
-    if (augment.mixup or augment.cutmix) and config.batch_size // shares < augment.repeats:
+def require_partners(layout: Layout, batch_size: int, repeats: int) -> None:
+    """Raises UserError if shares of a batch are too small for `mixup.next_in_batch`."""
+    shares = layout.devices * layout.accumulation_steps
+    if batch_size // shares < repeats:
         raise UserError(
-            f'config.augment.repeats={augment.repeats} with mixup or cutmix needs as many examples '
-            f'in each of the {shares} shares of a batch; choose config.batch_size='
-            f'{augment.repeats * shares} or larger.'
+            f'config.augment.repeats={repeats} with mixup or cutmix needs as many examples in each '
+            f'of the {shares} shares of a batch; choose config.batch_size={repeats * shares} or '
+            'larger.'
         )
 
 
 def parallelize_train_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     """Returns the compiled (state, batch of `microbatches_to_devices`) -> (state, sums).
 
-    The old state is given up.
+    It donates the old state.
     """
     if layout.mode == 'pmap':
         return _pmap(step, layout, donate_argnums=0)
@@ -131,7 +120,7 @@ def parallelize_train_step(step: Callable[..., Any], layout: Layout) -> Callable
 
 
 def parallelize_eval_step(step: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """Returns the compiled (state, batch of `to_devices`) -> what `step` sums over the devices."""
+    """Returns the compiled (variables, batch of `to_devices`) -> what `step` sums over devices."""
     if layout.mode == 'pmap':
         return _pmap(step, layout)
     mapped = _shard_map(step, layout, (_COPIED, _SPLIT))
@@ -159,6 +148,12 @@ def _pmap(step: Callable[..., Any], layout: Layout, **options: Any) -> Callable[
 def replicate(tree: Any, layout: Layout) -> Any:
     """Returns the tree with every array copied to all devices."""
     return jax.device_put(tree, NamedSharding(layout.mesh, _COPIED))
+
+
+def replicated_shapes(tree: Any, layout: Layout) -> Any:
+    """Returns the shapes and dtypes of a tree, to be copied to all devices; nothing is computed."""
+    sharding = NamedSharding(layout.mesh, _COPIED)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def abstract_inputs(state: Any, batch: Any, layout: Layout) -> tuple[Any, Any]:

@@ -1,53 +1,59 @@
 """BatchNorm's statistics computed anew, exactly (PreciseBN, arXiv:2105.07576, section 3)."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
-from flaxcls.augment.transforms import make_normalize
-from flaxcls.config import options
+from flaxcls.config.config_dict import to_json
 from flaxcls.data import pipeline
 from flaxcls.errors import UserError
-from flaxcls.models import from_config
 from flaxcls.ops.batch_norm import Moments, merge_moments, unbiased
 from flaxcls.system.files import write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
-from flaxcls.training.restore import load_run
-from flaxcls.training.setup import Setup
-from flaxcls.training.state import AXIS, TrainState
-from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE
+from flaxcls.training.parallel import AXIS
+from flaxcls.training.setup import Setup, build_setup, resolve
+from flaxcls.training.workdir import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    load_stored_config,
+    require_stored_classes,
+)
 
 
-def compute_precise_bn(setup: Setup, state: TrainState) -> dict[str, Any]:
-    """Returns {'params': ..., 'batch_stats': ...} of what is evaluated, with statistics made anew.
+def compute_precise_bn(setup: Setup, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns {'params': ..., 'batch_stats': ...} with statistics computed anew.
 
     Args:
       setup: of the run, with its training images.
-      state: its state; of averaged weights, these are taken.
+      variables: {'params': ..., 'batch_stats': ...}.
 
     Raises:
       UserError: the network has no BatchNorm.
     """
-    variables = state.eval_variables
     if not variables['batch_stats']:
-        raise UserError(
-            f'{setup.config.model.name} has no BatchNorm, whose statistics could be computed anew.'
-        )
-    config = setup.config.copy_and_resolve_references()
-    config.data.eval_crops = 'center'
-    measure = parallel.parallelize_eval_step(make_moments_step(setup), setup.layout)
-    batches = pipeline.make_eval_batches(config, setup.dataset.train)()
+        raise UserError(f'{setup.model_name} has no BatchNorm, so there is nothing to compute.')
+    step = make_moments_step(setup.model, setup.normalize)
+    measure = parallel.parallelize_eval_step(step, setup.layout)
+    # Every training image, as evaluation shows it.
+    batches = pipeline.make_eval_batches(
+        setup.dataset.train,
+        setup.eval_crop._replace(tta='center'),
+        batch_size=setup.batch_size,
+        num_threads=setup.num_threads,
+    )
     total: dict[Any, Moments] = {}
-    for batch in parallel.to_devices(batches, setup.layout):
+    for batch in parallel.to_devices(batches(), setup.layout):
         total = _add(total, jax.device_get(measure(variables, batch)))
     statistics = {}
     for path, layer in total.items():
@@ -57,16 +63,17 @@ def compute_precise_bn(setup: Setup, state: TrainState) -> dict[str, Any]:
     return {'params': variables['params'], 'batch_stats': placed}
 
 
-def make_moments_step(setup: Setup) -> Callable[[Any, dict[str, jax.Array]], Any]:
+def make_moments_step(
+    model: nn.Module, normalize: Callable[[jax.Array], jax.Array]
+) -> Callable[[Any, dict[str, jax.Array]], Any]:
     """Returns measure(variables, evaluation batch) -> {path of a BatchNorm: its Moments}."""
-    normalize = make_normalize(setup.config)
 
     def measure(variables: Any, batch: dict[str, jax.Array]) -> dict[Any, Moments]:
-        model = from_config.model_from_config(
-            setup.config, axis_name=AXIS, collect_statistics=True, mask=batch['mask']
-        )
+        norm = functools.partial(model.norm, collect_statistics=True, mask=batch['mask'])
         images = normalize(batch['image'])
-        _, updates = model.apply(variables, images, train=False, mutable=['batch_stats'])
+        _, updates = model.clone(norm=norm).apply(
+            variables, images, train=False, mutable=['batch_stats']
+        )
         leaves = flatten_dict(updates['batch_stats'])
         here = {path[:-1]: _moments_at(path[:-1], leaves) for path in leaves}
         return {path: merge_moments(lax.all_gather(layer, AXIS)) for path, layer in here.items()}
@@ -95,7 +102,7 @@ def precise_bn_workdir(
     checkpoint: str = 'newest',
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Writes the recalibrated weights as the run `out`; returns both evaluations, old and new.
+    """Writes a run with its statistics computed anew; returns both evaluations, old and new.
 
     Args:
       workdir: of the run.
@@ -109,19 +116,25 @@ def precise_bn_workdir(
     out = pathlib.Path(out).expanduser()
     if (out / CONFIG_FILE).exists():
         raise UserError(f'--out={str(out)!r} has a run already; choose another folder.')
-    setup, state = load_run(workdir, checkpoint=checkpoint, overrides=overrides, training_too=True)
-    evaluate = make_evaluate(setup)
-    before = evaluate(state)
-    variables = compute_precise_bn(setup, state)
-    state = state.replace(**variables, ema={})
-    after = evaluate(state)
-    config = setup.config.copy_and_resolve_references()
+    workdir = pathlib.Path(workdir).expanduser()
+    config = load_stored_config(workdir, overrides)
+    setup = build_setup(config)
+    require_stored_classes(workdir, setup.dataset.class_names, setup.source)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(checkpoint)
+        state = checkpoints.restore(step, setup.abstract_state())
+    evaluate = make_evaluate(
+        setup.make_eval_step(), setup.make_eval_batches(), setup.layout, setup.top_k
+    )
+    before = evaluate(state.eval_variables)
+    state = state.replace(**compute_precise_bn(setup, state.eval_variables), ema={})
+    after = evaluate(state.eval_variables)
+    config = resolve(config, setup).unlock()
     config.ema.decay = 0.0  # What was averaged is the weights now.
     out.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(out)
-    checkpoints.save(state, after)
-    checkpoints.close()
-    classes = pathlib.Path(workdir).expanduser() / CLASSES_FILE
-    write_atomically(out / CLASSES_FILE, classes.read_text(encoding='utf-8'))
-    write_atomically(out / CONFIG_FILE, options.to_json(config))
+    with Checkpoints(out) as checkpoints:
+        checkpoints.save(state, after)
+    classes = (workdir / CLASSES_FILE).read_text(encoding='utf-8')
+    write_atomically(out / CLASSES_FILE, classes)
+    write_atomically(out / CONFIG_FILE, to_json(config))
     return before, after

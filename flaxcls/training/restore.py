@@ -1,26 +1,30 @@
-"""A run that is opened again: its setup, its state, its evaluation."""
+"""A run that is opened again: its setup, its weights, its evaluation."""
 
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from flaxcls.config.defaults import OBSERVING_OPTIONS
-from flaxcls.errors import UserError
+from flaxcls.config.config_dict import differences
+from flaxcls.config.options import keys_of
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.setup import Setup, build_setup
-from flaxcls.training.state import TrainState
-from flaxcls.training.workdir import CLASSES_FILE, load_class_names, load_stored_config
-
-# What leaves the logits alone, and what says which images there are.
-SAME_LOGITS = OBSERVING_OPTIONS | {'batch_size', 'data.cache'}
+from flaxcls.training.workdir import load_stored_config, require_stored_classes
 
 
-WHICH_IMAGES = frozenset(
-    {'seed', 'data.source', 'data.train_split', 'data.val_split', 'data.val_fraction'}
-    | {'data.on_error'}
-)
+class Restored(NamedTuple):
+    """A run that is open.
+
+    Attributes:
+      setup: what it is made of.
+      step: of the checkpoint.
+      variables: {'params': ..., 'batch_stats': ...} of what is evaluated, on all devices.
+    """
+
+    setup: Setup
+    step: int
+    variables: dict[str, Any]
 
 
 def load_run(
@@ -29,8 +33,8 @@ def load_run(
     checkpoint: str = 'newest',
     overrides: Mapping[str, Any] | None = None,
     training_too: bool = False,
-) -> tuple[Setup, TrainState]:
-    """Returns what a run was made of, and its state.
+) -> Restored:
+    """Returns what a run is made of, and what is evaluated of a checkpoint.
 
     Args:
       workdir: of the run.
@@ -44,7 +48,7 @@ def load_run(
     setup = open_run(workdir, overrides=overrides, training_too=training_too)
     for note in setup.dataset.notes:
         print(f'Note: {note}')
-    return setup, restore_run(setup, workdir, checkpoint=checkpoint)
+    return restore_run(setup, workdir, checkpoint=checkpoint)
 
 
 def open_run(
@@ -53,33 +57,30 @@ def open_run(
     overrides: Mapping[str, Any] | None = None,
     training_too: bool = False,
 ) -> Setup:
-    """Returns what a run was made of, which needs no checkpoint; arguments as `load_run`.
+    """Returns what a run is made of, which needs no checkpoint; arguments as `load_run`.
 
     Raises:
       UserError: there is no such run, an override does not fit, or the data is another.
     """
     workdir = pathlib.Path(workdir).expanduser()
     setup = build_setup(load_stored_config(workdir, overrides), for_training=training_too)
-    require_stored_classes(setup, workdir)
+    require_stored_classes(workdir, setup.dataset.class_names, setup.source)
     return setup
 
 
 def restore_run(
     setup: Setup, workdir: str | os.PathLike, *, checkpoint: str = 'newest'
-) -> TrainState:
-    """Returns the state of the run in `workdir`, whose setup is given; arguments as `load_run`.
+) -> Restored:
+    """Returns the run in `workdir`, whose setup is given; arguments as `load_run`.
 
     Raises:
       UserError: there is no such checkpoint, or it is another network's.
       RunError: it cannot be read.
     """
-    checkpoints = Checkpoints(pathlib.Path(workdir).expanduser(), read_only=True)
-    try:
-        return checkpoints.restore(
-            checkpoints.find(checkpoint), setup.init_state(take_weights=False)
-        )
-    finally:
-        checkpoints.close()
+    with Checkpoints(pathlib.Path(workdir).expanduser(), read_only=True) as checkpoints:
+        step = checkpoints.find(checkpoint)
+        like = setup.abstract_state().eval_variables
+        return Restored(setup, step, checkpoints.restore_weights(step, like))
 
 
 def evaluate_workdir(
@@ -94,23 +95,27 @@ def evaluate_workdir(
 
     Args, Raises: as `load_run`.
     """
-    setup, state = load_run(workdir, checkpoint=checkpoint, overrides=overrides)
-    return {'step': int(state.step)} | make_evaluate(setup)(state)
+    run = load_run(workdir, checkpoint=checkpoint, overrides=overrides)
+    return {'step': run.step} | make_evaluate_setup(run.setup)(run.variables)
 
 
-def require_stored_classes(setup: Setup, workdir: str | os.PathLike) -> None:
-    """Raises UserError unless the classes are, in their order, those the run began with.
+def make_evaluate_setup(setup: Setup) -> Any:
+    """Returns variables -> the evaluation on the run's validation set; see `make_evaluate`."""
+    return make_evaluate(
+        setup.make_eval_step(), setup.make_eval_batches(), setup.layout, setup.top_k
+    )
 
-    Imported weights do not tell the names of their classes: any are taken, with a note.
+
+def changed_options(
+    workdir: str | os.PathLike, overrides: Mapping[str, Any], *, images_too: bool = False
+) -> set[str]:
+    """Returns the overrides for which the logits of a run are others than its own.
+
+    Args:
+      workdir: of the run.
+      overrides: of its stored config.
+      images_too: count those that say which images there are, not how the network sees them.
     """
-    names = load_class_names(workdir)
-    if names is None:
-        print(
-            f'Note: the weights in {str(workdir)!r} tell no names of classes; those of '
-            f'{setup.config.data.source} are taken, in their order.'
-        )
-    elif names != list(setup.dataset.class_names):
-        raise UserError(
-            f'the classes of {setup.config.data.source} are not those that the run in '
-            f'{str(workdir)!r} began with, which {CLASSES_FILE} lists; give it the same ones.'
-        )
+    stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
+    columns = ('neutral', 'same_logits', *(() if images_too else ('selects_images',)))
+    return differences(stored, changed).keys() - keys_of(*columns)

@@ -10,34 +10,38 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from flaxcls.config import defaults as defaults_lib
-from flaxcls.models import registry
-from flaxcls.system import cli, files
+from flaxcls.config.option import require_choice
+from flaxcls.config.options import OPTIONS, keys_of
+from flaxcls.models.registry import MODELS
+from flaxcls.system import files
 from flaxcls.system.host_info import describe_devices, find_commit, find_versions
 
 RECORD_FILE = 'record.json'
 
 
-# In what runs of one experiment may differ.
-_VARYING = defaults_lib.OBSERVING_OPTIONS | {'seed', 'model.dtype', 'model.num_classes'}
-
-
-def experiment_options(config: ConfigDict) -> dict[str, Any]:
+def experiment_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that make the experiment, as JSON has them.
 
     Runs of one experiment differ in the seed, in the precision of the computation, and in what
     leaves the result alone; what the data and the network fill in may have been filled in or not.
 
+    Args:
+      options: all of a config, by dotted key.
+
     Raises:
       UserError: there is no such network.
     """
-    name = config.model.name
-    cli.require_choice('model.name', name, list(registry.MODELS))
-    values = {key: value for key, value in defaults_lib.options(config) if key not in _VARYING}
-    values['data.image_size'] = config.data.image_size or registry.MODELS[name].image_size
+    name = options['model.name']
+    require_choice('model.name', name, list(MODELS))
+    values = _without_varying(options)
+    values['data.image_size'] = options['data.image_size'] or MODELS[name].image_size
     return _as_json(values)
+
+
+def _without_varying(options: Mapping[str, Any]) -> dict[str, Any]:
+    varying = keys_of('neutral', 'varies')
+    return {key: value for key, value in options.items() if key not in varying}
 
 
 def experiment_hash(experiment: Mapping[str, Any]) -> str:
@@ -51,9 +55,8 @@ def recorded_experiment(options: Mapping[str, Any]) -> dict[str, Any]:
 
     An option that has been added since the run had then what is its default now.
     """
-    defaults = experiment_options(defaults_lib.default_config())
-    recorded = {key: value for key, value in options.items() if key not in _VARYING}
-    return defaults | _as_json(recorded)
+    defaults = experiment_options({key: row.default for key, row in OPTIONS.items()})
+    return defaults | _as_json(_without_varying(options))
 
 
 def _as_json(value: Any) -> Any:
@@ -70,7 +73,12 @@ class RunRecord:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, config: ConfigDict, *, from_step: int, total_steps: int
+        self,
+        workdir: pathlib.Path,
+        options: Mapping[str, Any],
+        *,
+        from_step: int,
+        total_steps: int,
     ):
         self._path = workdir / RECORD_FILE
         earlier = read_record(workdir) if from_step else {}
@@ -78,7 +86,7 @@ class RunRecord:
         parts = [
             part | {'to_step': min(part['to_step'], from_step)} for part in earlier.get('parts', [])
         ]
-        config_hash = experiment_hash(experiment_options(config))
+        config_hash = experiment_hash(experiment_options(options))
         self._part = {
             'config_hash': config_hash,
             # The first process writes the record; the others need not ask git.
@@ -88,11 +96,11 @@ class RunRecord:
             'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'from_step': from_step,
         }
-        unseen = defaults_lib.OBSERVING_OPTIONS | {'seed'}
+        left_out = keys_of('neutral') | {'seed'}
         self._record = {
             'config_hash': config_hash,
-            'seed': config.seed,
-            'options': {k: v for k, v in defaults_lib.options(config) if k not in unseen},
+            'seed': options['seed'],
+            'options': {key: options[key] for key in sorted(options) if key not in left_out},
             'total_steps': total_steps,
             'parts': [*parts, self._part],
             'val': earlier.get('val'),

@@ -1,86 +1,154 @@
 """From a config to all that a run is made of, checked against one another before any work."""
 
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from flaxcls.augment.mixup import make_mix
+from flaxcls.augment.transforms import make_augment, make_normalize, make_tta_crops
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
+from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import Dataset
-from flaxcls.data.sources import load_dataset
-from flaxcls.errors import UserError
-from flaxcls.models import from_config, registry
 from flaxcls.models.init import Initialization
-from flaxcls.training import freezing, logging, optimizers, parallel, schedules, state, steps
-from flaxcls.training.checkpoints import Checkpoints
-from flaxcls.training.parallel import Layout
-from flaxcls.training.state import TrainState
-from flaxcls.training.workdir import load_stored_config
+from flaxcls.models.registry import MODELS, require_image_size
+from flaxcls.system.xla_options import compiler_options
+from flaxcls.training import freezing, optimizers, parallel, steps
+from flaxcls.training.dataset import count_classes, read_dataset
+from flaxcls.training.from_config import (
+    create_network,
+    eval_images,
+    optimizer_options,
+    train_crop,
+)
+from flaxcls.training.init_from import take_weights
+from flaxcls.training.learning_rate import LearningRate, make_learning_rate
+from flaxcls.training.logging import require_tensorboard
+from flaxcls.training.losses import LOSSES
+from flaxcls.training.state import TrainState, create_train_state
+
+
+class Intervals(NamedTuple):
+    """How often the loop looks up from training."""
+
+    log_every_steps: int
+    eval_every_epochs: int
+    checkpoint_every_steps: int
+    tensorboard: bool
 
 
 class Setup(NamedTuple):
-    """Everything that follows from a config before a weight is drawn."""
+    """Everything that follows from a config before a weight is drawn.
 
-    config: ConfigDict  # Resolved: what the data and the model decide is filled in.
-    source: Dataset
+    Attributes:
+      model_name, dtype, remat: of the network.
+      model: its module, whose BatchNorm has the axis over the devices.
+      initialization: its initial weights, yet to be drawn.
+      init_from, frozen, averages_weights: see config.init_from, config.freeze and config.ema.
+      source: of the data, as in config.data.source.
+      dataset: its examples.
+      train_crop, eval_crop: how images are cut on the host.
+      num_threads: that decode images; None: one per core.
+      normalize: images in 0..255 -> what the network takes.
+      layout: of a batch over the devices.
+      seed: of all random draws.
+      batch_size: examples of a global batch; `repeats` of them show one image.
+      num_epochs, steps_per_epoch: whole batches.
+      top_k: k, at most the number of classes.
+      learning_rate: over the run.
+      optimizer: of the parameters that are trained.
+      train_step, classify: of one device, see `steps`.
+      intervals: of the loop.
+    """
+
+    model_name: str
+    dtype: str
+    remat: str
     model: nn.Module
     initialization: Initialization
-    layout: Layout
+    init_from: str | None
+    frozen: tuple[str, ...]
+    averages_weights: bool
+    source: str
+    dataset: Dataset
+    train_crop: TrainCrop
+    eval_crop: EvalCrop
+    num_threads: int | None
+    normalize: Callable[[jax.Array], jax.Array]
+    layout: parallel.Layout
+    seed: int
+    batch_size: int
+    repeats: int
+    num_epochs: int
     steps_per_epoch: int
-    schedule: optax.Schedule
+    top_k: int
+    learning_rate: LearningRate
     optimizer: optax.GradientTransformation
+    train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, Any]]
+    classify: Callable[[steps.Variables, jax.Array], jax.Array]
+    intervals: Intervals
 
     @property
     def total_steps(self) -> int:
-        return self.config.num_epochs * self.steps_per_epoch
+        return self.num_epochs * self.steps_per_epoch
 
-    def init_state(self, *, take_weights: bool = True) -> TrainState:
+    def init_state(self) -> TrainState:
         """Returns the state before the first step, on all devices.
 
-        Args:
-          take_weights: heed config.init_from, which a resumed run has no more use for.
+        Raises:
+          UserError: config.init_from is no run of this network.
         """
-        variables = self.initialization.draw(jax.random.key(self.config.seed))
-        if self.config.init_from and take_weights:
-            variables = _take_weights(variables, self.config.init_from)
-        return parallel.replicate(self._state_from(variables), self.layout)
+        variables = self.initialization.draw(jax.random.key(self.seed))
+        if self.init_from:
+            variables = take_weights(variables, self.init_from)
+        return parallel.replicate(self._state_of(variables), self.layout)
 
     def abstract_state(self) -> TrainState:
-        """Returns the shapes and dtypes of the state, with nothing computed."""
+        """Returns the shapes, dtypes and places of the state; nothing is drawn or computed."""
         variables = {'batch_stats': {}} | self.initialization.abstract
-        return jax.eval_shape(self._state_from, variables)
+        state = jax.eval_shape(self._state_of, variables)
+        return parallel.replicated_shapes(state, self.layout)
 
     def make_train_step(self) -> Callable[..., Any]:
-        """Returns `steps.make_train_step`'s for these devices, which gives up the old state."""
-        step = steps.make_train_step(self.config, self.model, self.optimizer)
-        return parallel.parallelize_train_step(step, self.layout)
+        """Returns `train_step` compiled for these devices; it donates the old state."""
+        return parallel.parallelize_train_step(self.train_step, self.layout)
 
     def make_eval_step(self) -> Callable[..., Any]:
         """Returns `steps.make_eval_step`'s for these devices."""
-        step = steps.make_eval_step(self.config, self.model)
+        step = steps.make_eval_step(self.classify, top_k=self.top_k)
         return parallel.parallelize_eval_step(step, self.layout)
 
     def make_train_batches(self) -> Callable[[int], Iterator[pipeline.Batch]]:
         """Returns start_step -> this process's shares of the training batches, on the host."""
-        return pipeline.make_train_batches(self.config, self.dataset.train, **_this_process())
+        return pipeline.make_train_batches(
+            self.dataset.train,
+            self.train_crop,
+            batch_size=self.batch_size,
+            num_epochs=self.num_epochs,
+            seed=self.seed,
+            repeats=self.repeats,
+            microbatches=self.layout.accumulation_steps,
+            num_threads=self.num_threads,
+            **_this_process(),
+        )
 
     def make_eval_batches(self) -> Callable[[], Iterator[pipeline.Batch]]:
         """Returns () -> this process's shares of the evaluation batches, on the host."""
-        return pipeline.make_eval_batches(self.config, self.dataset.val, **_this_process())
-
-    def _state_from(self, variables: dict[str, Any]) -> TrainState:
-        return state.create_train_state(
-            variables,
-            self.optimizer,
-            from_config.frozen_patterns(self.config),
-            ema=self.config.ema.decay > 0,
+        return pipeline.make_eval_batches(
+            self.dataset.val,
+            self.eval_crop,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+            **_this_process(),
         )
+
+    def _state_of(self, variables: dict[str, Any]) -> TrainState:
+        trained, _ = freezing.split_frozen(variables['params'], self.frozen)
+        return create_train_state(variables, self.optimizer, trained, ema=self.averages_weights)
 
 
 def _this_process() -> dict[str, int]:
@@ -91,7 +159,7 @@ def build_setup(
     config: ConfigDict,
     *,
     for_training: bool = True,
-    source: Dataset | None = None,
+    dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Setup:
     """Checks the config against itself, the model, the devices and the data.
@@ -99,7 +167,7 @@ def build_setup(
     Args:
       config: a full config.
       for_training: False leaves the training images unread.
-      source: the data set, if it has been opened, so that none of its files is read.
+      dataset: the data set, if it has been opened, so that none of its files is read.
       devices: to lay the batch out on; None: all there are.
 
     Raises:
@@ -107,70 +175,129 @@ def build_setup(
     """
     validate(config)
     if config.tensorboard:
-        logging.require_tensorboard()
-    layout = parallel.create_layout(config, devices)
-    config = config.copy_and_resolve_references().unlock()
-    from_config.model_from_config(
-        config
-    )  # Names and options of the model, before any data is read.
+        require_tensorboard()
+    layout = _create_layout(config, devices)
+    create_network(config)  # Names and options of the model, before any data is read.
     optimizers.parse_rules(config.optimizer.rules)
-    config.data.image_size = config.data.image_size or registry.MODELS[config.model.name].image_size
-    source = source or load_dataset(config, for_training=for_training)
-    classes = len(source.class_names)
-    if config.model.num_classes not in (None, classes):
-        raise UserError(
-            f'config.model.num_classes={config.model.num_classes} does not match the {classes} '
-            f'classes of {config.data.source}; choose data with as many, or train with '
-            'config.model.num_classes=None.'
-        )
-    if classes < 2:
-        raise UserError(f'{config.data.source} has {classes} class; a classifier needs two.')
-    config.model.num_classes = classes
-    model = from_config.model_from_config(config, axis_name=state.AXIS)
-    name, train_size = config.model.name, config.data.train_image_size
-    initialization = registry.require_image_size(model, name, config.data.image_size)
-    variables = initialization.abstract
-    if train_size is not None:
-        registry.require_image_size(model, name, train_size, 'data.train_image_size')
-    if for_training:
-        parallel.require_one_result(config, layout, batch_norm='batch_stats' in variables)
-        per_epoch = pipeline.steps_per_epoch(config, source.train)
-    else:  # A set to evaluate may be as small as it is.
-        per_epoch = max(1, len(source.train) // config.batch_size)
-    schedule = schedules.make_schedule(config, per_epoch)
-    trained, _ = freezing.split_frozen(variables['params'], from_config.frozen_patterns(config))
-    optimizer = optimizers.make_optimizer(config, schedule, trained)
+    config = config.copy_and_resolve_references().unlock()
+    config.data.image_size = config.data.image_size or MODELS[config.model.name].image_size
+    if dataset is None:
+        dataset = read_dataset(config, for_training=for_training)
+    config.model.num_classes = count_classes(dataset, config.model.num_classes, config.data.source)
     config.lock()
-    return Setup(config, source, model, initialization, layout, per_epoch, schedule, optimizer)
+    model = create_network(config, axis_name=parallel.AXIS)
+    initialization = _trace_initialization(config, model)
+    if for_training:
+        _require_one_result(config, layout, 'batch_stats' in initialization.abstract)
+        per_epoch = pipeline.steps_per_epoch(dataset.train, config.batch_size)
+    else:  # A set to evaluate may be as small as it is.
+        per_epoch = max(1, len(dataset.train) // config.batch_size)
+    frozen = freezing.parse_patterns(config.freeze)
+    params = initialization.abstract['params']
+    freezing.require_trained(params, frozen)
+    trained, _ = freezing.split_frozen(params, frozen)
+    learning_rate = make_learning_rate(config, per_epoch)
+    optimizer = optimizers.make_optimizer(
+        trained, learning_rate.schedule, **optimizer_options(config)
+    )
+    images = eval_images(config)
+    normalize = make_normalize(images.mean, images.std)
+    top_k = min(config.top_k, config.model.num_classes)
+    return Setup(
+        model_name=config.model.name,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        model=model,
+        initialization=initialization,
+        init_from=config.init_from,
+        frozen=frozen,
+        averages_weights=config.ema.decay > 0,
+        source=config.data.source,
+        dataset=dataset,
+        train_crop=train_crop(config),
+        eval_crop=images.crop,
+        num_threads=config.data.num_threads,
+        normalize=normalize,
+        layout=layout,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        repeats=config.augment.repeats,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=per_epoch,
+        top_k=top_k,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        train_step=_make_train_step(config, model, optimizer, normalize, top_k),
+        classify=steps.make_classify(model, normalize, tta_crops_of(images.crop)),
+        intervals=Intervals(**{name: config[name] for name in Intervals._fields}),
+    )
 
 
-def _take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
-    """Returns the newest weights of the run in `workdir`, in the places of `variables`.
+_MIXING = ('mixup', 'cutmix', 'repeats')  # Options of config.augment.
 
-    A classifier of another number of classes stays as it is in `variables`, which is said.
 
-    Raises:
-      UserError: there is no such run, or it is another network's.
-    """
-    workdir = pathlib.Path(workdir).expanduser()
-    load_stored_config(workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    saved = checkpoints.restore_weights(checkpoints.find('newest'))
-    checkpoints.close()
-    ours = flatten_dict({name: variables[name] for name in ('params', 'batch_stats')})
-    theirs = flatten_dict(saved)
-    other_head = False
-    for path in sorted(ours.keys() | theirs.keys()):
-        shapes = [getattr(tree.get(path), 'shape', 'absent') for tree in (ours, theirs)]
-        if shapes[0] == shapes[1]:
-            ours[path] = theirs[path]
-        elif path[1] == 'head' and 'absent' not in shapes:
-            other_head = True
-        else:
-            raise UserError(
-                f'config.init_from={str(workdir)!r} is another network: {"/".join(path[1:])} is '
-                f'{shapes[1]} there, and {shapes[0]} here.'
-            )
-    note = '; its classifier has other classes, and a new one is trained' if other_head else ''
-    print(f'Initial weights from {str(workdir)!r}{note}.')
-    return {'params': {}, 'batch_stats': {}} | unflatten_dict(ours)
+def resolve(config: ConfigDict, setup: Setup) -> ConfigDict:
+    """Returns the config with what the data and the network fill in, as a run stores it."""
+    config = config.copy_and_resolve_references().unlock()
+    config.data.image_size = setup.eval_crop.size
+    config.model.num_classes = len(setup.dataset.class_names)
+    return config.lock()
+
+
+def tta_crops_of(crop: EvalCrop) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns images -> their TTA crops; None: they are looked at as they are."""
+    return None if crop.tta == 'center' else make_tta_crops(crop.tta, crop.size)
+
+
+def _create_layout(config: ConfigDict, devices: Sequence[Any] | None) -> parallel.Layout:
+    devices = devices or jax.devices()
+    layout = parallel.create_layout(
+        devices,
+        mode=config.parallel.mode,
+        accumulation_steps=config.parallel.accumulation_steps,
+        compiler_options=compiler_options(config.model.name, devices[0].platform),
+    )
+    parallel.require_equal_shares(layout, config.batch_size)
+    return layout
+
+
+def _trace_initialization(config: ConfigDict, model: nn.Module) -> Initialization:
+    name, train_size = config.model.name, config.data.train_image_size
+    initialization = require_image_size(model, name, config.data.image_size)
+    if train_size is not None:
+        require_image_size(model, name, train_size, 'data.train_image_size')
+    return initialization
+
+
+def _require_one_result(config: ConfigDict, layout: parallel.Layout, batch_norm: bool) -> None:
+    """Raises UserError if training would give another result than on one device."""
+    if batch_norm:
+        parallel.require_whole_groups(layout, config.batch_size, config.batch_norm.group_size)
+    if config.augment.mixup or config.augment.cutmix:
+        parallel.require_partners(layout, config.batch_size, config.augment.repeats)
+
+
+def _make_train_step(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    normalize: Callable[[jax.Array], jax.Array],
+    top_k: int,
+) -> Callable[..., Any]:
+    augment = config.augment
+    transforms = {name: augment[name] for name in augment if name not in _MIXING}
+    mixing = {name: augment[name] for name in _MIXING}
+    return steps.make_train_step(
+        model,
+        optimizer,
+        augment=make_augment(config.data.mean, **transforms),
+        mix=make_mix(config.model.num_classes, parallel.AXIS, **mixing),
+        normalize=normalize,
+        loss=LOSSES[config.loss],
+        seed=config.seed,
+        top_k=top_k,
+        label_smoothing=config.label_smoothing,
+        frozen=freezing.parse_patterns(config.freeze),
+        ema_decay=config.ema.decay,
+        remat=config.model.remat,
+    )

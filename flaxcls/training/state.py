@@ -1,16 +1,11 @@
 """What a run carries from step to step: arrays, and nothing else."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import optax
-
-from flaxcls.training.freezing import require_trained, split_frozen
-
-AXIS = 'devices'
 
 
 @flax.struct.dataclass
@@ -43,7 +38,7 @@ class TrainState:
 def create_train_state(
     variables: dict[str, Any],
     optimizer: optax.GradientTransformation,
-    frozen: Sequence[str],
+    trained: Any,
     *,
     ema: bool = False,
 ) -> TrainState:
@@ -52,19 +47,30 @@ def create_train_state(
     Args:
       variables: {'params': ..., 'batch_stats': ...}.
       optimizer: gets a state for what is trained.
-      frozen: patterns of the layers that are not.
+      trained: the parameters that are, None in the places of the others; see `split_frozen`.
       ema: whether to average the weights.
-
-    Raises:
-      UserError: a pattern fits no layer, or all layers are frozen.
     """
-    require_trained(variables['params'], frozen)
-    trained, _ = split_frozen(variables['params'], frozen)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         opt_state=jax.jit(optimizer.init)(trained),
-        # A copy, since the step gives up both.
+        # A copy, since the step donates both.
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema else {},
     )
+
+
+def update_ema(
+    ema: dict[str, Any], new: dict[str, Any], step: jax.Array, decay: float
+) -> dict[str, Any]:
+    """Returns the moving average after `step` + 1 updates; {} stays {}.
+
+    The decay is min(`decay`, (1 + step) / (10 + step)), so that the initial weights are soon
+    forgotten. Weights and BatchNorm's running statistics are averaged alike: to first order, the
+    average of the statistics is the statistics of the average. `flaxcls.training.precise_bn`
+    computes them exactly.
+    """
+    if not ema:
+        return ema
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(new, ema, 1 - decay)

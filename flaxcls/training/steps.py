@@ -5,7 +5,7 @@ They are written for a device's share of the batch, with the named axis AXIS ove
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,16 +14,14 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from ml_collections import ConfigDict
 
-from flaxcls.augment.mixup import make_mix
-from flaxcls.augment.transforms import make_augment, make_normalize, make_tta_crops
-from flaxcls.models.from_config import frozen_patterns
-from flaxcls.ops.remat import remat
+from flaxcls.augment.mixup import Mixed
+from flaxcls.ops.remat import remat as with_remat
 from flaxcls.training.freezing import merge_frozen, split_frozen
+from flaxcls.training.losses import Loss, softmax_cross_entropy
 from flaxcls.training.metrics import Sums, loss_and_metrics
-from flaxcls.training.optimizers import update_ema
-from flaxcls.training.state import AXIS, TrainState
+from flaxcls.training.parallel import AXIS
+from flaxcls.training.state import TrainState, update_ema
 
 Batch = dict[str, jax.Array]
 
@@ -32,67 +30,87 @@ Variables = dict[str, Any]
 
 
 def make_train_step(
-    config: ConfigDict, model: nn.Module, optimizer: optax.GradientTransformation
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    augment: Callable[[jax.Array, jax.Array], jax.Array],
+    mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed],
+    normalize: Callable[[jax.Array], jax.Array],
+    loss: Loss,
+    seed: int,
+    top_k: int,
+    label_smoothing: float = 0.0,
+    frozen: Sequence[str] = (),
+    ema_decay: float = 0.0,
+    remat: str = 'none',
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Sums]]:
     """Returns train_step(state, batch) -> (state after one update, sums over the global batch).
 
     The batch is {'image': uint8 [P, B, S, S, 3], 'label': int32 [P, B]}: a device's B examples of
-    each of P parts, whose gradients are computed one after another and averaged. BatchNorm's
-    running statistics are averaged likewise, over all groups of all parts, and move once a step.
+    each of P microbatches, whose gradients are computed one after another and averaged. BatchNorm's
+    running statistics are averaged likewise, over all groups of all microbatches, and move once a
+    step.
 
     Every random draw belongs to an example: its key is folded from the seed, the step and the
     example's position in the global batch, so that it does not depend on the layout of devices.
+
+    Args:
+      model: the network, its BatchNorm with the axis AXIS.
+      optimizer: of the parameters that are trained.
+      augment, mix, normalize: see `flaxcls.augment`.
+      loss: see `losses`.
+      seed: of all random draws.
+      top_k: of the metrics.
+      label_smoothing: share of each label spread evenly over all classes.
+      frozen: patterns of the layers that are not trained.
+      ema_decay: see `update_ema`.
+      remat: see `flaxcls.ops.remat`.
     """
-    augment, normalize = make_augment(config), make_normalize(config)
-    mix = make_mix(config, AXIS)
-    patterns = frozen_patterns(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Sums]:
-        keys = _example_keys(config.seed, state.step, batch['label'].shape)
+        keys = _example_keys(seed, state.step, batch['label'].shape)
         images = jax.vmap(augment)(keys.augment, batch['image'].astype(jnp.float32))
         images, targets, labels = mix(keys.mix, images, batch['label'])
         images = normalize(images)
-        targets = optax.smooth_labels(targets, config.label_smoothing)
-        trained, frozen = split_frozen(state.params, patterns)
+        targets = optax.smooth_labels(targets, label_smoothing)
+        trained, frozen_params = split_frozen(state.params, frozen)
 
         def loss_fn(trained: Any, microbatch: Any) -> tuple[jax.Array, tuple[Any, Sums]]:
             images, targets, labels, example_keys = microbatch
-            params = merge_frozen(trained, frozen)
             logits, updates = model.apply(
-                {'params': params, 'batch_stats': state.batch_stats},
+                {
+                    'params': merge_frozen(trained, frozen_params),
+                    'batch_stats': state.batch_stats,
+                },
                 images,
                 train=True,
                 example_keys=example_keys,
                 mutable=['batch_stats'],
             )
-            everyone = jnp.ones_like(labels, bool)
-            sums = loss_and_metrics(
-                logits, labels, everyone, top_k=config.top_k, targets=targets, loss=config.loss
-            )
+            losses = loss(logits, targets)
+            sums = loss_and_metrics(logits, labels, losses, top_k=top_k)
             # Shares are equal, so the mean of their means is the batch's.
-            loss = sums['loss_sum'] / len(labels)
-            return loss, (updates.get('batch_stats', {}), sums)
+            return losses.mean(), (updates.get('batch_stats', {}), sums)
 
-        gradients_of = jax.grad(remat(loss_fn, config.model.remat), has_aux=True)
+        gradients_of = jax.grad(with_remat(loss_fn, remat), has_aux=True)
         microbatches = (images, targets, labels, keys.model)
         gradients, (batch_stats, sums) = _sum_over_microbatches(
             lambda microbatch: gradients_of(trained, microbatch), microbatches
         )
         # Even the mean of equal numbers may be another in the last bit: what is frozen stays out.
-        batch_stats, _ = split_frozen(batch_stats, patterns)
-        _, frozen_stats = split_frozen(state.batch_stats, patterns)
+        batch_stats, _ = split_frozen(batch_stats, frozen)
+        _, frozen_stats = split_frozen(state.batch_stats, frozen)
         gradients, batch_stats, sums = _reduce(gradients, batch_stats, sums, len(labels))
         batch_stats = merge_frozen(batch_stats, frozen_stats)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-        params = merge_frozen(optax.apply_updates(trained, updates), frozen)
+        params = merge_frozen(optax.apply_updates(trained, updates), frozen_params)
+        averages = {'params': params, 'batch_stats': batch_stats}
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=update_ema(
-                state.ema, {'params': params, 'batch_stats': batch_stats}, state.step, config
-            ),
+            ema=update_ema(state.ema, averages, state.step, ema_decay),
         )
         return new_state, sums
 
@@ -137,43 +155,55 @@ def _reduce(
     return gradients, batch_stats, sums
 
 
-def make_eval_step(config: ConfigDict, model: nn.Module) -> Callable[[TrainState, Batch], Sums]:
-    """Returns eval_step(state, batch) -> sums over the unmasked examples of the global batch.
+def make_eval_step(
+    classify: Callable[[Variables, jax.Array], jax.Array], *, top_k: int
+) -> Callable[[Variables, Batch], Sums]:
+    """Returns eval_step(variables, batch) -> sums over the unmasked examples of the global batch.
 
     The batch is {'image': uint8 [B, S, S, 3], 'label': int32 [B], 'mask': bool [B]}, a device's
-    share. Running statistics are used and left alone; the loss is the cross-entropy with the
-    labels, whatever config.loss and config.label_smoothing are.
-    """
-    classify = make_classify(config, model)
+    share. The loss is the cross-entropy with the labels, whatever training's is.
 
-    def eval_step(state: TrainState, batch: Batch) -> Sums:
-        logits = classify(state.eval_variables, batch['image'])
-        sums = loss_and_metrics(logits, batch['label'], batch['mask'], top_k=config.top_k)
+    Args:
+      classify: of `make_classify`.
+      top_k: of the metrics.
+    """
+
+    def eval_step(variables: Variables, batch: Batch) -> Sums:
+        logits, labels = classify(variables, batch['image']), batch['label']
+        losses = softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        sums = loss_and_metrics(logits, labels, losses, mask=batch['mask'], top_k=top_k)
         return lax.psum(sums, AXIS)
 
     return eval_step
 
 
 def make_classify(
-    config: ConfigDict, model: nn.Module
+    model: nn.Module,
+    normalize: Callable[[jax.Array], jax.Array],
+    tta_crops_of: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[Variables, jax.Array], jax.Array]:
     """Returns (variables, images uint8 [B, S, S, 3] of an evaluation batch) -> logits [B, C].
 
-    Of several views of each image, these are the logarithms of their averaged probabilities.
-    Logits are float32; variables are `TrainState.eval_variables`.
+    Running statistics are used and left alone. Logits are float32; variables are
+    `TrainState.eval_variables`.
+
+    Args:
+      model: the network.
+      normalize: see `flaxcls.augment.transforms`.
+      tta_crops_of: images -> their TTA crops, of which the logits are the logarithms of the
+        averaged probabilities; None: the images are looked at as they are.
     """
-    normalize, tta_crops_of = make_normalize(config), make_tta_crops(config)
 
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
         return model.apply(variables, normalize(images), train=False)
 
-    def classify_views(variables: Variables, images: jax.Array) -> jax.Array:
-        views = tta_crops_of(images)
-        # One view at a time, so that evaluation takes no more memory than with one.
-        log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(variables, x)), views)
-        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(views))
+    def classify_crops(variables: Variables, images: jax.Array) -> jax.Array:
+        crops = tta_crops_of(images)
+        # One crop at a time, so that evaluation takes no more memory than with one.
+        log_probabilities = lax.map(lambda x: jax.nn.log_softmax(classify(variables, x)), crops)
+        return jax.nn.logsumexp(log_probabilities, axis=0) - jnp.log(len(crops))
 
-    return classify if config.data.eval_crops == 'center' else classify_views
+    return classify if tta_crops_of is None else classify_crops
 
 
 class _ExampleKeys(NamedTuple):

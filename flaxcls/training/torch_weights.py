@@ -7,29 +7,30 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from flaxcls.config import options
+from flaxcls.config.config_dict import set_option, to_json
 from flaxcls.config.files import load_config
+from flaxcls.config.option import require_choice
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
-from flaxcls.models import from_config, init, registry
-from flaxcls.system import cli
+from flaxcls.models.init import init_variables
+from flaxcls.models.registry import MODELS, require_image_size
 from flaxcls.system.files import write_atomically
 from flaxcls.training import freezing, optimizers
 from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.from_config import create_network, optimizer_options
 from flaxcls.training.state import create_train_state
 from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE, load_stored_config
 from flaxcls.weights.files import (
     StateDict,
-    _normalize,
-    _require_suffix,
-    _write_state_dict,
+    normalize_names,
     read_state_dict,
+    require_suffix,
+    write_state_dict,
 )
 from flaxcls.weights.state_dict import TensorSpec, from_state_dict, to_state_dict, torch_layout
 
@@ -67,25 +68,34 @@ def import_weights(
     if (workdir / CONFIG_FILE).exists():
         raise UserError(f'{str(workdir)!r} has a run already; choose another --workdir.')
     config = _make_config(model_name, config_path, overrides or {})
-    tensors, notes = _normalize(read_state_dict(weights))
+    tensors, notes = normalize_names(read_state_dict(weights))
     counters = {key: int(tensors.pop(key)) for key in list(tensors) if key.endswith(_COUNTER)}
+    size = config.data.image_size
     if config.model.num_classes is None:
-        config.model.num_classes = _count_classes(tensors, config)
-    model = from_config.model_from_config(config)
-    registry.require_image_size(model, model_name, config.data.image_size)
-    variables, head_notes = _fill(model, config, tensors, weights)
-    patterns = from_config.frozen_patterns(config)
+        entries = torch_layout(create_network(config), size)
+        config.model.num_classes = _count_classes(tensors, entries)
+    model = create_network(config)
+    require_image_size(model, model_name, size)
+    entries = torch_layout(model, size)
+    tensors, head_notes = _fit(tensors, entries, f'{str(weights)!r} does not fit {model_name}')
+    if head_notes:
+        fresh = init_variables(model, jax.random.key(config.seed), size)
+        tensors |= to_state_dict(fresh, [entry for entry in entries if _is_head(entry)])
+        head_notes = [f'{head_notes[0]} of {model.num_classes}, drawn with seed {config.seed}.']
+    tensors, dtype_notes = _as_float32(tensors)
+    variables = from_state_dict(tensors, entries)
+    patterns = freezing.parse_patterns(config.freeze)
+    freezing.require_trained(variables['params'], patterns)
     trained, _ = freezing.split_frozen(variables['params'], patterns)
-    optimizer = optimizers.make_optimizer(config, optax.constant_schedule(0.0), trained)
-    state = create_train_state(variables, optimizer, patterns)
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(state, None)
-    checkpoints.close()
+    schedule = optax.constant_schedule(0.0)
+    optimizer = optimizers.make_optimizer(trained, schedule, **optimizer_options(config))
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(create_train_state(variables, optimizer, trained), None)
     source = {'file': weights.name, 'sha256': _sha256(weights), _COUNTER: counters}
     write_atomically(workdir / _IMPORT_FILE, json.dumps(source, indent=1) + '\n')
-    write_atomically(workdir / CLASSES_FILE, 'null\n')  # The file does not tell the names.
-    write_atomically(workdir / CONFIG_FILE, options.to_json(config))
-    return notes + head_notes
+    write_atomically(workdir / CLASSES_FILE, 'null\n')  # The file has no names.
+    write_atomically(workdir / CONFIG_FILE, to_json(config))
+    return notes + head_notes + dtype_notes
 
 
 def export_weights(
@@ -103,22 +113,21 @@ def export_weights(
     """
     workdir = pathlib.Path(workdir).expanduser()
     weights = pathlib.Path(weights).expanduser()
-    _require_suffix(weights)
+    require_suffix(weights)
     config = load_stored_config(workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.find(checkpoint)
-    weights_of_run = checkpoints.restore_weights(step)
-    checkpoints.close()
-    entries = torch_layout(from_config.model_from_config(config), config.data.image_size)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.find(checkpoint)
+        weights_of_run = checkpoints.restore_weights(step)
+    entries = torch_layout(create_network(config), config.data.image_size)
     state = to_state_dict(weights_of_run, entries)
     state |= _counters(workdir, entries, step)
-    _write_state_dict(state, weights)
+    write_state_dict(state, weights)
     return state
 
 
 def _make_config(name: str, path: str | None, overrides: Mapping[str, Any]) -> ConfigDict:
-    cli.require_choice('model.name', name, list(registry.MODELS))
-    row = registry.MODELS[name]
+    require_choice('model.name', name, list(MODELS))
+    row = MODELS[name]
     config = load_config(path)
     config.model.name = name
     if path is None:
@@ -126,14 +135,13 @@ def _make_config(name: str, path: str | None, overrides: Mapping[str, Any]) -> C
         config.data.source = 'tfds:imagenet2012' if imagenet else 'tfds:cifar10'
         config.data.eval_crop_fraction = 224 / 256 if imagenet else 1.0
     for key, value in overrides.items():
-        options.set_option(config, key, value)
+        set_option(config, key, value)
     config.data.image_size = config.data.image_size or row.image_size
     validate(config)
     return config
 
 
-def _count_classes(tensors: StateDict, config: ConfigDict) -> int | None:
-    entries = torch_layout(from_config.model_from_config(config), config.data.image_size)
+def _count_classes(tensors: StateDict, entries: list[TensorSpec]) -> int | None:
     key = next(entry.key for entry in entries if _is_head(entry) and entry.path[-1] == 'bias')
     return len(tensors[key]) if key in tensors and tensors[key].ndim == 1 else None
 
@@ -142,9 +150,14 @@ def _is_head(entry: TensorSpec) -> bool:
     return entry.path[1] == 'head'
 
 
-def _fill(model: nn.Module, config: ConfigDict, tensors: StateDict, weights: pathlib.Path):
-    """Returns the variables of `model` from `tensors`, and what is to be said about the head."""
-    entries = torch_layout(model, config.data.image_size)
+def _fit(
+    tensors: StateDict, entries: list[TensorSpec], complaint: str
+) -> tuple[StateDict, list[str]]:
+    """Returns the tensors that fit, and the beginning of a note if the classifier does not.
+
+    Raises:
+      UserError: others do not fit, or are missing or unexpected; begins with `complaint`.
+    """
     shapes = {entry.key: entry.shape for entry in entries}
     head = {entry.key for entry in entries if _is_head(entry)}
     wrong = {key for key in shapes.keys() & tensors.keys() if tensors[key].shape != shapes[key]}
@@ -160,24 +173,18 @@ def _fill(model: nn.Module, config: ConfigDict, tensors: StateDict, weights: pat
     ]
     if faults:
         more = f', and {len(faults) - 6} more' if len(faults) > 6 else ''
-        raise UserError(
-            f'{str(weights)!r} does not fit {config.model.name}: {", ".join(faults[:6])}{more}.'
-        )
-    notes = []
-    if new_head:
-        initial = init.init_variables(model, jax.random.key(config.seed), config.data.image_size)
-        fresh = to_state_dict(initial, [entry for entry in entries if _is_head(entry)])
-        old = next(len(tensors[key]) for key in sorted(wrong))
-        tensors = tensors | fresh
-        notes.append(
-            f'the classifier of {old} classes is replaced by a new one of '
-            f'{config.model.num_classes}, drawn with seed {config.seed}.'
-        )
-    narrow = {str(value.dtype) for value in tensors.values()} - {'float32'}
-    if narrow:
-        notes.append(f'weights of type {", ".join(sorted(narrow))} are kept as float32.')
-    tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
-    return from_state_dict(tensors, entries), notes
+        raise UserError(f'{complaint}: {", ".join(faults[:6])}{more}.')
+    if not new_head:
+        return tensors, []
+    old = next(len(tensors[key]) for key in sorted(wrong))
+    kept = {key: value for key, value in tensors.items() if key not in head}
+    return kept, [f'the classifier of {old} classes is replaced by a new one']
+
+
+def _as_float32(tensors: StateDict) -> tuple[StateDict, list[str]]:
+    narrow = sorted({str(value.dtype) for value in tensors.values()} - {'float32'})
+    notes = [f'weights of type {", ".join(narrow)} are kept as float32.'] if narrow else []
+    return {key: value.astype(np.float32) for key, value in tensors.items()}, notes
 
 
 def _counters(workdir: pathlib.Path, entries: list[TensorSpec], step: int) -> StateDict:

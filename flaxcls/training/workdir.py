@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config import options
+from flaxcls.config.config_dict import from_json, set_option
 from flaxcls.errors import UserError
 
 CONFIG_FILE, CLASSES_FILE = 'config.json', 'class_names.json'
@@ -28,9 +28,9 @@ def load_stored_config(
             f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); name the workdir of one, or '
             'start one with  python -m flaxcls.main --config=FILE'
         )
-    config = options.from_json(path.read_text(encoding='utf-8'))
+    config = from_json(path.read_text(encoding='utf-8'))
     for key, value in (overrides or {}).items():
-        options.set_option(config, key, value)
+        set_option(config, key, value)
     return config
 
 
@@ -63,3 +63,28 @@ def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
         f'{str(path)!r} is missing or damaged, and should list {classes} names; train in a new '
         'workdir.'
     )
+
+
+def require_stored_classes(
+    workdir: str | os.PathLike, class_names: Sequence[str], source: str
+) -> None:
+    """Raises UserError unless the classes are, in their order, those the run began with.
+
+    Imported weights come without the names of their classes: any are taken, with a note.
+
+    Args:
+      workdir: of the run.
+      class_names: of the data.
+      source: of the data, for messages.
+    """
+    names = load_class_names(workdir)
+    if names is None:
+        print(
+            f'Note: the weights in {str(workdir)!r} come without names of classes; those of '
+            f'{source} are taken, in their order.'
+        )
+    elif names != list(class_names):
+        raise UserError(
+            f'the classes of {source} are not those that the run in {str(workdir)!r} began with, '
+            f'which {CLASSES_FILE} lists; give it the same ones.'
+        )

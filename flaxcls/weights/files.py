@@ -22,7 +22,7 @@ def read_state_dict(path: pathlib.Path) -> StateDict:
     Raises:
       UserError: there is no such file, it is damaged, or PyTorch is needed and missing.
     """
-    _require_suffix(path)
+    require_suffix(path)
     if not path.is_file():
         raise UserError(f'there is no weights file {str(path)!r}.')
     try:
@@ -58,14 +58,14 @@ def _require_torch(path: pathlib.Path):
     return torch
 
 
-def _require_suffix(path: pathlib.Path) -> None:
+def require_suffix(path: pathlib.Path) -> None:
     if path.suffix not in ('.safetensors', *_TORCH_SUFFIXES):
         raise UserError(
             f'{str(path)!r} is neither .safetensors nor {" nor ".join(_TORCH_SUFFIXES)}.'
         )
 
 
-def _normalize(tensors: StateDict) -> tuple[StateDict, list[str]]:
+def normalize_names(tensors: StateDict) -> tuple[StateDict, list[str]]:
     """Takes off the prefixes of wrappers, and gives old DenseNets torchvision's present names."""
     notes = []
     for prefix in ('module.', '_orig_mod.', 'model.'):
@@ -78,7 +78,7 @@ def _normalize(tensors: StateDict) -> tuple[StateDict, list[str]]:
     return {new: tensors[old] for new, old in renamed.items()}, notes
 
 
-def _write_state_dict(state: StateDict, path: pathlib.Path) -> None:
+def write_state_dict(state: StateDict, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.tmp')
     if path.suffix == '.safetensors':
