@@ -19,11 +19,10 @@ from flaxcls.config.files import load_config
 from flaxcls.config.validation import validate
 from flaxcls.data.contact_sheets import write_sheets
 from flaxcls.data.inspection import describe_report, inspect_dataset
-from flaxcls.data.sources import open_dataset
 from flaxcls.errors import RunError
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
 from flaxcls.system.files import require_place
-from flaxcls.system.threads import num_threads
+from flaxcls.training.dataset import open_configured_dataset
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,12 +36,13 @@ def main(argv: Sequence[str]) -> None:
     validate(config)
     if flags.json:
         require_place(flags.json)
-    source = open_dataset(config)
-    for note in source.notes:
+    dataset = open_configured_dataset(config)
+    for note in dataset.notes:
         print(f'Note: {note}')
-    total = len(source.train) + len(source.val)
+    total = len(dataset.train) + len(dataset.val)
     with tqdm.tqdm(total=total, unit=' images', disable=not sys.stderr.isatty()) as bar:
-        report = inspect_dataset(source, num_threads=num_threads(config), on_progress=bar.update)
+        threads = config.data.num_threads
+        report = inspect_dataset(dataset, num_threads=threads, on_progress=bar.update)
     for line in describe_report(report):
         print(line)
     if flags.json:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         path.write_text(json.dumps(report.to_json(), indent=1) + '\n', encoding='utf-8')
         print(f'wrote {flags.json}')
     if flags.sheets:
-        paths = write_sheets(source, pathlib.Path(flags.sheets).expanduser())
+        paths = write_sheets(dataset, pathlib.Path(flags.sheets).expanduser())
         print(f'wrote {len(paths)} contact sheets to {flags.sheets}')
     if report.is_wrong:
         raise RunError(f'{flags.source} has faults, listed above.')

@@ -18,9 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from flaxcls.config.config_dict import differences
+from flaxcls.config.options import keys_of
 from flaxcls.errors import UserError
 from flaxcls.evaluation import tables
 from flaxcls.inference.calibration import (
@@ -38,8 +36,8 @@ from flaxcls.inference.predictions import (
 )
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
 from flaxcls.system.files import require_place
-from flaxcls.training.restore import SAME_LOGITS, WHICH_IMAGES, load_run
-from flaxcls.training.workdir import load_stored_config, require_different
+from flaxcls.training.restore import changed_options, load_run
+from flaxcls.training.workdir import require_different
 
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 
@@ -48,19 +46,15 @@ class _EvaluatedRun(NamedTuple):
     """What the command has learnt of a run."""
 
     workdir: str
-    config: ConfigDict  # With the overrides.
+    source: str  # Of the data.
+    top_k: int
     changed: set[str]  # Options for which the logits are others than the run's own.
     predictions: Predictions
 
 
-def _changed_options(workdir: str, overrides: Mapping[str, Any]) -> set[str]:
-    stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
-    return differences(stored, changed).keys() - SAME_LOGITS
-
-
-def _require_own_network(workdir: str, changed: set[str]) -> None:
+def _require_own_network(workdir: str, overrides: Mapping[str, Any]) -> None:
     """Raises UserError for a calibration that would be another network's, or other inputs'."""
-    wrong = sorted(changed - WHICH_IMAGES)
+    wrong = sorted(changed_options(workdir, overrides))
     if wrong:
         raise UserError(
             f'--calibrate measures what Classifier.load({workdir!r}) gives, which knows nothing of '
@@ -70,7 +64,7 @@ def _require_own_network(workdir: str, changed: set[str]) -> None:
 
 def _tell(runs: Sequence[_EvaluatedRun], flags: argparse.Namespace) -> None:
     """Prints the scores of the runs, and writes what is to be kept."""
-    first, top_k = runs[0].predictions, runs[0].config.top_k
+    first, top_k = runs[0].predictions, runs[0].top_k
     if len(runs) > 1:
         print(tables.comparison([(run.workdir, run.predictions) for run in runs], top_k))
     else:
@@ -104,7 +98,7 @@ def _calibrate(run: _EvaluatedRun) -> None:
     if found.loss_after > found.loss_before:
         print('It is not kept, since the probabilities are better as they are.')
         return
-    path = save_calibration(found, run.workdir, source=run.config.data.source)
+    path = save_calibration(found, run.workdir, source=run.source)
     print(f'wrote {path}, for Classifier.load of step {found.step}')
     if run.predictions.correct.all():
         print('Note: every answer is right, which does not tell how sure to be.')
@@ -112,7 +106,7 @@ def _calibrate(run: _EvaluatedRun) -> None:
 
 def _temperature(run: _EvaluatedRun) -> float:
     """Returns that of the probabilities which Classifier.load gives."""
-    if run.changed - WHICH_IMAGES:
+    if run.changed - keys_of('selects_images'):
         return 1.0
     return load_temperature(run.workdir, run.predictions.step)
 
@@ -139,14 +133,15 @@ def main(argv: Sequence[str]) -> None:
                 f'{len(workdirs)}.'
             )
     # What does not fit is told before anything is computed.
-    changed = [_changed_options(workdir, overrides) for workdir in workdirs]
+    changed = [changed_options(workdir, overrides, images_too=True) for workdir in workdirs]
     if flags.calibrate:
-        for workdir, options in zip(workdirs, changed, strict=True):
-            _require_own_network(workdir, options)
+        for workdir in workdirs:
+            _require_own_network(workdir, overrides)
     runs = []
     for workdir, options in zip(workdirs, changed, strict=True):
-        setup, state = load_run(workdir, checkpoint=flags.checkpoint, overrides=overrides)
-        runs.append(_EvaluatedRun(workdir, setup.config, options, predict_validation(setup, state)))
+        run = load_run(workdir, checkpoint=flags.checkpoint, overrides=overrides)
+        source, top_k = run.setup.source, run.setup.top_k
+        runs.append(_EvaluatedRun(workdir, source, top_k, options, predict_validation(run)))
     _tell(runs, flags)
 
 

@@ -79,23 +79,26 @@ class Report:
 
 
 def inspect_dataset(
-    source: Dataset, *, num_threads: int, on_progress: Callable[[int], None] = lambda count: None
+    dataset: Dataset,
+    *,
+    num_threads: int | None = None,
+    on_progress: Callable[[int], None] = lambda count: None,
 ) -> Report:
     """Decodes every image of both splits; a few hundred bytes are kept of each.
 
     Args:
-      source: the data set.
-      num_threads: for decoding.
+      dataset: to look through.
+      num_threads: for decoding; None: one per core.
       on_progress: called with the number of further images that have been looked at.
     """
     looks, unreadable = [], []
     for name in SPLITS:
-        split = getattr(source, name)
+        split = getattr(dataset, name)
         look_at = functools.partial(_look_at, name, split)
         for found in map_in_threads(look_at, range(len(split)), num_threads):
             (looks if isinstance(found, Look) else unreadable).append(found)
             on_progress(1)
-    return _summarize(source, looks, unreadable)
+    return _summarize(dataset, looks, unreadable)
 
 
 def _look_at(name: str, split: Split, index: int) -> Look | Unreadable:
@@ -113,11 +116,11 @@ def _look_at(name: str, split: Split, index: int) -> Look | Unreadable:
     )
 
 
-def _summarize(source: Dataset, looks: list[Look], unreadable: list[Unreadable]) -> Report:
+def _summarize(dataset: Dataset, looks: list[Look], unreadable: list[Unreadable]) -> Report:
     counts = collections.Counter((look.split, look.label) for look in looks)
     classes = [
         {'name': name} | {split: counts[split, label] for split in SPLITS}
-        for label, name in enumerate(source.class_names)
+        for label, name in enumerate(dataset.class_names)
     ]
     equal = [[looks[i] for i in group] for group in _equal_groups(looks)]
     differs = lambda group, field: len({getattr(look, field) for look in group}) > 1  # noqa: E731

@@ -52,8 +52,8 @@ def _make_grad_cam(classifier: Classifier, layer: str) -> Callable[..., jax.Arra
     def heat(variables: Any, images: jax.Array, classes: jax.Array) -> jax.Array:
         images = classifier.normalize(images)
 
-        def score(shift: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-            perturbations = None if shift is None else {layer: shift}
+        def score(perturbation: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            perturbations = None if perturbation is None else {layer: perturbation}
             logits, outputs = apply_with_intermediates(
                 classifier.model, variables, images, [layer], perturbations=perturbations
             )
@@ -82,7 +82,7 @@ def cam(
     if not isinstance(classifier.model, ResNet | DenseNet):
         raise UserError(
             f'cam needs a classifier of one layer over the means of the feature map, which '
-            f'{classifier.config.model.name} has not; take grad_cam.'
+            f'{classifier.model_name} has not; take grad_cam.'
         )
     classes = require_classes(classifier, images, classes)
     return classifier.in_batches(classifier.compiled(_make_cam), images, classes)
@@ -246,7 +246,7 @@ def require_map(layer: str, shape: tuple[int, ...]) -> None:
 
 def require_images(classifier: Classifier, images: np.ndarray) -> None:
     """Raises UserError unless the images are as the network takes them."""
-    size = classifier.config.data.image_size
+    size = classifier.images.crop.size
     fits = images.ndim == 4 and len(images) and images.shape[1:] == (size, size, 3)
     if images.dtype != np.uint8 or not fits:
         raise UserError(

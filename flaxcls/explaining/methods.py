@@ -1,14 +1,14 @@
 """What `flaxcls.commands.explain` draws, a function for each method."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from flaxcls.data.datasets import Dataset, Subset
-from flaxcls.data.pipeline import make_eval_batches
+from flaxcls.data.datasets import Dataset, Split, Subset
+from flaxcls.data.pipeline import Batch, make_eval_batches
 from flaxcls.errors import UserError
 from flaxcls.explaining import plots
 from flaxcls.explaining.attribution import (
@@ -26,13 +26,10 @@ from flaxcls.explaining.features import (
 )
 from flaxcls.explaining.plots import TitledImage, overlay
 from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
-from flaxcls.inference.classifier import Classifier
-from flaxcls.models import from_config
+from flaxcls.inference.classifier import BATCH_SIZE, Classifier
 from flaxcls.models.init import init_variables
-from flaxcls.models.resnet import ResNet
-from flaxcls.training.restore import require_stored_classes
 from flaxcls.training.setup import build_setup
-from flaxcls.training.workdir import load_stored_config
+from flaxcls.training.workdir import load_stored_config, require_stored_classes
 
 _SHOWN = 12  # Validation images where none are given.
 
@@ -64,38 +61,48 @@ class ExplainRequest(NamedTuple):
     out: pathlib.Path
 
     def title(self, text: str) -> str:
-        return f'{self.classifier.config.model.name} in {self.workdir}: {text}'
+        return f'{self.classifier.model_name} in {self.workdir}: {text}'
 
     def open_data(self) -> Dataset:
         """Returns the data of the run, of which the training images are left unread."""
         try:
             config = load_stored_config(self.workdir)
             setup = build_setup(config, for_training=False, devices=jax.local_devices()[:1])
-            require_stored_classes(setup, self.workdir)
+            require_stored_classes(self.workdir, setup.dataset.class_names, setup.source)
         except UserError as error:
             raise UserError(
                 f'--method={self.method} looks for validation images, and {error}'
             ) from None
         return setup.dataset
 
-    def load(self, source: Dataset, places: np.ndarray) -> ExplainedImages:
+    def batches(self, split: Split) -> Iterator[Batch]:
+        """Returns the examples of a split, as the classifier sees them."""
+        classifier = self.classifier
+        return make_eval_batches(
+            split,
+            classifier.images.crop,
+            batch_size=BATCH_SIZE,
+            num_threads=classifier.num_threads,
+        )()
+
+    def load(self, dataset: Dataset, places: np.ndarray) -> ExplainedImages:
         """Returns validation images by their places."""
-        batches = list(make_eval_batches(self.classifier.config, Subset(source.val, places))())
+        batches = list(self.batches(Subset(dataset.val, places)))
         images, labels = (
             np.concatenate([batch[key][batch['mask']] for batch in batches])
             for key in ('image', 'label')
         )
-        return ExplainedImages(
-            images, [f'is {source.class_names[label]}' for label in labels], labels, places
-        )
+        names = [f'is {dataset.class_names[label]}' for label in labels]
+        return ExplainedImages(images, names, labels, places)
 
-    def examples(self, count: int = _SHOWN, source: Dataset | None = None) -> ExplainedImages:
+    def examples(self, count: int = _SHOWN, dataset: Dataset | None = None) -> ExplainedImages:
         """Returns the images that were given, or validation images from all over their order."""
         if self.paths:
             images = np.stack([self.classifier.preprocess(path) for path in self.paths])
             return ExplainedImages(images, [pathlib.Path(path).name[-24:] for path in self.paths])
-        source = source or self.open_data()
-        return self.load(source, np.unique(np.linspace(0, len(source.val) - 1, count).astype(int)))
+        dataset = dataset or self.open_data()
+        places = np.unique(np.linspace(0, len(dataset.val) - 1, count).astype(int))
+        return self.load(dataset, places)
 
 
 def draw_heat(run: ExplainRequest) -> None:
@@ -144,12 +151,12 @@ def draw_filters(run: ExplainRequest) -> None:
 
 def draw_neighbours(run: ExplainRequest) -> None:
     """Draws images, a row each, and the validation images whose features are most like theirs."""
-    source = run.open_data()
-    examples = run.examples(6, source)
+    dataset = run.open_data()
+    examples = run.examples(6, dataset)
     features = np.concatenate(
         [
             layer_outputs(run.classifier, batch['image'], 'features')[batch['mask']]
-            for batch in make_eval_batches(run.classifier.config, source.val)()
+            for batch in run.batches(dataset.val)
         ]
     )
     queries = layer_outputs(run.classifier, examples.images, 'features')
@@ -158,7 +165,7 @@ def draw_neighbours(run: ExplainRequest) -> None:
         pairs = zip(found, examples.places, strict=True)
         found = np.stack([places[places != own][: found.shape[1] - 1] for places, own in pairs])
     found = found[:, :_NEIGHBOURS]
-    near = run.load(source, found.ravel())
+    near = run.load(dataset, found.ravel())
     near_cells = _in_rows(list(zip(near.images, near.names, strict=True)), found.shape[1])
     own_cells = zip(examples.images, examples.names, strict=True)
     rows = [[own, *others] for own, others in zip(own_cells, near_cells, strict=True)]
@@ -167,22 +174,22 @@ def draw_neighbours(run: ExplainRequest) -> None:
 
 def draw_depth(run: ExplainRequest) -> None:
     """Draws norms of signal and gradient over depth: trained, new, and new without shortcuts."""
-    classifier, config = run.classifier, run.classifier.config
+    classifier, model = run.classifier, run.classifier.model
+    seed = load_stored_config(run.workdir).seed
     examples = run.examples(_DEPTH_IMAGES)
     images = classifier.normalize(examples.images)
 
     def norms(model, variables=None):
         if variables is None:
-            key = jax.random.key(config.seed)
-            variables = init_variables(model, key, config.data.image_size)
+            size = classifier.images.crop.size
+            variables = init_variables(model, jax.random.key(seed), size)
         return signal_and_gradient_norms(model, variables, images, examples.labels)
 
-    curves = {'trained': norms(classifier.model, classifier.variables)}
-    curves['at initialisation'] = norms(classifier.model)
-    if isinstance(classifier.model, ResNet) and classifier.model.shortcut != 'none':
-        plain = config.copy_and_resolve_references().unlock()
-        plain.model.shortcut = 'none'
-        curves['without shortcuts, at initialisation'] = norms(from_config.model_from_config(plain))
+    curves = {'trained': norms(model, classifier.variables)}
+    curves['at initialisation'] = norms(model)
+    if getattr(model, 'shortcut', 'none') != 'none':
+        plain = model.clone(shortcut='none')
+        curves['without shortcuts, at initialisation'] = norms(plain)
     title = run.title(f'{len(images)} validation images, BatchNorm as in training')
     plots.draw_depth(curves, title, run.out)
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from flaxcls.augment.mixup import Mixed, make_mix
-from flaxcls.augment.transforms import make_augment
+from flaxcls.augment.mixup import Mixed
 from flaxcls.data.datasets import Split
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.training.setup import Setup
@@ -38,30 +36,33 @@ def augmented_images(setup: Setup, epochs: int) -> tuple[np.ndarray, Mixed, np.n
 
     The targets of training, [E, N, N], are shares of the N examples.
     """
-    split, config = setup.dataset.train, setup.config.copy_and_resolve_references().unlock()
-    rng = np.random.default_rng(config.seed)
+    split = setup.dataset.train
+    rng = np.random.default_rng(setup.seed)
     indices = rng.choice(len(split), min(COLUMNS, len(split)), replace=False).tolist()
-    count = config.batch_size = config.model.num_classes = len(indices)
-    config.num_epochs, config.augment.repeats = epochs, 1
-    examples = Numbered(split, indices)
-    evaluated = next(make_eval_batches(config, examples)())['image']
-    view, keys = _make_train_view(config), jax.random.split(jax.random.key(config.seed), epochs)
+    examples, count = Numbered(split, indices), len(indices)
+    crop = setup.eval_crop
+    evaluated = next(make_eval_batches(examples, crop, batch_size=count)())['image']
+    view = _make_train_view(setup.augment, setup.make_mix(count, 'device', repeats=1))
+    batches = make_train_batches(
+        examples, setup.train_crop, batch_size=count, num_epochs=epochs, seed=setup.seed
+    )
+    keys = jax.random.split(jax.random.key(setup.seed), epochs)
     views = [
         _in_place(jax.device_get(view(key, batch['image'], batch['label'])), batch['label'])
-        for key, batch in zip(keys, make_train_batches(config, examples)(0), strict=True)
+        for key, batch in zip(keys, batches(0), strict=True)
     ]
     labels = np.array([split[index][1] for index in indices])
-    return evaluated[:count], Mixed(*map(np.stack, zip(*views, strict=True))), labels
+    return evaluated, Mixed(*map(np.stack, zip(*views, strict=True))), labels
 
 
-def _make_train_view(config: ConfigDict) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
-    augment, mix = make_augment(config), make_mix(config, 'device')
-
+def _make_train_view(
+    augment: Callable[[jax.Array, jax.Array], jax.Array], mix: Callable[..., Mixed]
+) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
     @jax.jit
     def view(key: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
         augment_keys, mix_keys = jax.random.split(key, (2, len(labels)))
         images = augment(augment_keys, images.astype(jnp.float32))
-        # Mixing asks for parts, and a named axis over the devices; here both are one.
+        # Mixing asks for microbatches, and a named axis over the devices; here both are one.
         one = jax.vmap(mix, axis_name='device')(
             *(x[None, None] for x in (mix_keys, images, labels))
         )
@@ -93,8 +94,7 @@ def draw_training_images(setup: Setup, epochs: int, path: pathlib.Path) -> None:
         for epoch in range(epochs):
             title = _shares(mixed.targets[epoch, column], names)
             _show(axes[epoch + 1, column], mixed.images[epoch, column], title)
-    config = setup.config
-    figure.suptitle(f'{config.data.source}: evaluation above, {epochs} epochs of training below')
+    figure.suptitle(f'{setup.source}: evaluation above, {epochs} epochs of training below')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

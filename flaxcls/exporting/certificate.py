@@ -21,6 +21,7 @@ from flaxcls.exporting import run
 from flaxcls.exporting.samples import Samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.system.host_info import describe_cores, find_versions
+from flaxcls.training.setup import tta_crops_of
 from flaxcls.training.steps import make_classify
 
 _APART = (
@@ -146,10 +147,10 @@ def certify(
     content = file.read_bytes()
     return Certificate(
         format=name,
-        model=classifier.config.model.name,
+        model=classifier.model_name,
         step=classifier.step,
         temperature=classifier.temperature,
-        views=classifier.config.data.eval_crops,
+        views=classifier.images.crop.tta,
         data=samples.source,
         file=file.name,
         bytes=len(content),
@@ -173,7 +174,8 @@ def certify(
 
 def _run_here(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, float]:
     """Returns the probabilities [N, C] of jitted JAX, and the median seconds of an image alone."""
-    classify = make_classify(classifier.config, classifier.model)
+    crops_of = tta_crops_of(classifier.images.crop)
+    classify = make_classify(classifier.model, classifier.normalize, crops_of)
     answer = classifier.compile(
         lambda variables, images: jax.nn.softmax(
             classify(variables, images) / classifier.temperature

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flaxcls.config.config_dict import differences, set_option
+import jax.numpy as jnp
+
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify
@@ -16,8 +17,7 @@ from flaxcls.exporting.formats import FORMATS, Request, find_format
 from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
 from flaxcls.inference.classifier import Classifier
-from flaxcls.training.restore import SAME_LOGITS, WHICH_IMAGES, open_run
-from flaxcls.training.workdir import load_stored_config
+from flaxcls.training.restore import changed_options, open_run
 
 CERTIFICATE_FILE = 'certificate.json'
 
@@ -77,10 +77,9 @@ def export(
     rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
     _require_own_network(workdir, overrides or {})
     loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
-    classifier = _in_float32(loaded)
+    classifier = loaded.in_float32()
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
-    source = setup.config.data.source
-    samples = take_samples(classifier, setup.dataset.val, images, source)
+    samples = take_samples(classifier, setup.dataset.val, images, setup.source)
     for note in _notes(loaded, classifier, images, len(samples.images)):
         print(f'Note: {note}')
     training_images = None
@@ -90,7 +89,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
         new = pathlib.Path(folder) / out.name
         new.mkdir()
-        print(f'Writing {classifier.config.model.name} as {form} ...', flush=True)
+        print(f'Writing {classifier.model_name} as {form} ...', flush=True)
         wanted.write(request, new / wanted.file)
         for name, value in request.about.items():
             (new / f'{name}.json').write_text(json.dumps(value, indent=1) + '\n')
@@ -156,46 +155,31 @@ def _put(new: pathlib.Path, out: pathlib.Path) -> None:
 
 def _require_own_network(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> None:
     """Raises UserError for overrides that do more than find the data."""
-    stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
-    wrong = differences(stored, changed).keys() - SAME_LOGITS - WHICH_IMAGES
+    wrong = changed_options(workdir, overrides)
     if wrong:
         raise UserError(
             f'--config.{min(wrong)} would make another network of the run, which is exported as it '
-            'is; leave it out (views are chosen with --crops).'
+            'is; leave it out (TTA crops are chosen with --crops).'
         )
 
 
 def _notes(loaded: Classifier, classifier: Classifier, asked: int, found: int) -> Iterator[str]:
     if found < asked:
         yield f'the validation set has {found:,} images, and all of them are compared.'
-    dtype = loaded.config.model.dtype
-    if dtype != classifier.config.model.dtype:
+    dtype = jnp.dtype(loaded.model.dtype)
+    if dtype != classifier.model.dtype:
         yield f'the run computes in {dtype}, its export and what it is compared with in float32.'
-
-
-def _in_float32(classifier: Classifier) -> Classifier:
-    """Returns the classifier as it is exported, whatever it was trained in."""
-    config = classifier.config.copy_and_resolve_references()
-    set_option(config, 'model.dtype', 'float32')
-    return Classifier(
-        config,
-        classifier.variables,
-        classifier.class_names,
-        temperature=classifier.temperature,
-        step=classifier.step,
-    )
 
 
 def _about(classifier: Classifier) -> dict[str, Any]:
     """Returns what the files class_names.json and preprocessing.json hold."""
-    config = classifier.config
-    shorter_side = round(config.data.image_size / config.data.eval_crop_fraction)
+    crop = classifier.images.crop
     return {
         'class_names': list(classifier.class_names),
         'preprocessing': {
             'side': classifier.side,
-            'shorter_side': max(classifier.side, shorter_side),
-            'views': config.data.eval_crops,
+            'shorter_side': max(classifier.side, crop.shorter_side),
+            'views': crop.tta,
             'steps': _STEPS,
         },
     }

@@ -86,7 +86,7 @@ def _write_web(request: Request, path: pathlib.Path) -> None:
         model = pathlib.Path(folder) / path.name
         _write_onnx(request, model, with_maps=True)
         about = {
-            'title': classifier.config.model.name,
+            'title': classifier.model_name,
             'class_names': classifier.class_names,
             'side': classifier.side,
             'shorter_side': preprocessing['shorter_side'],

@@ -7,7 +7,7 @@ import numpy as np
 from flaxcls.data.datasets import Split, raise_unreadable
 from flaxcls.errors import RunError
 from flaxcls.inference.classifier import Classifier
-from flaxcls.system.threads import map_in_threads, num_threads
+from flaxcls.system.threads import map_in_threads
 
 
 class Samples(NamedTuple):
@@ -44,6 +44,6 @@ def take_samples(classifier: Classifier, split: Split, count: int, source: str =
         except RunError as error:
             raise_unreadable(split, index, error)
 
-    loaded = list(map_in_threads(load, indices, num_threads(classifier.config)))
+    loaded = list(map_in_threads(load, indices, classifier.num_threads))
     images, labels = zip(*loaded, strict=True)
     return Samples(np.stack(images), np.array(labels, np.int32), source)

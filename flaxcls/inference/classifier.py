@@ -1,29 +1,29 @@
-"""A trained network in the hands of who uses it: from images, or their files, to answers."""
+"""Inference API of a trained run: from images, or their files, to predictions."""
 
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from flaxcls.augment.transforms import make_normalize
+from flaxcls.augment.transforms import make_normalize, make_tta_crops
 from flaxcls.config.config_dict import set_option
+from flaxcls.config.options import OPTIONS
 from flaxcls.config.validation import validate
-from flaxcls.data import pipeline
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import load_temperature
 from flaxcls.inference.export_function import Inference, make_inference
-from flaxcls.models import from_config
 from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.system.files import require_place
-from flaxcls.system.threads import map_in_threads, num_threads
+from flaxcls.system.threads import map_in_threads
 from flaxcls.system.xla_options import compiler_options
-from flaxcls.training import steps
 from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.from_config import EvalImages, create_network, eval_images
+from flaxcls.training.steps import make_classify
 from flaxcls.training.workdir import load_class_names, load_stored_config
 
 # An array uint8 [H, W, 1 or 3], the bytes of an image file, or its path.
@@ -33,7 +33,7 @@ Image = np.ndarray | bytes | str | os.PathLike
 BATCH_SIZE = 64
 
 
-CROPS = ('center', 'flip', 'ten')  # What `crops` may be.
+CROPS = OPTIONS['data.eval_crops'].choices  # What `crops` may be.
 
 
 class UnreadableImage(RunError):
@@ -52,35 +52,45 @@ class Classifier:
     """A network with its weights, its preprocessing and the names of its classes.
 
     Attributes:
-      config: of the run, resolved.
+      model_name: a row of MODELS.
       model: the Linen module.
       variables: {'params': ..., 'batch_stats': ...}; of averaged weights, these.
       class_names: in the order of the logits.
+      images: how evaluation shows them to the network.
       temperature: divides the logits before they become probabilities; 1 unless it was measured.
       step: of the checkpoint.
+      num_threads: that decode images; None: one per core.
       normalize: images in 0..255 -> what the network takes.
-      side: S, in pixels, of images that are prepared.
+      side: S, in pixels, of preprocessed images.
     """
 
     def __init__(
         self,
-        config: ConfigDict,
+        model_name: str,
+        model: nn.Module,
         variables: dict[str, Any],
         class_names: Sequence[str],
+        images: EvalImages,
         *,
         temperature: float = 1.0,
         step: int = 0,
+        num_threads: int | None = None,
     ):
-        self.config = config
-        self.model = from_config.model_from_config(config)
+        self.model_name = model_name
+        self.model = model
         self.variables = jax.device_put(variables)
         self.class_names = tuple(class_names)
+        self.images = images
         self.temperature = temperature
         self.step = step
-        self.normalize = make_normalize(config)
-        self.side, self._cut = pipeline.make_eval_cut(config)
+        self.num_threads = num_threads
+        self.normalize = make_normalize(images.mean, images.std)
+        self.side = images.crop.side
         self._compiled: dict[Any, Callable[..., Any]] = {}
-        self._classify = self.compile(steps.make_classify(config, self.model))
+        crops_of = None
+        if images.crop.tta != 'center':
+            crops_of = make_tta_crops(images.crop.tta, images.crop.size)
+        self._classify = self.compile(make_classify(model, self.normalize, crops_of))
         self._features = self.compile(self._features_of)
 
     @classmethod
@@ -92,7 +102,7 @@ class Classifier:
         Args:
           workdir: of the run.
           checkpoint: newest, best (by validation accuracy), or a step.
-          crops: what is averaged for an image: center, flip or ten; None: as the run evaluates.
+          crops: the TTA crops that are averaged: center, flip or ten; None: as the run evaluates.
             With others than the run's, the temperature that was measured does not apply.
 
         Raises:
@@ -103,22 +113,41 @@ class Classifier:
         config = load_stored_config(workdir)
         others = crops not in (None, config.data.eval_crops)
         if others:
-            _set_crops(config, crops)
+            _require_different_crops(crops, config.data.eval_crop_fraction)
+            set_option(config, 'data.eval_crops', crops)
         validate(config)
         names = load_class_names(workdir) or map(str, range(config.model.num_classes))
-        checkpoints = Checkpoints(workdir, read_only=True)
-        try:
+        with Checkpoints(workdir, read_only=True) as checkpoints:
             step = checkpoints.find(checkpoint)
             variables = checkpoints.restore_weights(step)
-        finally:
-            checkpoints.close()
-        # It is measured with the crops of evaluation.
-        temperature = 1.0 if others else load_temperature(workdir, step)
-        return cls(config, variables, tuple(names), temperature=temperature, step=step)
+        return cls(
+            config.model.name,
+            create_network(config),
+            variables,
+            tuple(names),
+            eval_images(config),
+            # It is measured with the crops of evaluation.
+            temperature=1.0 if others else load_temperature(workdir, step),
+            step=step,
+            num_threads=config.data.num_threads,
+        )
+
+    def in_float32(self) -> 'Classifier':
+        """Returns the classifier as it is exported, whatever its network computes in."""
+        return Classifier(
+            self.model_name,
+            self.model.clone(dtype=jnp.float32),
+            self.variables,
+            self.class_names,
+            self.images,
+            temperature=self.temperature,
+            step=self.step,
+            num_threads=self.num_threads,
+        )
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns the function under jit, compiled as the steps of the network are."""
-        options = compiler_options(self.config.model.name, jax.default_backend())
+        options = compiler_options(self.model_name, jax.default_backend())
         return jax.jit(function, compiler_options=options)
 
     def compiled(
@@ -179,10 +208,10 @@ class Classifier:
           UnreadableImage: a file cannot be read; a RunError.
         """
         if isinstance(image, np.ndarray | jax.Array):
-            return self._cut(_require_image(np.asarray(image)))
+            return self.images.crop.cut(_require_image(np.asarray(image)))
         try:
             data = image if isinstance(image, bytes) else pathlib.Path(image).read_bytes()
-            return self._cut(data)
+            return self.images.crop.cut(data)
         except (ValueError, OSError) as error:
             name = 'an image' if isinstance(image, bytes) else os.fspath(image)
             raise UnreadableImage(name, getattr(error, 'strerror', None) or str(error)) from None
@@ -190,7 +219,11 @@ class Classifier:
     def inference(self, *, with_maps: bool = False) -> Inference:
         """Returns `make_inference` of this network."""
         return make_inference(
-            self.config, self.variables, temperature=self.temperature, with_maps=with_maps
+            self.model,
+            self.variables,
+            self.images,
+            temperature=self.temperature,
+            with_maps=with_maps,
         )
 
     def export(self, path: str | os.PathLike) -> pathlib.Path:
@@ -212,7 +245,7 @@ class Classifier:
         return path
 
     def _features_of(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:
-        size = self.config.data.image_size
+        size = self.images.crop.size
         first = (self.side - size) // 2  # What ten crops are cut from is larger than a crop.
         images = self.normalize(images[:, first : first + size, first : first + size])
         return apply_with_intermediates(self.model, variables, images, ['features'])[1]['features']
@@ -225,7 +258,7 @@ class Classifier:
             raise UserError('there are no images; give at least one.')
         for first in range(0, len(images), BATCH_SIZE):
             batch = images[first : first + BATCH_SIZE]
-            yield np.stack(list(map_in_threads(self.preprocess, batch, num_threads(self.config))))
+            yield np.stack(list(map_in_threads(self.preprocess, batch, self.num_threads)))
 
     def _in_batch(self, function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
         """Fills the batch up to a power of two, so that few sizes are ever compiled."""
@@ -235,13 +268,12 @@ class Classifier:
         return np.asarray(function(self.variables, *filled))[:count]
 
 
-def _set_crops(config: ConfigDict, crops: str) -> None:
-    if crops == 'ten' and config.data.eval_crop_fraction == 1:
+def _require_different_crops(crops: str, fraction: float) -> None:
+    if crops == 'ten' and fraction == 1:
         raise UserError(
             'ten crops would all be the same, since the run looks at whole images '
             '(config.data.eval_crop_fraction=1); choose flip or center.'
         )
-    set_option(config, 'data.eval_crops', crops)
 
 
 def _require_image(image: np.ndarray) -> np.ndarray:

@@ -11,23 +11,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import make_normalize, make_tta_crops
-from flaxcls.config.config_dict import set_option
 from flaxcls.inference.fold_batch_norm import fold_batch_norm
-from flaxcls.models import from_config
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
 from flaxcls.ops.reference import reference_ops
+from flaxcls.training.from_config import EvalImages
 
 Inference = Callable[[jax.Array], dict[str, jax.Array]]
 
 
 def make_inference(
-    config: ConfigDict,
+    model: nn.Module,
     variables: Mapping[str, Any],
+    images: EvalImages,
     *,
     temperature: float = 1.0,
     with_maps: bool = False,
@@ -35,20 +34,19 @@ def make_inference(
     """Returns images uint8 [N, S, S, 3] -> {'probabilities': float32 [N, C]}, for any N.
 
     Args:
-      config: of the run; images are looked at as it evaluates them, S as in `make_eval_cut`.
+      model: the network; it is computed in float32.
       variables: {'params': ..., 'batch_stats': ...}; they become constants of the function.
+      images: as the run evaluates them; S is images.crop.side.
       temperature: divides the logits.
       with_maps: adds 'maps', float32 [N, h, w, C], the class-activation map of each class (see
-        `attribution.cam`), if the network has them and images are looked at once.
+        `attribution.cam`), if the network has them and there is one crop of an image.
     """
-    config = config.copy_and_resolve_references()
-    set_option(config, 'model.dtype', 'float32')
-    set_option(config, 'model.remat', 'none')
-    model, normalize = from_config.model_from_config(config), make_normalize(config)
+    crop = images.crop
+    model, normalize = model.clone(dtype=jnp.float32), make_normalize(images.mean, images.std)
     variables = jax.tree.map(np.asarray, dict(variables))
-    folded = fold_batch_norm(model, variables, config.data.image_size)
-    tta_crops_of = make_tta_crops(config)
-    once = config.data.eval_crops == 'center'
+    folded = fold_batch_norm(model, variables, crop.size)
+    crops_of = make_tta_crops(crop.tta, crop.size)
+    once = crop.tta == 'center'
     layers = ['feature_map'] if with_maps and once and isinstance(model, ResNet | DenseNet) else []
 
     def apply(images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -57,8 +55,8 @@ def make_inference(
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:
         if not once:  # As in steps.make_classify.
-            of_views = [jax.nn.softmax(apply(view)[0]) for view in tta_crops_of(images)]
-            logits = jnp.log(sum(of_views) / len(of_views))
+            of_crops = [jax.nn.softmax(apply(crop)[0]) for crop in crops_of(images)]
+            logits = jnp.log(sum(of_crops) / len(of_crops))
             return {'probabilities': jax.nn.softmax(logits / temperature)}
         logits, found = apply(images)
         outputs = {'probabilities': jax.nn.softmax(logits / temperature)}

@@ -11,7 +11,7 @@ from flaxcls.data.paths import Found
 from flaxcls.errors import RunError
 from flaxcls.inference.classifier import BATCH_SIZE, Classifier, UnreadableImage
 from flaxcls.inference.writers import Prediction
-from flaxcls.system.threads import map_in_threads, num_threads
+from flaxcls.system.threads import map_in_threads
 
 TOPK = 5
 
@@ -35,9 +35,7 @@ def predict_files(
       RunError: the network's answers are no numbers.
     """
     prepare = functools.partial(_prepare, classifier)
-    with contextlib.closing(
-        map_in_threads(prepare, files, num_threads(classifier.config))
-    ) as prepared:
+    with contextlib.closing(map_in_threads(prepare, files, classifier.num_threads)) as prepared:
         while batch := list(itertools.islice(prepared, batch_size)):
             yield from _predict_batch(classifier, batch, topk)
 

@@ -5,6 +5,7 @@ import io
 import os
 import pathlib
 import zipfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,8 @@ from jax import lax
 from flaxcls.errors import UserError
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training import parallel
-from flaxcls.training.setup import Setup
-from flaxcls.training.state import AXIS, TrainState
-from flaxcls.training.steps import Batch, make_classify
+from flaxcls.training.parallel import AXIS
+from flaxcls.training.restore import Restored
 
 PREDICTIONS_FILE = 'predictions.npz'
 
@@ -59,36 +59,35 @@ class Predictions(NamedTuple):
         return softmax(self.logits.astype(np.float64) / temperature, axis=1)
 
 
-def predict_validation(setup: Setup, state: TrainState) -> Predictions:
-    """Returns the answers to all validation images, each once and in order.
+def predict_validation(run: Restored) -> Predictions:
+    """Returns the predictions for all validation images, each once and in order.
 
     All processes of a run have to call it, and all are given everything. Batches and layout are
-    those of `evaluate.make_evaluate`, and the accuracy is its own.
+    those of `make_evaluate`, and the accuracy is its own.
     """
-    predict = parallel.parallelize_eval_step(_make_predict_step(setup), setup.layout)
+    setup, dataset = run.setup, run.setup.dataset
+    predict = parallel.parallelize_eval_step(_make_predict_step(setup.classify), setup.layout)
     running, parts = [], []
     for batch in parallel.to_devices(setup.make_eval_batches()(), setup.layout):
-        running.append(predict(state, batch))
+        running.append(predict(run.variables, batch))
         if len(running) > 2:  # What is done need not stay on the device.
             parts.append(jax.device_get(running.pop(0)))
     parts += jax.device_get(running)
     logits, labels, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
-    val = setup.dataset.val
     return Predictions(
-        step=int(state.step),
+        step=run.step,
         labels=labels[mask].astype(np.int32),
         logits=logits[mask].astype(np.float32),
-        names=tuple(val.name(index) for index in range(len(val))),
-        class_names=tuple(setup.dataset.class_names),
+        names=tuple(dataset.val.name(index) for index in range(len(dataset.val))),
+        class_names=tuple(dataset.class_names),
     )
 
 
-def _make_predict_step(setup: Setup) -> Any:
-    """Returns (state, a device's share of a batch) -> logits, labels, mask of the whole batch."""
-    classify = make_classify(setup.config, setup.model)
+def _make_predict_step(classify: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., Any]:
+    """Returns (variables, a device's share of a batch) -> logits, labels, mask of all of it."""
 
-    def predict_step(state: TrainState, batch: Batch) -> tuple[jax.Array, ...]:
-        logits = classify(state.eval_variables, batch['image'])
+    def predict_step(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        logits = classify(variables, batch['image'])
         # Of consecutive examples on each device this is the order of the batch.
         return lax.all_gather((logits, batch['label'], batch['mask']), AXIS, tiled=True)
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from flaxcls.config.config_dict import image_size
 from flaxcls.training import parallel
 from flaxcls.training.setup import Setup
 
@@ -60,11 +59,10 @@ def compile_train_step(setup: Setup, compiler_options: dict[str, Any] | None = N
 
 def abstract_inputs(setup: Setup) -> tuple[Any, Any]:
     """Returns shapes, dtypes and shardings of the state and of a batch."""
-    config = setup.config
-    size = image_size(config, training=True)
+    size, rows = setup.train_crop.size, setup.batch_size
     batch = {
-        'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), 'uint8'),
-        'label': jax.ShapeDtypeStruct((config.batch_size,), 'int32'),
+        'image': jax.ShapeDtypeStruct((rows, size, size, 3), 'uint8'),
+        'label': jax.ShapeDtypeStruct((rows,), 'int32'),
     }
     return parallel.abstract_inputs(setup.abstract_state(), batch, setup.layout)
 

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls.augment.transforms import make_tta_crops
-from flaxcls.config.config_dict import image_size
 from flaxcls.data.datasets import Dataset
-from flaxcls.data.known_sizes import open_or_published
+from flaxcls.data.known_sizes import dataset_of_published_size
 from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
 from flaxcls.planning.compiled import StepResources, compile_train_step, step_resources
 from flaxcls.planning.hardware import LEAST_EFFORT, Chip, Hardware, is_tpu, open_hardware
 from flaxcls.system.text import gib
-from flaxcls.training.schedules import peak_learning_rate
+from flaxcls.training.dataset import open_configured_dataset
+from flaxcls.training.from_config import split_spec
 from flaxcls.training.setup import Setup, build_setup
 
 # A training step is a forward pass, and the gradients of its inputs and of its weights.
@@ -44,21 +44,21 @@ class Plan(NamedTuple):
     @property
     def flops_per_step(self) -> float:
         """Of all devices: two for each multiply-add, forward and backward."""
-        return 2 * _PASSES * self.cost.macs * self.setup.config.batch_size
+        return 2 * _PASSES * self.cost.macs * self.setup.batch_size
 
     @property
     def flops_per_evaluated_image(self) -> float:
-        """Of all its views."""
-        config = self.setup.config
-        images = jax.ShapeDtypeStruct((1, *2 * [config.data.image_size], 3), jnp.uint8)
-        views = jax.eval_shape(make_tta_crops(config), images)
-        return 2 * len(views) * self.eval_cost.macs
+        """Of all its TTA crops."""
+        crop = self.setup.eval_crop
+        images = jax.ShapeDtypeStruct((1, crop.side, crop.side, 3), jnp.uint8)
+        crops = jax.eval_shape(make_tta_crops(crop.tta, crop.size), images)
+        return 2 * len(crops) * self.eval_cost.macs
 
     @property
     def flops(self) -> float:
         """Of the whole run, its evaluations included."""
-        config, setup = self.setup.config, self.setup
-        evaluations = -(-config.num_epochs // config.eval_every_epochs)
+        setup = self.setup
+        evaluations = -(-setup.num_epochs // setup.intervals.eval_every_epochs)
         evaluated = evaluations * len(setup.dataset.val)
         training = self.flops_per_step * setup.total_steps
         return training + self.flops_per_evaluated_image * evaluated
@@ -77,27 +77,40 @@ class Plan(NamedTuple):
 
 
 def create_plan(
-    config: ConfigDict, hardware: str | None = None, *, source: Dataset | None = None
+    config: ConfigDict, hardware: str | None = None, *, dataset: Dataset | None = None
 ) -> Plan:
-    """Returns the plan without what the compiled step tells, which `compile_plan` adds.
+    """Returns the plan without what the compiled step needs, which `compile_plan` adds.
 
     Args:
       config: a full config.
-      target: as for `open_hardware`.
-      source: its data set, if it has been opened.
+      hardware: as for `open_hardware`.
+      dataset: its data set, if it has been opened; None: of well-known sets that are not prepared,
+        the published size is taken.
 
     Raises:
-      UserError: the run is impossible, or the target is unknown.
+      UserError: the run is impossible, or the hardware is unknown.
     """
     opened = open_hardware(hardware)
-    setup = build_setup(config, source=source or open_or_published(config), devices=opened.devices)
-    _refuse_idle_milestones(setup.config)
+    dataset = dataset or open_or_published(config)
+    setup = build_setup(config, dataset=dataset, devices=opened.devices)
+    _refuse_idle_milestones(setup)
     return plan_setup(setup, opened)
 
 
+def open_or_published(config: ConfigDict) -> Dataset:
+    """Returns the data set of a config, or where it is not prepared, one of its published size.
+
+    Raises:
+      UserError: it is neither there nor well known.
+    """
+    data = config.data
+    published = dataset_of_published_size(data.source, split_spec(config), data.data_dir)
+    return published or open_configured_dataset(config)
+
+
 def plan_setup(setup: Setup, hardware: Hardware) -> Plan:
-    """Returns the plan of a run that is set up for the devices of `target`."""
-    sizes = [image_size(setup.config, training=training) for training in (True, False)]
+    """Returns the plan of a run that is set up for the devices of `hardware`."""
+    sizes = [setup.train_crop.size, setup.eval_crop.size]
     costs = {size: count_cost(setup.model, size) for size in set(sizes)}
     return Plan(setup, hardware, *(costs[size] for size in sizes))
 
@@ -123,7 +136,7 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
             raise
         used = next((line for line in str(error).splitlines() if 'Used' in line), str(error))
         raise RunError(
-            f'a step of config.batch_size={plan.setup.config.batch_size} does not fit on '
+            f'a step of config.batch_size={plan.setup.batch_size} does not fit on '
             f'{plan.hardware.name} ({used.strip()}); choose a smaller one, more devices, '
             f'config.model.dtype=bfloat16 or config.model.remat=norm{_with_more_effort(options)}.'
         ) from None
@@ -135,27 +148,27 @@ def _with_more_effort(options: dict[str, float] | None) -> str:
     return ', or try --effort=0, which may find room' if less else ''
 
 
-def _refuse_idle_milestones(config: ConfigDict) -> None:
-    late = [m for m in config.schedule.milestones if m >= config.num_epochs]
+def _refuse_idle_milestones(setup: Setup) -> None:
+    milestones = setup.learning_rate.milestones
+    late = [m for m in milestones if m >= setup.num_epochs]
     if late:
         raise UserError(
-            f'config.schedule.milestones={config.schedule.milestones} go on to epoch {late[-1]:g}, '
-            f'and config.num_epochs={config.num_epochs} ends before; move them or train longer.'
+            f'config.schedule.milestones={milestones} go on to epoch {late[-1]:g}, '
+            f'and config.num_epochs={setup.num_epochs} ends before; move them or train longer.'
         )
 
 
 def describe_plan(plan: Plan) -> Iterator[str]:
     """Yields lines for a person: steps, learning rates, parameters, FLOPs."""
-    setup, config = plan.setup, plan.setup.config
-    source, total = setup.dataset, setup.total_steps
+    setup, dataset = plan.setup, plan.setup.dataset
     yield (
-        f'{config.data.source}: {len(source.train):,} training and {len(source.val):,} validation '
-        f'images, {len(source.class_names)} classes'
+        f'{setup.source}: {len(dataset.train):,} training and {len(dataset.val):,} validation '
+        f'images, {len(dataset.class_names)} classes'
     )
-    yield from (f'Note: {note}' for note in source.notes)
-    per_epoch = setup.steps_per_epoch
+    yield from (f'Note: {note}' for note in dataset.notes)
+    per_epoch, total, rate = setup.steps_per_epoch, setup.total_steps, setup.learning_rate
     yield f'steps           {per_epoch:,} per epoch, {total:,} in all; {_last_batch(setup)}'
-    yield f'learning rate   {_scaling(config)}; {_turning_points(setup)}'
+    yield f'learning rate   peak {rate.peak:g}{rate.scaling}; {_turning_points(setup)}'
     yield f'parameters      {plan.cost.parameters:,}'
     yield (
         f'FLOPs           {2 * plan.cost.macs / 1e9:.3f} G per image forward, {_PASSES} times that '
@@ -164,34 +177,25 @@ def describe_plan(plan: Plan) -> Iterator[str]:
 
 
 def _last_batch(setup: Setup) -> str:
-    config = setup.config
-    left = len(setup.dataset.train) - setup.steps_per_epoch * config.batch_size
-    last = len(setup.dataset.val) % config.batch_size
+    left = len(setup.dataset.train) - setup.steps_per_epoch * setup.batch_size
+    last = len(setup.dataset.val) % setup.batch_size
     train = f'{left} images of each epoch wait for the next' if left else 'no image is left over'
     padded = f'the last evaluation batch has {last} images and is filled up, masked' if last else ''
     return '; '.join(filter(None, [train, padded]))
 
 
-def _scaling(config: ConfigDict) -> str:
-    base = config.optimizer.base_batch_size
-    peak = f'peak {peak_learning_rate(config):g}'
-    if not base:
-        return peak
-    return f'{peak} = {config.optimizer.learning_rate:g} x {config.batch_size} / {base}'
-
-
 def _turning_points(setup: Setup) -> str:
-    schedule, total = setup.config.schedule, setup.total_steps
-    warmup = round(schedule.warmup_epochs * setup.steps_per_epoch)
-    milestones = [round(epoch * setup.steps_per_epoch) for epoch in schedule.milestones]
+    rate, total = setup.learning_rate, setup.total_steps
+    warmup = round(rate.warmup_epochs * setup.steps_per_epoch)
+    milestones = [round(epoch * setup.steps_per_epoch) for epoch in rate.milestones]
     steps = sorted({0, warmup, total // 2, *milestones, total - 1})
-    return ', '.join(f'{float(setup.schedule(step)):.4g} at step {step:,}' for step in steps)
+    return ', '.join(f'{float(rate.schedule(step)):.4g} at step {step:,}' for step in steps)
 
 
 def describe_resources(plan: Plan) -> Iterator[str]:
     """Yields lines for a person: memory, traffic, collectives, time, the largest batch."""
     setup, found = plan.setup, plan.resources
-    devices, batch = setup.layout.devices, setup.config.batch_size
+    devices, batch = setup.layout.devices, setup.batch_size
     memory = found.memory
     yield f'devices         {devices} of {plan.hardware.name}, {batch // devices} images each'
     yield (
@@ -215,7 +219,7 @@ def describe_resources(plan: Plan) -> Iterator[str]:
 
 def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
     memory, devices = plan.resources.memory, plan.setup.layout.devices
-    local = plan.setup.config.batch_size // devices
+    local = plan.setup.batch_size // devices
     # What does not grow with the batch; gradients are as large as the weights.
     fixed = 2 * memory.weights + memory.optimizer + memory.program
     each = max(memory.total - fixed, memory.batch) / local
@@ -230,7 +234,7 @@ def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
 def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
     setup = plan.setup
     limit, seconds = max(limits.items(), key=lambda item: item[1])
-    rate = setup.config.batch_size / seconds
+    rate = setup.batch_size / seconds
     whole = datetime.timedelta(seconds=round(seconds * setup.total_steps))
     parts = ', '.join(f'{name} {value * 1e3:.1f} ms' for name, value in limits.items())
     yield (

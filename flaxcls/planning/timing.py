@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from flaxcls.config.config_dict import image_size
 from flaxcls.data.pipeline import Batch
 from flaxcls.errors import UserError
 from flaxcls.planning import compiled
@@ -98,7 +97,7 @@ def benchmark(
     state, seconds = _warm_up(programs, state)
     steps, rounds = choose_rounds(seconds, steps, rounds)
     timed = _time_alternating(programs, state, steps, rounds, on_round)
-    images = steps * setup.config.batch_size
+    images = steps * setup.batch_size
     rates = {
         kind: Rate(tuple(images / round_.seconds for round_ in found))
         for kind, found in timed.items()
@@ -107,14 +106,14 @@ def benchmark(
     chip = plan.hardware.chip
     return BenchmarkResults(
         about=_about(setup),
-        batch_size=setup.config.batch_size,
+        batch_size=setup.batch_size,
         init_seconds=init_seconds,
         train_compilation=programs.train.compilation,
         eval_compilation=programs.evaluate.compilation,
         steps=steps,
         **rates,
         data_wait_fraction=statistics.median(r.waited / r.seconds for r in timed['loop']),
-        train_flops=plan.flops_per_step / setup.config.batch_size,
+        train_flops=plan.flops_per_step / setup.batch_size,
         eval_flops=plan.flops_per_evaluated_image,
         peak_flops=chip and chip.flops * setup.layout.devices,
         peak_memory=peak_memory(setup.layout.mesh.local_devices),
@@ -132,15 +131,13 @@ def _require_enough(steps: int | None, rounds: int | None) -> None:
 def compile_programs(setup: Setup, state: TrainState) -> Programs:
     """Returns the steps of a run compiled for a state like this one, and their data."""
     # The loop may ask for more batches than the run has; they follow from seed and step as ever.
-    config = setup.config.copy_and_resolve_references()
-    config.num_epochs = _EPOCHS_WITHOUT_END
-    make_batches = setup._replace(config=config).make_train_batches()
+    make_batches = setup._replace(num_epochs=_EPOCHS_WITHOUT_END).make_train_batches()
     train_batch = _first(make_batches(0), parallel.microbatches_to_devices, setup)
     eval_batch = _first(setup.make_eval_batches()(), parallel.to_devices, setup)
     return Programs(
         setup,
         compile_step(setup.make_train_step(), state, train_batch),
-        compile_step(setup.make_eval_step(), state, eval_batch),
+        compile_step(setup.make_eval_step(), state.eval_variables, eval_batch),
         make_batches,
     )
 
@@ -197,7 +194,7 @@ def _time_alternating(
 
 
 def time_step(programs: Programs, state: TrainState, steps: int) -> tuple[TrainState, Round]:
-    """Times the training step on one batch; returns the state after it, giving up the old one."""
+    """Times the training step on one batch; returns the state after it, donating the old one."""
     program = programs.train
     return _time_calls(lambda state: program.step(state, program.batch), state, steps)
 
@@ -205,7 +202,8 @@ def time_step(programs: Programs, state: TrainState, steps: int) -> tuple[TrainS
 def time_forward(programs: Programs, state: TrainState, steps: int) -> tuple[TrainState, Round]:
     """Times the evaluation step on one batch; returns the state as it was."""
     program = programs.evaluate
-    return _time_calls(lambda state: (state, program.step(state, program.batch)), state, steps)
+    call = lambda state: (state, program.step(state.eval_variables, program.batch))  # noqa: E731
+    return _time_calls(call, state, steps)
 
 
 def _time_calls(
@@ -222,12 +220,12 @@ def _time_calls(
 
 
 def time_loop(programs: Programs, state: TrainState, steps: int) -> tuple[TrainState, Round]:
-    """Times the loop of a run; returns the state after it, giving up the old one.
+    """Times the loop of a run; returns the state after it, donating the old one.
 
     It begins with the batch of the state's step, and a record ends it.
     """
-    setup, every = programs.setup, programs.setup.config.log_every_steps
-    meter, times = StepMeter(setup.config), []
+    setup, every = programs.setup, programs.setup.intervals.log_every_steps
+    meter, times = StepMeter(setup.batch_size, setup.top_k), []
     # Closed, or what is read ahead would slow the round that comes next.
     with contextlib.closing(programs.make_batches(int(state.step))) as batches:
         on_devices = parallel.microbatches_to_devices(batches, setup.layout)
@@ -262,12 +260,11 @@ def peak_memory(devices: Iterable[Any]) -> int:
 
 
 def _about(setup: Setup) -> dict[str, Any]:
-    config = setup.config
     return {
-        'model': config.model.name,
-        'dtype': config.model.dtype,
-        'image_size': image_size(config, training=True),
-        'source': config.data.source,
+        'model': setup.model_name,
+        'dtype': setup.dtype,
+        'image_size': setup.train_crop.size,
+        'source': setup.source,
         'notes': list(setup.dataset.notes),
         'devices': setup.layout.devices,
         'device_kind': jax.devices()[0].device_kind,

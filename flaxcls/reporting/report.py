@@ -26,9 +26,7 @@ def table(runs: Sequence[ReportedRun]) -> str:
                 f'{last["epoch"]:>6g} {last["val/accuracy"]:>13.2%} '
                 f'{run.best["val/accuracy"]:>8.2%}'
             )
-        lines.append(
-            f'{run.workdir:<32} {run.config.model.name:<20} {run.config.data.source:<16} {reached}'
-        )
+        lines.append(f'{run.workdir:<32} {run.model_name:<20} {run.source:<16} {reached}')
     return '\n'.join(lines)
 
 

@@ -5,16 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from flaxcls.config.config_dict import flatten
 from flaxcls.errors import RunError, UserError
 from flaxcls.evaluation.tables import Result, result_of
 from flaxcls.inference.calibration import load_calibration
 from flaxcls.inference.classifier import Classifier
 from flaxcls.inference.predictions import Predictions, load_predictions, predict_validation
 from flaxcls.inference.scores import accuracy_interval
-from flaxcls.models import from_config
 from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
+from flaxcls.training.from_config import create_network
 from flaxcls.training.logging import Record, read_metrics
 from flaxcls.training.restore import open_run, restore_run
 from flaxcls.training.run_record import read_record
@@ -28,7 +28,7 @@ class ReportedRun:
 
     Attributes:
       workdir: as it was given.
-      config: resolved.
+      options: all, by dotted key.
       history: the records of metrics.jsonl.
       record: of record.json; {}: there is none yet.
       class_names: in the order of the logits.
@@ -42,7 +42,7 @@ class ReportedRun:
     """
 
     workdir: str
-    config: ConfigDict
+    options: Mapping[str, Any]
     history: Sequence[Record]
     record: Mapping[str, Any]
     class_names: Sequence[str]
@@ -53,6 +53,22 @@ class ReportedRun:
     classifier: Classifier | None
     calibration: Mapping[str, Any] | None
     why: Mapping[str, str]
+
+    @property
+    def model_name(self) -> str:
+        return self.options['model.name']
+
+    @property
+    def source(self) -> str:
+        return self.options['data.source']
+
+    @property
+    def image_size(self) -> int:
+        return self.options['data.image_size']
+
+    @property
+    def num_epochs(self) -> int:
+        return self.options['num_epochs']
 
     @property
     def evaluations(self) -> list[Record]:
@@ -82,13 +98,13 @@ class ReportedRun:
     @property
     def epoch(self) -> float | None:
         total = self.total_steps
-        return self.step / total * self.config.num_epochs if total else None
+        return self.step / total * self.num_epochs if total else None
 
     @property
     def result(self) -> Result | None:
         """None: nothing has been evaluated, and nothing can be."""
         if self.predictions is not None:
-            return result_of(self.predictions, self.config.top_k)
+            return result_of(self.predictions, self.options['top_k'])
         return _result_in(self.evaluations[-1]) if self.evaluations else None
 
 
@@ -103,7 +119,7 @@ def load_reported_run(workdir: str, earlier: ReportedRun | None = None) -> Repor
       UserError: no run has been started there, or its config or class names cannot be read.
     """
     config = load_stored_config(workdir)
-    model, side = from_config.model_from_config(config), config.data.image_size
+    model, side = create_network(config), config.data.image_size
     names = load_class_names(workdir) or list(map(str, range(config.model.num_classes)))
     why: dict[str, str] = {}
     setup = _attempt(lambda: open_run(workdir), why, 'data')
@@ -117,7 +133,7 @@ def load_reported_run(workdir: str, earlier: ReportedRun | None = None) -> Repor
         why['predictions'] = why['data']
     return ReportedRun(
         workdir=workdir,
-        config=config,
+        options=dict(flatten(config)),
         history=read_metrics(workdir),
         record=read_record(workdir),
         class_names=names,
@@ -145,9 +161,9 @@ def _same_step(earlier: ReportedRun | None, step: int) -> Predictions | None:
 
 
 def _predict(workdir: str, setup: Setup | None, step: int) -> Predictions:
-    """Returns the answers of a checkpoint; where the data is gone, those kept with the run."""
+    """Returns the predictions of a checkpoint; where the data is gone, those kept with the run."""
     if setup is not None:
-        return predict_validation(setup, restore_run(setup, workdir, checkpoint=str(step)))
+        return predict_validation(restore_run(setup, workdir, checkpoint=str(step)))
     kept = load_predictions(workdir)
     if kept.step != step:
         raise UserError(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flaxcls.config.config_dict import flatten
 from flaxcls.config.option import as_flag
 from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
@@ -39,7 +38,7 @@ class ChosenOption(NamedTuple):
 
 def list_options(run: ReportedRun) -> list[ChosenOption]:
     """Returns all options of a run."""
-    return [ChosenOption(key, value, OPTIONS[key].default) for key, value in flatten(run.config)]
+    return [ChosenOption(key, value, OPTIONS[key].default) for key, value in run.options.items()]
 
 
 def repeating_command(run: ReportedRun) -> str:
@@ -61,7 +60,7 @@ class DifferingOption(NamedTuple):
 
 def differing_options(runs: Sequence[ReportedRun]) -> list[DifferingOption]:
     """Returns the options in which any two runs differ."""
-    columns = [dict(flatten(run.config)) for run in runs]
+    columns = [run.options for run in runs]
     rows = [DifferingOption(key, [column[key] for column in columns]) for key in columns[0]]
     return [row for row in rows if any(value != row.values[0] for value in row.values)]
 

@@ -24,7 +24,7 @@ from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
 from flaxcls.serving.request_body import Body, ErrorResponse
 from flaxcls.system.html import create_environment
-from flaxcls.system.threads import num_threads
+from flaxcls.system.threads import count_cores
 
 TOP_K = 5
 # The page asks nobody but this server, whatever a class is called.
@@ -112,7 +112,7 @@ class _Server:
         del app
         with (
             self._batcher,
-            futures.ThreadPoolExecutor(num_threads(self._classifier.config)) as pool,
+            futures.ThreadPoolExecutor(self._classifier.num_threads or count_cores()) as pool,
         ):
             self._pool = pool
             yield
@@ -205,7 +205,7 @@ class _Server:
 
 
 def _identity(classifier: Classifier) -> dict[str, Any]:
-    return {'model': classifier.config.model.name, 'step': classifier.step}
+    return {'model': classifier.model_name, 'step': classifier.step}
 
 
 def _top_k(request: Request) -> int:

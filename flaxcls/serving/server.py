@@ -107,7 +107,7 @@ def _describe(classifier: Classifier, listener: socket.socket, limits: Limits) -
     host, port = listener.getsockname()[:2]
     address = f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
     return (
-        f'{address} serves {classifier.config.model.name} of step {classifier.step:,} with '
+        f'{address} serves {classifier.model_name} of step {classifier.step:,} with '
         f'{len(classifier.class_names):,} classes: batches of up to {limits.max_batch} images, '
         f'{limits.max_wait_ms:g} ms apart; at most {limits.max_bytes:,} bytes, '
         f'{limits.max_pixels:,} pixels, {limits.max_waiting} requests waiting.'

@@ -5,13 +5,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from flaxcls.config.config_dict import flatten
+from flaxcls.config.files import load_config
 from flaxcls.data.datasets import Dataset
-from flaxcls.data.known_sizes import open_or_published
 from flaxcls.errors import UserError
-from flaxcls.planning.estimate import create_plan
+from flaxcls.planning.estimate import create_plan, open_or_published
 from flaxcls.sweeping.definition import Cell, SweepRun
 from flaxcls.sweeping.results import Outcome, remaining_seconds
 
@@ -28,10 +25,10 @@ def plan_cells(runs: Sequence[SweepRun]) -> Costs:
       UserError: a run is impossible.
     """
     costs: dict[Cell, dict[str, float]] = {}
-    sources: dict[str, Dataset] = {}
+    datasets: dict[str, Dataset] = {}
     for run in runs:
         if run.cell not in costs:
-            costs[run.cell] = _plan(run, sources)
+            costs[run.cell] = _plan(run, datasets)
     return costs
 
 
@@ -44,9 +41,15 @@ def plan_or_note(runs: Sequence[SweepRun]) -> Costs:
         return {}
 
 
-def _plan(run: SweepRun, sources: dict[str, Dataset]) -> dict[str, float]:
+def _plan(run: SweepRun, datasets: dict[str, Dataset]) -> dict[str, float]:
+    """Returns the costs of a run; data sets that are opened are kept in `datasets`."""
+    data = {key: value for key, value in run.options.items() if key.startswith('data.')}
+    key = json.dumps([run.seed, data])
+    config = load_config(run.experiment, run.overrides)
     try:
-        plan = create_plan(run.config, source=_open_once(run.config, sources))
+        if key not in datasets:
+            datasets[key] = open_or_published(config)
+        plan = create_plan(config, dataset=datasets[key])
     except UserError as error:
         raise UserError(f'at {run.cell}: {error}') from None
     return {
@@ -55,13 +58,6 @@ def _plan(run: SweepRun, sources: dict[str, Dataset]) -> dict[str, float]:
         'forward_flops': 2 * plan.cost.macs,
         'flops': plan.flops,
     }
-
-
-def _open_once(config: ConfigDict, sources: dict[str, Dataset]) -> Dataset:
-    key = json.dumps([config.seed, *flatten(config.data)])
-    if key not in sources:
-        sources[key] = open_or_published(config)
-    return sources[key]
 
 
 def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterator[str]:

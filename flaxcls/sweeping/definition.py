@@ -7,8 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
 
@@ -101,15 +99,17 @@ class SweepRun:
     Attributes:
       cell: its levels.
       seed: of the run.
-      overrides: of the sweep's config, with the seed.
-      config: that they make.
+      experiment: the sweep's config file, as for `load_config`.
+      overrides: of its config, with the seed.
+      options: all, by dotted key, as these make them.
       workdir: where it lives.
     """
 
     cell: Cell
     seed: int
+    experiment: str
     overrides: Options
-    config: ConfigDict
+    options: Options
     workdir: pathlib.Path
 
     def __str__(self) -> str:

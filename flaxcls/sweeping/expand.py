@@ -6,9 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from flaxcls.config.config_dict import differences, flatten, from_json
+from flaxcls.config.config_dict import flatten, from_json
 from flaxcls.config.files import as_user_error, load_config, load_module
 from flaxcls.config.options import keys_of
 from flaxcls.config.validation import validate
@@ -53,8 +51,8 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
     cells = sweep.cells
     if not cells:
         raise UserError('all combinations of the axes are skipped; leave some.')
-    configs = {cell: _load(sweep, cell, common) for cell in cells}
-    _require_different(configs)
+    options = {cell: _load_options(sweep, cell, common) for cell in cells}
+    _require_different(options)
     # Some file systems take 'a' and 'A' for one.
     if len({cell.folder.casefold() for cell in cells}) < len(cells):
         raise UserError(
@@ -64,19 +62,19 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
     runs = []
     for seed, cell in itertools.product(sweep.seed_list, cells):
         given = {**common, **_level_options(sweep, cell), 'seed': seed}
-        config = configs[cell].copy_and_resolve_references()
-        config.seed = seed
-        runs.append(SweepRun(cell, seed, given, config, root / cell.folder / f'seed{seed}'))
+        workdir = root / cell.folder / f'seed{seed}'
+        all_options = options[cell] | {'seed': seed}
+        runs.append(SweepRun(cell, seed, sweep.config, given, all_options, workdir))
     return runs
 
 
-def _load(sweep: Sweep, cell: Cell, common: Options) -> ConfigDict:
+def _load_options(sweep: Sweep, cell: Cell, common: Options) -> dict[str, Any]:
     try:
         config = load_config(sweep.config, {**common, **_level_options(sweep, cell)})
         validate(config)
     except UserError as error:
         raise UserError(f'at {cell}: {error}') from None
-    return config
+    return dict(flatten(config))
 
 
 def _level_options(sweep: Sweep, cell: Cell) -> dict[str, Any]:
@@ -86,10 +84,10 @@ def _level_options(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     return found
 
 
-def _require_different(configs: Mapping[Cell, ConfigDict]) -> None:
+def _require_different(options: Mapping[Cell, Options]) -> None:
     cells: dict[tuple, Cell] = {}
-    for cell, config in configs.items():
-        other = cells.setdefault(tuple(flatten(config)), cell)
+    for cell, values in options.items():
+        other = cells.setdefault(tuple(values.items()), cell)
         if other != cell:
             raise UserError(
                 f'{other} and {cell} are the same config; change one of them, or leave it out.'
@@ -102,17 +100,17 @@ def require_same_configs(runs: Sequence[SweepRun]) -> None:
         path = run.workdir / _CONFIG_FILE
         if not path.is_file():
             continue
-        for key, old, new in _changes(from_json(path.read_text(encoding='utf-8')), run.config):
+        stored = dict(flatten(from_json(path.read_text(encoding='utf-8'))))
+        for key, old, new in _changes(stored, run.options):
             raise UserError(
                 f'config.{key} is {new!r}, but the run in {str(run.workdir)!r} has {old!r}; choose '
                 'another --workdir, or remove that one.'
             )
 
 
-def _changes(old: ConfigDict, new: ConfigDict) -> Iterator[tuple[str, Any, Any]]:
-    """Yields (option, old, new) of what makes another run; what the data fills in is not told."""
-    filled_in = {'model.num_classes', 'data.image_size'}
-    given = dict(flatten(new))
-    for key, (before, now) in differences(old, new).items():
-        if key not in keys_of('neutral') and not (key in filled_in and given[key] is None):
-            yield key, before, now
+def _changes(old: Options, new: Options) -> Iterator[tuple[str, Any, Any]]:
+    """Yields (option, old, new) of what makes another run; what the data fills in is left out."""
+    filled_in = {key for key in ('model.num_classes', 'data.image_size') if new[key] is None}
+    for key in old:
+        if old[key] != new[key] and key not in keys_of('neutral') | filled_in:
+            yield key, old[key], new[key]

@@ -108,7 +108,7 @@ def _saved_step(run: SweepRun, step: int) -> int:
 
 def _last_epoch(run: SweepRun, total_steps: int) -> dict[str, float]:
     """Returns the means of training over the records that end within the last epoch."""
-    begins = total_steps - total_steps // run.config.num_epochs
+    begins = total_steps - total_steps // run.options['num_epochs']
     sums: dict[str, float] = {}
     before = weight = 0
     for record in read_metrics(run.workdir):

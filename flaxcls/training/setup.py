@@ -1,5 +1,6 @@
 """From a config to all that a run is made of, checked against one another before any work."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Setup(NamedTuple):
       top_k: k, at most the number of classes.
       learning_rate: over the run.
       optimizer: of the parameters that are trained.
+      augment: (keys, images) -> images, see `make_augment`.
+      make_mix: (num_classes, axis_name) -> how examples are mixed, see `mixup.make_mix`.
       train_step, classify: of one device, see `steps`.
       intervals: of the loop.
     """
@@ -88,6 +91,8 @@ class Setup(NamedTuple):
     top_k: int
     learning_rate: LearningRate
     optimizer: optax.GradientTransformation
+    augment: Callable[[jax.Array, jax.Array], jax.Array]
+    make_mix: Callable[..., Any]
     train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, Any]]
     classify: Callable[[steps.Variables, jax.Array], jax.Array]
     intervals: Intervals
@@ -202,7 +207,25 @@ def build_setup(
     )
     images = eval_images(config)
     normalize = make_normalize(images.mean, images.std)
+    augment, mix_options = config.augment, ('mixup', 'cutmix', 'repeats')
+    transforms = {name: augment[name] for name in augment if name not in mix_options}
+    augment_images = make_augment(config.data.mean, **transforms)
+    mix_maker = functools.partial(make_mix, **{name: augment[name] for name in mix_options})
     top_k = min(config.top_k, config.model.num_classes)
+    train_step = steps.make_train_step(
+        model,
+        optimizer,
+        augment=augment_images,
+        mix=mix_maker(config.model.num_classes, parallel.AXIS),
+        normalize=normalize,
+        loss=LOSSES[config.loss],
+        seed=config.seed,
+        top_k=top_k,
+        label_smoothing=config.label_smoothing,
+        frozen=frozen,
+        ema_decay=config.ema.decay,
+        remat=config.model.remat,
+    )
     return Setup(
         model_name=config.model.name,
         dtype=config.model.dtype,
@@ -227,13 +250,12 @@ def build_setup(
         top_k=top_k,
         learning_rate=learning_rate,
         optimizer=optimizer,
-        train_step=_make_train_step(config, model, optimizer, normalize, top_k),
+        augment=augment_images,
+        make_mix=mix_maker,
+        train_step=train_step,
         classify=steps.make_classify(model, normalize, tta_crops_of(images.crop)),
         intervals=Intervals(**{name: config[name] for name in Intervals._fields}),
     )
-
-
-_MIXING = ('mixup', 'cutmix', 'repeats')  # Options of config.augment.
 
 
 def resolve(config: ConfigDict, setup: Setup) -> ConfigDict:
@@ -275,29 +297,3 @@ def _require_one_result(config: ConfigDict, layout: parallel.Layout, batch_norm:
         parallel.require_whole_groups(layout, config.batch_size, config.batch_norm.group_size)
     if config.augment.mixup or config.augment.cutmix:
         parallel.require_partners(layout, config.batch_size, config.augment.repeats)
-
-
-def _make_train_step(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    normalize: Callable[[jax.Array], jax.Array],
-    top_k: int,
-) -> Callable[..., Any]:
-    augment = config.augment
-    transforms = {name: augment[name] for name in augment if name not in _MIXING}
-    mixing = {name: augment[name] for name in _MIXING}
-    return steps.make_train_step(
-        model,
-        optimizer,
-        augment=make_augment(config.data.mean, **transforms),
-        mix=make_mix(config.model.num_classes, parallel.AXIS, **mixing),
-        normalize=normalize,
-        loss=LOSSES[config.loss],
-        seed=config.seed,
-        top_k=top_k,
-        label_smoothing=config.label_smoothing,
-        frozen=freezing.parse_patterns(config.freeze),
-        ema_decay=config.ema.decay,
-        remat=config.model.remat,
-    )
