@@ -28,7 +28,7 @@ class Setup(NamedTuple):
     """Everything that follows from a config before a weight is drawn."""
 
     config: ConfigDict  # Resolved: what the data and the model decide is filled in.
-    source: Dataset
+    dataset: Dataset
     model: nn.Module
     initialization: Initialization
     layout: Layout
