@@ -129,16 +129,17 @@ def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
 
 _OF_TWO_PROCESSES = """
 import argparse
-from flaxcls import processes
+from flaxcls.system import distributed
 parser = argparse.ArgumentParser()
-processes.add_flags(parser)
+distributed.add_flags(parser)
 parser.add_argument('workdir')
 flags = parser.parse_args()
-processes.start(flags)
-from flaxcls import evaluate, predictions
-found = predictions.predict_validation(*evaluate.load_run(flags.workdir))
-assert found.accuracy == evaluate.evaluate_workdir(flags.workdir)['val/accuracy']
-processes.on_first(lambda: predictions.save_predictions(found, flags.workdir))
+distributed.start(flags)
+from flaxcls.inference import predictions
+from flaxcls.training import restore
+found = predictions.predict_validation(*restore.load_run(flags.workdir))
+assert found.accuracy == restore.evaluate_workdir(flags.workdir)['val/accuracy']
+distributed.on_first(lambda: predictions.save_predictions(found, flags.workdir))
 """
 
 
@@ -243,7 +244,7 @@ def test_calibrated_probabilities_are_what_the_classifier_gives(workdir, predict
     assert f'temperature {stored["temperature"]:.4f}' in printed
     assert stored['temperature'] != 1
     classifier = Classifier.load(workdir)
-    images = restore.load_run(workdir)[0].source.val.images
+    images = restore.load_run(workdir)[0].dataset.val.images
     expected = predictions.probabilities(stored['temperature'])
     np.testing.assert_allclose(classifier.predict(images), expected, rtol=1e-3, atol=1e-5)
     shown = np.loadtxt(table, delimiter=',', skiprows=1, usecols=4)

@@ -267,7 +267,7 @@ def test_a_client_that_goes_away_is_counted_and_forgotten(classifier, port):
 
 
 def test_a_form_that_says_nothing_for_long_is_given_up(classifier, monkeypatch):
-    monkeypatch.setattr('flaxcls.serving.bodies.READ_SECONDS', 0.1)
+    monkeypatch.setattr('flaxcls.serving.request_body.READ_SECONDS', 0.1)
     with (
         _serving(classifier, SMALL) as port,
         socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client,

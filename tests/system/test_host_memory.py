@@ -11,7 +11,7 @@ from flaxcls.system.host_memory import garbage_collection_paused
 
 _PROGRAM = """
 import resource, sys, threading
-from flaxcls.host_memory import keep_freed_memory
+from flaxcls.system.host_memory import keep_freed_memory
 
 def use():
     b'x' * 2**27

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 import flaxcls
 from benchmarks.parity_cases import make_tensor
 from flaxcls.config.files import load_config
+from flaxcls.config.options import set_option
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.patterns import matches
@@ -123,7 +124,7 @@ def test_resuming_needs_the_first_weights_no_more(imported, tmp_path):
 def test_what_does_not_fit_is_refused(imported, tmp_path, overrides, says):
     config = _config(imported)
     for key, value in overrides.items():
-        flaxcls.config.set_option(config, key, value)
+        set_option(config, key, value)
     with pytest.raises(UserError, match=says) as caught:
         flaxcls.train_and_evaluate(config, tmp_path)
     assert '\n' not in str(caught.value)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import flaxcls
+from flaxcls.config.options import set_option
 from flaxcls.data import pipeline
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.system.files import locked_folder
@@ -216,7 +217,7 @@ def test_another_experiment_in_the_same_workdir_is_refused(finished):
     config, workdir, _, _ = finished
     for key, value in {'seed': 5, 'model.width_multiplier': 0.5, 'batch_size': 32}.items():
         other = config.copy_and_resolve_references()
-        flaxcls.config.set_option(other, key, value)
+        set_option(other, key, value)
         with pytest.raises(UserError, match=f'config.{key} is {value}') as caught:
             flaxcls.train_and_evaluate(other, workdir)
         assert '--workdir' in str(caught.value)
