@@ -370,7 +370,7 @@ def test_wrong_images_are_a_sentence_without_flaxcls(images, says, exported, tmp
 
 
 def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
-    images = load_run(workdir)[0].source.val.images
+    images = load_run(workdir)[0].dataset.val.images
     for index in range(20):
         for part in ('train', 'val'):
             folder = tmp_path / 'set' / part / str(index % 10)

@@ -644,7 +644,7 @@ def test_an_exported_run_reads_digits_as_the_classifier_does(runtime, open_page,
     config = flaxcls.load_config(None, TINY | options)
     flaxcls.train_and_evaluate(config, tmp_path / 'run')
     export(tmp_path / 'run', 'web', tmp_path / 'page', images=50)
-    images = load_run(tmp_path / 'run')[0].source.val.images
+    images = load_run(tmp_path / 'run')[0].dataset.val.images
     probabilities = Classifier.load(tmp_path / 'run').predict(images[:5])
     with _served(tmp_path / 'page') as (port, _):
         view = open_page(f'http://127.0.0.1:{port}/')
