@@ -23,6 +23,7 @@ from flaxcls.training.checkpoints import Checkpoints, fingerprint
 from flaxcls.training.logging import MetricsWriter, read_metrics
 from flaxcls.training.restore import evaluate_workdir, load_run
 from flaxcls.training.setup import build_setup
+from tests.helpers.configs import TINY
 
 # Of records that two equal runs share; the others are times.
 TIMED = {'train/images_per_second', 'train/data_wait_fraction'}
@@ -35,8 +36,6 @@ def _untimed(records):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     """A finished run: its config, workdir, state and history."""
-    from tests.helpers.configs import TINY
-
     config = flaxcls.load_config(None, TINY | {'augment.crop': 'pad', 'augment.pad': 1})
     workdir = tmp_path_factory.mktemp('finished') / 'ünder a space'
     state, history = flaxcls.train_and_evaluate(config, workdir)
@@ -196,11 +195,9 @@ class _StopAt(SignalFlag):
 def test_stopped_and_resumed_is_the_same_run_to_the_byte(finished, tmp_path, monkeypatch, steps):
     config, _, state, history = finished
     with monkeypatch.context() as patch:
-        patch.setattr(_StopAt, 'step', steps_lib)
+        patch.setattr(_StopAt, 'step', steps)
         patch.setattr(loop, 'SignalFlag', _StopAt)
-        with pytest.raises(
-            Stopped, match=f'SIGTERM: stopped and saved at step {steps_lib} '
-        ) as stop:
+        with pytest.raises(Stopped, match=f'SIGTERM: stopped and saved at step {steps} ') as stop:
             flaxcls.train_and_evaluate(config, tmp_path)
     assert stop.value.exit_code == 75
     (tmp_path / 'metrics.jsonl').open('a').write('{"step": 12, "val/lo')  # Died in a line.
