@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image, ImageFile
 
 import flaxcls
 from flaxcls.config.files import load_config
-from flaxcls.data import cache, crops, images
+from flaxcls.data import crops, images
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.data.sources import load_dataset
 from flaxcls.errors import RunError, UserError
@@ -503,8 +504,9 @@ def test_cache_on_disk_is_made_anew_when_a_file_has_changed(torture, tmp_path, m
 
 @pytest.mark.parametrize('kind', ['memory', 'disk'])
 def test_cache_that_would_not_fit_is_refused(torture, monkeypatch, kind):
-    monkeypatch.setattr(cache, '_SHARE_OF_MEMORY', 1e-9)
-    monkeypatch.setattr(cache, '_SHARE_OF_DISK', 1e-12)
+    usage = shutil.disk_usage(torture)._replace(free=1000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
+    monkeypatch.setattr(os, 'sysconf', lambda name: 30)  # Bytes a page, and pages.
     with pytest.raises(UserError, match=f'config.data.cache={kind!r} needs about'):
         load_dataset(_config(torture, data__cache=kind))
 

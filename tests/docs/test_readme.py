@@ -218,7 +218,7 @@ def _execute(command, line):
             pytest.skip(f'{command} needs {", ".join(missing)}')
     if '--format=web' in command.arguments:
         try:
-            web._read_runtime(None)
+            web.read_runtime(None)
         except RunError as error:  # There is no network.
             pytest.skip(str(error))
     program, *arguments = command.arguments

@@ -76,7 +76,7 @@ def _expected(image):
 def runtime():
     """The npm package is fetched once and kept; without it nothing of the page can be seen."""
     try:
-        return web._read_runtime(None)
+        return web.read_runtime(None)
     except RunError as error:
         pytest.skip(str(error))
 
@@ -507,12 +507,13 @@ def package(tmp_path, monkeypatch):
     """A small file in the place of the npm package, and a cache of its own."""
     path = tmp_path / 'package.tgz'
     with tarfile.open(path, 'w:gz') as archive:
-        for name in web._RUNTIME_FILES:
+        for name in web.RUNTIME_FILES:
             content = f'content of {name}'.encode()
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(web, 'INTEGRITY', web._integrity(path.read_bytes()))
+    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    monkeypatch.setattr(web, 'INTEGRITY', f'sha512-{digest}')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     return path
 
@@ -603,16 +604,26 @@ def test_without_the_registry_there_is_a_remedy(registry, model_file, tmp_path, 
 
 
 def test_the_registry_is_the_one_npm_is_set_to(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OSError('no network')
+
+    def asked():
+        with pytest.raises(RunError) as caught:
+            web.read_runtime(None)
+        return str(caught.value).partition('/onnxruntime-web/')[0]
+
+    monkeypatch.setattr(urllib.request, 'urlopen', fail)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     for name in ('NPM_CONFIG_REGISTRY', 'npm_config_registry'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('PATH', str(tmp_path))
-    assert web._registry() == 'https://registry.npmjs.org'
+    assert asked() == 'https://registry.npmjs.org'
     npm = tmp_path / 'npm'
     npm.write_text('#!/bin/sh\n[ "$*" = "config get registry" ] && echo https://mirror.test/npm/\n')
     npm.chmod(0o755)
-    assert web._registry() == 'https://mirror.test/npm/'
+    assert asked() == 'https://mirror.test/npm'
     monkeypatch.setenv('npm_config_registry', 'https://other.test')
-    assert web._registry() == 'https://other.test'
+    assert asked() == 'https://other.test'
 
 
 def test_mistakes_are_one_sentence(package, model_file, tmp_path):

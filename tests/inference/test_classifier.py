@@ -1,6 +1,7 @@
 """The classifier that a run has trained, as a notebook has it."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -60,11 +61,14 @@ def test_arrays_bytes_and_paths_are_alike_whatever_comes_with_them(classifier, d
     np.testing.assert_allclose(classifier.predict(paths[2]), expected[2:3], rtol=1e-5, atol=1e-7)
 
 
-def test_few_batch_sizes_are_compiled(workdir, digits):
+def test_few_batch_sizes_are_compiled(workdir, digits, caplog):
     classifier = Classifier.load(workdir)
-    for count in range(1, 18):
-        assert classifier.predict(digits[0][:count]).shape == (count, 10)
-    assert classifier._classify._cache_size() == 6  # 1, 2, 4, 8, 16 and 32.
+    with jax.log_compiles():
+        for count in range(1, 18):
+            assert classifier.predict(digits[0][:count]).shape == (count, 10)
+    said = [record.getMessage() for record in caplog.records]
+    compiled = [text for text in said if re.match(r'Compiling \S*classify', text)]
+    assert len(compiled) == 6, said  # 1, 2, 4, 8, 16 and 32.
 
 
 def test_a_mirrored_view_is_averaged_in(workdir, classifier, digits):

@@ -17,9 +17,9 @@ from flaxcls.models.layers import (
     max_pool,
 )
 from flaxcls.models.patterns import matches
-from flaxcls.ops import pooling
-from flaxcls.ops.batch_norm import _in_one_reading, mean_and_var, normalize
-from flaxcls.ops.convolution import _native, convolve
+from flaxcls.ops.batch_norm import in_one_reading, mean_and_var, normalize
+from flaxcls.ops.convolution import convolve, native_convolve
+from flaxcls.ops.pooling import native_gradient
 
 
 def _noise(*shape, seed=0):
@@ -70,7 +70,7 @@ def test_convolutions_and_their_gradients_are_xlas_own(channels, features, size,
         jax.jit(jax.value_and_grad(lambda x, k, f=f: jnp.sum(jnp.sin(f(x, k, **options))), (0, 1)))(
             x, kernel
         )
-        for f in (convolve, _native)
+        for f in (convolve, native_convolve)
     )
     for ours_value, native_value in zip(*map(jax.tree.leaves, (ours, native)), strict=True):
         np.testing.assert_allclose(ours_value, native_value, rtol=1e-4, atol=1e-4)
@@ -108,7 +108,7 @@ def test_batch_norms_gradients_are_those_of_its_formula(mean_shape):
         plain = lambda x: (x.mean(examples), x.var(examples))  # noqa: E731
         _assert_same_gradients(mean_and_var, plain, x)
         _assert_same_gradients(lambda x: mean_and_var(x, around), plain, x)
-        _assert_same_gradients(lambda x: _in_one_reading(x, around), plain, x)
+        _assert_same_gradients(lambda x: in_one_reading(x, around), plain, x)
 
 
 def _assert_same_gradients(ours, plain, *inputs):
@@ -257,7 +257,7 @@ def test_max_pools_gradient_goes_to_the_first_maximum(size, strides, padding, sh
                 padded[b, strides * i + row, strides * j + column, c] += gradient[b, i, j, c]
     rows, columns = (slice(padding, padding + length) for length in shape)
     np.testing.assert_allclose(transpose(gradient)[0], padded[:, rows, columns], atol=1e-6)
-    native = pooling._native_gradient(x, gradient, meter=size, strides=strides, padding=padding)
+    native = native_gradient(x, gradient, window=size, strides=strides, padding=padding)
     np.testing.assert_allclose(native, padded[:, rows, columns], atol=1e-6)
 
 
@@ -292,9 +292,9 @@ def test_initializers_have_their_deviation_and_follow_the_key(initializer, std):
     assert not (draw == initializer(jax.random.key(1), shape)).any()
 
 
-def test_large_weights_are_drawn_as_streams_that_differ(monkeypatch):
-    whole = init.normal(1)(jax.random.key(0), (30, 100))
-    monkeypatch.setattr(init, '_STREAM', 1000)
-    parts = init.normal(1)(jax.random.key(0), (30, 100)).reshape(3, 1000)
-    np.testing.assert_array_equal(parts[0], whole.reshape(3, 1000)[0])
+def test_large_weights_are_drawn_as_streams_that_differ():
+    normal = lambda rng, values: rng.standard_normal(dtype=np.float32, out=values)  # noqa: E731
+    fills = [(normal, jax.random.key_data(jax.random.key(0)), (3, 1000))]
+    (whole,), (parts,) = init.draw_all(fills), init.draw_all(fills, stream_size=1000)
+    np.testing.assert_array_equal(parts[0], whole[0])
     assert len({float(part[0]) for part in parts}) == 3 and abs(parts.std() - 1) < 0.1

@@ -25,7 +25,7 @@ from flaxcls.commands import serve
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.classifier import Classifier
 from flaxcls.serving import server as server_lib
-from flaxcls.serving.app import _Server, batch_sizes
+from flaxcls.serving.app import Server, batch_sizes
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
 from tests.helpers.configs import TINY
@@ -190,17 +190,17 @@ def test_no_batch_is_of_a_size_that_has_not_been_compiled(classifier, caplog):
         [1, 2, 4, 8],
         [1, 2, 4, 8],
     ]
-    server = _Server(classifier, SMALL._replace(max_batch=7))
+    server = Server(classifier, SMALL._replace(max_batch=7))
     server.compile_batches()
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     expected = classifier.predict(images)
     with jax.log_compiles():
         for count in range(1, 8):
             np.testing.assert_allclose(
-                server._compute(images[:count]), expected[:count], rtol=1e-4, atol=1e-6
+                server.compute(images[:count]), expected[:count], rtol=1e-4, atol=1e-6
             )
         assert not caplog.records
-        server._compute(np.zeros((9, 8, 8, 3), np.uint8))  # Such would be seen.
+        server.compute(np.zeros((9, 8, 8, 3), np.uint8))  # Such would be seen.
     assert caplog.records
 
 

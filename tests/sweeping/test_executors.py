@@ -149,7 +149,7 @@ class Script:
 def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
     tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(executors, '_ASK_AGAIN_SECONDS', 0.3)
+    monkeypatch.setattr(executors, 'ASK_AGAIN_SECONDS', 0.3)
     runs = expand.expand(Sweep(**SMALL), tmp_path)[:4]
     ends = [
         (runs[0], 'error: too hot', False),
@@ -203,9 +203,8 @@ def test_a_report_needs_no_data(tmp_path, capsys):
 
 
 @pytest.fixture
-def queue(tmp_path, commands_of_slurm, monkeypatch):
+def queue(tmp_path, commands_of_slurm):
     """Slurm that takes a job as number 7, and has those of a file in its queue."""
-    monkeypatch.setattr(slurm, '_ASK_SECONDS', 0.0)
     listed = tmp_path / 'queue'
     listed.write_text('')
     _write_command(commands_of_slurm, 'srun', '')
@@ -217,7 +216,7 @@ def queue(tmp_path, commands_of_slurm, monkeypatch):
 
 
 def _start_slurm(root, runs, jobs=None):
-    executor = slurm.Slurm(root, 'experiments/digits_resnet20.py', jobs, {})
+    executor = slurm.Slurm(root, 'experiments/digits_resnet20.py', jobs, {}, ask_seconds=0.0)
     executor.start(runs)
     return executor
 

@@ -160,7 +160,7 @@ LOST = f'error: {errors.PEER_LOST}\n'
     ],
 )
 def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, code, capsys):
-    assert distributed._retell(lines, lambda: ended) == code
+    assert distributed.retell(lines, lambda: ended) == code
     assert capsys.readouterr().err == says
 
 
@@ -267,4 +267,4 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
     ids=json.dumps,
 )
 def test_launchers_are_known_by_their_environment(environment, neighbours):
-    assert distributed._has_peers(environment) == neighbours
+    assert distributed.has_peers(environment) == neighbours
