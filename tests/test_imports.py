@@ -76,8 +76,9 @@ def _modules_after(code):
     listing = f'{code}; import sys; print(" ".join(sys.modules))'
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     result = subprocess.run(
-        [sys.executable, '-c', listing], env=environment, capture_output=True, check=True
+        [sys.executable, '-c', listing], env=environment, capture_output=True, check=False
     )
+    assert result.returncode == 0, result.stderr.decode()
     return set(result.stdout.decode().split())
 
 

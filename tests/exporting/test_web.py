@@ -386,6 +386,7 @@ def test_opened_as_a_file_it_says_what_it_needs(browser, pages):
     view = browser.new_page()
     view.goto((pages / 'maps' / 'index.html').as_uri())
     view.get_by_text('python -m http.server').wait_for(timeout=20_000)
+    assert not view.get_by_text('Ready for a picture').is_visible()
     view.close()
 
 
