@@ -41,7 +41,7 @@ test-newest: .venv-newest/.ready
 # Makes the goldens anew with the libraries as they are today, and compares every network to them.
 parity: .venv/.ready .venv-parity/.ready
 	.venv-parity/bin/python -m benchmarks.make_goldens
-	$(BIN)/python -m pytest tests/test_parity.py
+	$(BIN)/python -m pytest tests/models/test_parity.py
 
 # Loading side by side with torchvision's and tf.data's.
 bench-input: .venv-bench/.ready

@@ -3,21 +3,8 @@
 import os
 import pathlib
 import shutil
-from importlib.metadata import version
 
-# Tiny networks spend their time in the compiler; tests that need the real program unset these.
-COMPILED_FAST = {
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': 'true',
-    # XLA ends at a flag that it does not know; later versions do not know this one.
-    'XLA_FLAGS': '--xla_cpu_use_fusion_emitters=false' if version('jaxlib') < '0.11' else '',
-}
-
-
-def with_devices(count):
-    """Returns the environment of a process that is to see `count` devices."""
-    flags = COMPILED_FAST['XLA_FLAGS']
-    return os.environ | {'XLA_FLAGS': f'{flags} --xla_force_host_platform_device_count={count}'}
-
+from tests.helpers.environment import COMPILED_FAST, INSECURE_HOST, with_devices
 
 # Before jax is imported: the devices, and where compiled programs are kept between runs.
 for _name, _value in (COMPILED_FAST | {'XLA_FLAGS': with_devices(8)['XLA_FLAGS']}).items():
@@ -31,29 +18,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
-
-INSECURE_HOST = 'elsewhere.test'  # Resolves to this machine, in the tests' browser alone.
-TINY = {
-    'model.name': 'resnet20',
-    'model.stage_sizes': '1,1',
-    'model.width_multiplier': 0.25,
-    'data.source': 'digits',
-    'data.image_size': 8,
-    'batch_size': 64,
-    'num_epochs': 2,
-    'log_every_steps': 5,
-}
-
-_VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}
-EXPERIMENTS = [
-    path
-    for file in sorted(pathlib.Path('experiments').glob('*.py'))
-    for path in (
-        [f'{file}:{variant}' for variant in _VARIANTS[file.stem]]
-        if file.stem in _VARIANTS
-        else [str(file)]
-    )
-]
+from tests.helpers.configs import TINY  # noqa: E402
+from tests.helpers.slurm_cluster import cluster  # noqa: E402, F401 - a fixture
 
 
 @pytest.fixture(scope='session', autouse=True)

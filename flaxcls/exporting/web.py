@@ -31,7 +31,7 @@ INTEGRITY = (
 )
 # The build for WebAssembly alone, whose loader has the glue code of the .wasm in it; as .js, since
 # some servers do not know .mjs for a script.
-_RUNTIME_FILES = {
+RUNTIME_FILES = {
     'package/dist/ort.wasm.bundle.min.mjs': 'onnxruntime/ort.js',
     'package/dist/ort-wasm-simd-threaded.wasm': 'onnxruntime/ort.wasm',
 }
@@ -77,7 +77,7 @@ def write_page(
     if not model_file.is_file():
         raise UserError(f'there is no model {str(model_file)!r}; export it to ONNX first.')
     _require_folder(folder)
-    runtime = _read_runtime(onnxruntime_web)
+    runtime = read_runtime(onnxruntime_web)
     (folder / 'onnxruntime').mkdir(parents=True, exist_ok=True)
     for path in _PAGE.iterdir():
         shutil.copyfile(path, folder / path.name)
@@ -145,7 +145,7 @@ def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
 
 
-def _read_runtime(given: str | os.PathLike | None) -> dict[str, bytes]:
+def read_runtime(given: str | os.PathLike | None) -> dict[str, bytes]:
     """Returns {name in the page's folder: content} of the files of ONNX Runtime Web."""
     package = _read_given(pathlib.Path(given).expanduser()) if given else _cached_or_fetched()
     return _unpack(package)
@@ -154,7 +154,7 @@ def _read_runtime(given: str | os.PathLike | None) -> dict[str, bytes]:
 @functools.lru_cache(maxsize=1)  # A second page of a process need not take these seconds again.
 def _unpack(package: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(package), mode='r:gz') as archive:
-        return {name: archive.extractfile(member).read() for member, name in _RUNTIME_FILES.items()}
+        return {name: archive.extractfile(member).read() for member, name in RUNTIME_FILES.items()}
 
 
 def _read_given(path: pathlib.Path) -> bytes:

@@ -23,10 +23,6 @@ Initializer = Callable[..., jax.Array]
 Fill = Callable[[np.random.Generator, np.ndarray], None]  # Writes float32 values in place.
 
 
-# Values of a stream; what is larger goes on with another, which another thread can draw.
-_STREAM = 2**26
-
-
 class Draw(NamedTuple):
     """An initial weight that was asked for, and is yet to be drawn."""
 
@@ -49,25 +45,30 @@ def recording() -> Iterator[list[Draw]]:
         _RECORD.reset(token)
 
 
-def draw_all(fills: Sequence[tuple[Fill, np.ndarray, tuple[int, ...]]]) -> list[np.ndarray]:
-    """Returns float32 values for each (fill, key data uint32 [2], shape), drawn on all cores."""
+def draw_all(
+    fills: Sequence[tuple[Fill, np.ndarray, tuple[int, ...]]], *, stream_size: int = 2**26
+) -> list[np.ndarray]:
+    """Returns float32 values for each (fill, key data uint32 [2], shape), drawn on all cores.
+
+    After `stream_size` values a weight goes on with another stream, which another thread can draw.
+    """
     values = [np.empty(math.prod(shape), np.float32) for _, _, shape in fills]
     with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         streams = [
             pool.submit(fill, generator, part)
             for (fill, key_data, _), flat in zip(fills, values, strict=True)
-            for generator, part in _streams(key_data, flat)
+            for generator, part in _streams(key_data, flat, stream_size)
         ]
     for stream in streams:
         stream.result()
     return [flat.reshape(shape) for flat, (_, _, shape) in zip(values, fills, strict=True)]
 
 
-def _streams(key_data: np.ndarray, flat: np.ndarray) -> Iterator:
+def _streams(key_data: np.ndarray, flat: np.ndarray, size: int) -> Iterator:
     """Yields (generator, the part of `flat` that it fills)."""
     bits = np.random.Philox(key=np.asarray(key_data, np.uint64))
-    for start in range(0, flat.size, _STREAM):
-        yield np.random.Generator(bits), flat[start : start + _STREAM]
+    for start in range(0, flat.size, size):
+        yield np.random.Generator(bits), flat[start : start + size]
         bits = bits.jumped()
 
 

@@ -79,7 +79,7 @@ def _fits(model: nn.Module, image_size: int) -> bool:
 
 
 class Variant(NamedTuple):
-    """One row of the table of models; `tests/test_models.py` counts the numbers again."""
+    """One row of the table of models; `tests/models/test_registry.py` counts the numbers again."""
 
     constructor: Callable[..., nn.Module]
     image_size: int  # Side of the paper's training images, pixels.

@@ -95,19 +95,19 @@ def mean_and_var(values: jax.Array, around: jax.Array | None = None) -> tuple[ja
     is a value `around` [C] which the mean is near: the closer, the less cancels.
     """
     if around is None:
-        return _in_two_readings(values)
+        return in_two_readings(values)
     return lax.platform_dependent(
-        values, around, cpu=lambda values, _: _in_two_readings(values), default=_in_one_reading
+        values, around, cpu=lambda values, _: in_two_readings(values), default=in_one_reading
     )
 
 
-def _in_two_readings(values):
+def in_two_readings(values):
     values = values.astype(at_least_float32(values.dtype))
     mean = jnp.mean(values, (1, 2, 3), keepdims=True)
     return mean[:, 0, 0, 0], jnp.mean(jnp.square(values - mean), (1, 2, 3))
 
 
-def _in_one_reading(values, around):
+def in_one_reading(values, around):
     offsets = values.astype(at_least_float32(values.dtype)) - around
     offset = jnp.mean(offsets, (1, 2, 3))
     square = jnp.mean(jnp.square(offsets), (1, 2, 3))

@@ -27,14 +27,14 @@ def convolve(
     one_pixel = kernel.shape[:2] == (1, 1) and (padding, groups) == (0, 1)
     if one_pixel and not use_reference_ops():
         return _convolve_1x1(x, kernel, strides)
-    return _native(x, kernel, strides=strides, padding=padding, groups=groups)
+    return native_convolve(x, kernel, strides=strides, padding=padding, groups=groups)
 
 
 def _convolve_1x1(x, kernel, strides):
     """A matrix product, which XLA runs several times faster on CPU."""
     if strides == 1:
         return _multiply(x, kernel)
-    native = functools.partial(_native, strides=strides, padding=0, groups=1)
+    native = functools.partial(native_convolve, strides=strides, padding=0, groups=1)
     sliced = lambda x, kernel: _multiply(x[:, ::strides, ::strides], kernel)  # noqa: E731
     return lax.platform_dependent(x, kernel, cpu=sliced, default=native)
 
@@ -76,7 +76,7 @@ def _wider_last(x, gradient):
 _multiply_matrices.defvjp(_multiply_forward, _multiply_backward)
 
 
-def _native(x, kernel, *, strides, padding, groups):
+def native_convolve(x, kernel, *, strides, padding, groups):
     return lax.conv_general_dilated(
         x,
         kernel,

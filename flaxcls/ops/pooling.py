@@ -64,11 +64,11 @@ def _forward(x, window, strides, padding):
 def _backward(window, strides, padding, x, gradient):
     options = {'window': window, 'strides': strides, 'padding': padding}
     by_slices = functools.partial(_gradient_by_slices, **options)
-    native = functools.partial(_native_gradient, **options)
+    native = functools.partial(native_gradient, **options)
     return (lax.platform_dependent(x, gradient, cpu=by_slices, default=native),)
 
 
-def _native_gradient(x, gradient, **options):
+def native_gradient(x, gradient, **options):
     return jax.vjp(functools.partial(_native, **options), x)[1](gradient)[0]
 
 

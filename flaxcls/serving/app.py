@@ -57,7 +57,7 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
       UserError: the limits make no sense.
       RunError: the network's answers are no numbers.
     """
-    server = _Server(classifier, (limits or Limits()).require_sensible())
+    server = Server(classifier, (limits or Limits()).require_sensible())
     server.compile_batches()
     app = Starlette(
         routes=[
@@ -78,7 +78,7 @@ def batch_sizes(max_batch: int) -> list[int]:
     return [1 << power for power in range((max_batch - 1).bit_length() + 1)]
 
 
-class _Server:
+class Server:
     """The endpoints, and what they share."""
 
     def __init__(self, classifier: Classifier, limits: Limits):
@@ -86,7 +86,7 @@ class _Server:
         self._limits = limits
         self._under_way = 0
         self._batcher = Batcher(
-            self._compute,
+            self.compute,
             max_batch=limits.max_batch,
             max_wait=limits.max_wait_ms / 1000,
             observe=lambda size: self._metrics.batch_size.observe(size),
@@ -97,10 +97,10 @@ class _Server:
         self._page = _render_page(classifier, limits)
 
     def compile_batches(self) -> None:
-        """Compiles what `_compute` needs for every size of batch."""
+        """Compiles what `compute` needs for every size of batch."""
         side = self._classifier.side
         for size in batch_sizes(self._limits.max_batch):
-            if not np.isfinite(self._compute(np.zeros((size, side, side, 3), np.uint8))).all():
+            if not np.isfinite(self.compute(np.zeros((size, side, side, 3), np.uint8))).all():
                 raise RunError(
                     f"the network's answers are no numbers; its training has failed by step "
                     f'{self._classifier.step}: try another --checkpoint.'
@@ -176,7 +176,7 @@ class _Server:
         except MemoryError:
             raise HTTPException(413, 'the image needs more memory than there is.') from None
 
-    def _compute(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         """Returns probabilities [N, C] of images uint8 [N, S, S, 3]; in the batcher's thread."""
         count = len(images)
         # All the way, since a softmax of a size that is new would be compiled as well.

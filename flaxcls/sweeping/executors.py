@@ -23,7 +23,7 @@ from flaxcls.sweeping.job import Job
 from flaxcls.system.signals import SignalFlag
 
 _LOOK_SECONDS = 0.2
-_ASK_AGAIN_SECONDS = 5.0  # A job that has not quite begun may not hear that it is to stop.
+ASK_AGAIN_SECONDS = 5.0  # A job that has not quite begun may not hear that it is to stop.
 _FOREVER_MINUTES = 60 * 24 * 365
 
 
@@ -69,7 +69,7 @@ def run_all(
         cancelled = None
         while executor.going_on:
             now = time.monotonic()
-            if stop.signal and (cancelled is None or now > cancelled + _ASK_AGAIN_SECONDS):
+            if stop.signal and (cancelled is None or now > cancelled + ASK_AGAIN_SECONDS):
                 executor.cancel()
                 if cancelled is None:
                     _tell_stopping(stop.signal, executor.going_on)

@@ -25,7 +25,6 @@ from flaxcls.sweeping.job import Job
 from flaxcls.system.files import write_atomically
 
 _TRIES = 5
-_ASK_SECONDS = 4.0  # Between two questions to the scheduler, which all its users ask.
 _ARRAY_FILE = 'slurm_jobs.json'
 _MINUTES = 240  # A run that takes longer goes back into the queue, and continues.
 # What submitit itself counts with; it hands everything else to sbatch.
@@ -45,15 +44,17 @@ class Slurm:
         config: str,
         jobs: int | None,
         parameters: Mapping[str, str],
+        *,
+        ask_seconds: float = 4.0,  # Between questions to the scheduler, which all its users ask.
     ):
         self._root, self._config, self._jobs = root, config, jobs
         self._parameters = slurm_parameters(parameters)
         self._going: dict[SweepRun, str] = {}
         self._last: dict[SweepRun, pathlib.Path] = {}
-        self._asked = 0.0
+        self._asked, self._ask_seconds = 0.0, ask_seconds
 
     def start(self, runs: Sequence[SweepRun]) -> None:
-        queued = _require_queued_jobs()
+        queued = _require_queued_jobs(self._ask_seconds)
         stored = {name: job for name, job in self._read().items() if job in queued}
         names = {_name_in(self._root, run): run for run in runs}
         self._going = {names[name]: job for name, job in stored.items() if name in names}
@@ -92,7 +93,7 @@ class Slurm:
             self._going[run], self._last[run] = job.job_id, job.paths.stderr
 
     def ended(self) -> list[SweepRun]:
-        if time.monotonic() < self._asked + _ASK_SECONDS:
+        if time.monotonic() < self._asked + self._ask_seconds:
             return []
         queued, self._asked = _queued_jobs(), time.monotonic()
         if queued is None:
@@ -134,13 +135,13 @@ def _queued_jobs() -> set[str] | None:
     return set(answer.stdout.split()) if answer.returncode == 0 else None
 
 
-def _require_queued_jobs() -> set[str]:
+def _require_queued_jobs(ask_seconds: float) -> set[str]:
     """Returns what `_queued_jobs` does, after a few questions; raises UserError if in vain."""
     for _ in range(_TRIES):
         queued = _queued_jobs()
         if queued is not None:
             return queued
-        time.sleep(_ASK_SECONDS)
+        time.sleep(ask_seconds)
     raise UserError(
         f'squeue has given no answer {_TRIES} times, and which runs are in the queue already is '
         'not known; start the same command when Slurm answers again.'

@@ -53,7 +53,7 @@ def start(flags: argparse.Namespace) -> None:
     given = (flags.coordinator, flags.num_processes, flags.process_id)
     if any(value is not None for value in given):
         _require_all(*given)
-    elif not _has_peers(os.environ):
+    elif not has_peers(os.environ):
         return
     if _SUPERVISED not in os.environ:
         sys.exit(_supervise())
@@ -72,7 +72,7 @@ def _require_all(coordinator: str | None, count: int | None, index: int | None) 
         )
 
 
-def _has_peers(environment: dict[str, str]) -> bool:
+def has_peers(environment: dict[str, str]) -> bool:
     """Tells whether a launcher that JAX knows has started several processes."""
     counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
     hosts = environment.get('TPU_WORKER_HOSTNAMES', '')
@@ -95,10 +95,10 @@ def _supervise() -> int:
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, _: child.send_signal(number))
-    return _retell(child.stderr, child.wait)
+    return retell(child.stderr, child.wait)
 
 
-def _retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
+def retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
     """Prints what a child says, without the trace of its connections; returns the exit code.
 
     Args:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY
 
 import flaxcls
 from flaxcls.config.files import load_config
@@ -18,6 +17,7 @@ from flaxcls.training import optimizers, parallel, steps
 from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
 from flaxcls.training.restore import evaluate_workdir, load_run
 from flaxcls.training.setup import build_setup
+from tests.helpers.configs import TINY
 
 
 def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):

@@ -1,0 +1,248 @@
+"""The command line as a person meets it: each test runs real processes."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flaxcls.config.files import default_workdir
+from flaxcls.errors import UserError
+from flaxcls.system.cli import parse_overrides
+from flaxcls.training.checkpoints import fingerprint
+from flaxcls.training.restore import load_run
+from tests.helpers.configs import TINY
+from tests.helpers.environment import COMPILED_FAST, with_devices
+
+ENVIRONMENT = with_devices(1)  # As most users have.
+# And the program that they run.
+OPTIMIZED = {name: value for name, value in os.environ.items() if name not in COMPILED_FAST}
+EXPERIMENT = os.path.abspath('experiments/digits_resnet20.py')
+TINY_FLAGS = [f'--config={EXPERIMENT}', *(f'--config.{key}={v}' for key, v in TINY.items())]
+
+
+def _start(module, *arguments, env=ENVIRONMENT, **options):
+    command = [sys.executable, '-m', f'flaxcls.{module}', *map(str, arguments)]
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    return subprocess.Popen(command, env=env, **pipes, **options)
+
+
+def _run(module, *arguments, **options):
+    process = _start(module, *arguments, **options)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--config.bach_size=8'], 'did you mean batch_size?'),
+        (['--confg=experiments/alexnet.py'], 'did you mean --config?'),
+        (['--config=experiments/alexnte.py'], 'did you mean experiments/alexnet.py?'),
+        (['--config.batch_size'], '--config.batch_size=VALUE'),
+        (['--config.data.source=folder:no/such'], "no folder 'no/such'"),
+        (
+            ['--config=experiments/resnet50.py', '--config.data.data_dir=none'],
+            '--name=imagenet2012',
+        ),
+        (
+            ['--config=experiments/digits_alexnet.py', '--config.data.image_size=62'],
+            'the smallest is 63 pixels',
+        ),
+        (['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
+        (['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
+        (['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'], 'leave it out'),
+        (['--checkpoint=best'], 'belongs to --mode=evaluate'),
+        (['--mode=evalute'], "invalid choice: 'evalute'"),
+    ],
+    ids=str,
+)
+def test_a_users_mistake_is_one_sentence_and_exit_2(tmp_path, arguments, says):
+    # Relative to another folder, so that no run can come to lie in the project.
+    (tmp_path / 'experiments').symlink_to(os.path.dirname(EXPERIMENT))
+    code, _, err = _run('main', *arguments, cwd=tmp_path)
+    assert code == 2, err
+    assert says in err
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        (['--name=cifar10', '--from=idx'], '--from=idx is for --name=fashion_mnist'),
+        (['--name=fashion_mnist', '--from=idx', '--manual_dir=m'], 'leave --manual_dir out'),
+        (['--name=fashion_mnist', '--from=no/such'], 'no train-images-idx3-ubyte or'),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_prepared_is_one_sentence_and_exit_2(arguments, says):
+    code, _, err = _run('prepare_data', *arguments)
+    assert code == 2, err
+    assert says in err
+    assert err.count('\n') == 1
+
+
+def test_too_little_memory_is_one_sentence_and_exit_1():
+    code = 'import jax, flaxcls.errors as e; e.run_command(lambda a: jax.numpy.ones(2**50).sum())'
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert 'choose a smaller --config.batch_size' in result.stderr
+
+
+def test_help_names_every_option():
+    from flaxcls.config.config_dict import default_config, flatten
+
+    code, out, _ = _run('main', '--help')
+    assert code == 0
+    for key, _ in flatten(default_config()):
+        assert f'--config.{key}=' in out
+
+
+def test_train_in_a_relative_workdir_then_evaluate_and_report(tmp_path):
+    workdir = 'a run/ünder'
+    code, out, err = _run('main', *TINY_FLAGS, f'--workdir={workdir}', cwd=tmp_path)
+    assert (code, err) == (0, '')
+    final = next(line for line in out.splitlines() if line.startswith('final: '))
+    code, out, err = _run('main', '--mode=evaluate', f'--workdir={workdir}', cwd=tmp_path)
+    assert (code, err) == (0, '')
+    assert out.strip() == final.replace('final:', 'step 44:')
+    code, out, err = _run('main', f'--workdir={workdir}', cwd=tmp_path)
+    assert code == 0
+    assert 'already finished' in out
+    code, out, err = _run('report', f'--workdir={workdir}', cwd=tmp_path)
+    assert code == 0, err
+    assert '%' in out
+    page = pathlib.Path(workdir, 'report.html')
+    assert f'wrote {page};' in out
+    assert (tmp_path / page).stat().st_size > 10_000
+    for path in (tmp_path / workdir / 'checkpoints').glob('*/default/**/d/*'):
+        path.write_bytes(path.read_bytes()[:40])
+    code, out, err = _run('main', '--mode=evaluate', f'--workdir={workdir}', cwd=tmp_path)
+    assert (code, out) == (1, '')
+    assert err.startswith('error: ')
+    assert err.count('\n') == 1
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
+    command = [*TINY_FLAGS, '--config.num_epochs=2000', f'--workdir={tmp_path}']
+    process = _start('main', *command)
+    for line in process.stdout:
+        if line.startswith('step '):
+            break
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGUSR1: 75}[number]
+    assert err.startswith(f'{number.name}: stopped and saved at step')
+    assert err.count('\n') == 1
+    step = int(err.split('at step ')[1].split()[0])
+    process = _start('main', *command)
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith('step '):
+            break
+    process.kill()
+    process.communicate()
+    assert f'Resuming at step {step}.\n' in seen
+
+
+def _kill_after_a_save(command, folder, *, during_save, delay):
+    """Kills the run `delay` seconds after its first new checkpoint, or within the next save."""
+    steps = lambda: {name for name in os.listdir(folder) if name.isdecimal()}  # noqa: E731
+    process = _start('main', *command, env=OPTIMIZED)
+    for line in process.stdout:
+        if line.startswith('step '):
+            break
+    before = steps()
+    while steps() <= before:
+        assert process.poll() is None, 'the run ended before it was killed'
+    time.sleep(0 if during_save else delay)
+    while during_save and not any('tmp' in name for name in os.listdir(folder)):
+        assert process.poll() is None, 'the run ended before a save was seen'
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
+    command = [*TINY_FLAGS, '--config.num_epochs=8', '--config.checkpoint_every_steps=7']
+    straight, killed = tmp_path / 'straight', tmp_path / 'killed'
+    assert _run('main', *command, f'--workdir={straight}', env=OPTIMIZED)[0] == 0
+    command.append(f'--workdir={killed}')
+    rng = random.Random()
+    for during_save in (False, True, False):
+        delay = rng.uniform(0, 0.4)
+        _kill_after_a_save(command, killed / 'checkpoints', during_save=during_save, delay=delay)
+    code, out, err = _run('main', *command, env=OPTIMIZED)
+    assert code == 0, err
+    assert 'Resuming at step' in out
+    states = [load_run(workdir)[1] for workdir in (straight, killed)]
+    assert int(states[0].step) == 8 * 22
+    for part in ('params', 'batch_stats', 'opt_state'):
+        assert fingerprint(getattr(states[0], part)) == fingerprint(getattr(states[1], part)), part
+    evaluations = [
+        (path / 'metrics.jsonl').read_text().count('val/loss') for path in (straight, killed)
+    ]
+    assert evaluations == [8, 8]
+
+
+def test_folder_of_23_validation_images_counts_23(write_images):
+    rng = random.Random(0)
+    sizes = lambda: (rng.randint(20, 40), rng.randint(20, 40))  # noqa: E731
+    files = {f'train/{i % 3}/{i}.png': sizes() for i in range(30)}
+    files |= {f'val/{i % 3}/{i}.jpg': sizes() for i in range(23)}
+    folder = write_images(files)
+    flags = [*TINY_FLAGS, f'--config.data.source=folder:{folder}', '--config.batch_size=8']
+    flags += ['--config.augment.crop=random_resized', '--config.augment.flip=true']
+    code, out, err = _run('main', *flags, f'--workdir={folder / "run"}')
+    assert code == 0, err
+    assert 'of 23, val/top3_accuracy 100.00%' in out
+    assert '"val/count": 23' in (folder / 'run/metrics.jsonl').read_text()
+
+
+def test_unreadable_training_file_ends_the_run_with_its_name_and_exit_1(write_images):
+    folder = write_images({f'{part}/{c}/{i}.png': (16, 16) for part in ('train', 'val')
+                           for c in 'ab' for i in range(8)})  # fmt: skip
+    path = folder / 'train/a/3.png'
+    path.write_bytes(path.read_bytes()[:100])
+    flags = [*TINY_FLAGS, f'--config.data.source=folder:{folder}', '--config.batch_size=8']
+    code, _, err = _run('main', *flags, f'--workdir={folder / "run"}')
+    assert code == 1
+    assert str(path) in err
+    assert err.count('\n') == 1
+
+
+def test_default_workdirs_differ_where_experiments_do():
+    path = 'experiments/alexnet.py'
+    names = [
+        default_workdir(None, {}),
+        default_workdir(path, {}),
+        default_workdir(f'{path}:a', {}),
+        default_workdir(f'{path}:b', {}),
+        default_workdir(path, {'seed': '1'}),
+        default_workdir(path, {'data.source': 'folder:/a b'}),
+        default_workdir(path, {'data.source': 'folder:/a_b'}),
+        default_workdir(path, {'data.source': 'folder:/a/b'}),
+        default_workdir(path, {'data.source': 'folder_a_b'}),
+        default_workdir(path, {'data.source': f'folder:/{"x" * 200}'}),
+        default_workdir(path, {'data.source': f'folder:/{"x" * 199}y'}),
+    ]
+    assert len(set(names)) == len(names)
+    assert names[1] == 'runs/alexnet'
+    for name in names:
+        assert len(name) < 120
+        assert name.count('/') == 1
+
+
+def test_overrides_are_parsed_in_both_forms():
+    assert parse_overrides(['--config.a.b=1=2', '--config.c', '3'], []) == {'a.b': '1=2', 'c': '3'}
+    with pytest.raises(UserError, match='is unknown'):
+        parse_overrides(['batch_size=3'], [])

@@ -1,0 +1,25 @@
+"""What tests train, and the experiments that are kept here."""
+
+import pathlib
+
+TINY = {
+    'model.name': 'resnet20',
+    'model.stage_sizes': '1,1',
+    'model.width_multiplier': 0.25,
+    'data.source': 'digits',
+    'data.image_size': 8,
+    'batch_size': 64,
+    'num_epochs': 2,
+    'log_every_steps': 5,
+}
+
+_VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}
+EXPERIMENTS = [
+    path
+    for file in sorted(pathlib.Path('experiments').glob('*.py'))
+    for path in (
+        [f'{file}:{variant}' for variant in _VARIANTS[file.stem]]
+        if file.stem in _VARIANTS
+        else [str(file)]
+    )
+]

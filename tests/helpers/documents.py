@@ -1,0 +1,90 @@
+"""README.md and docs/ as the tests read them: sections, blocks of code, commands, code in prose."""
+
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCUMENTS = [
+    pathlib.Path('README.md'),
+    *(path.relative_to(ROOT) for path in sorted((ROOT / 'docs').rglob('*.md'))),
+]
+# Their commands are those of their originals, which test_translations.py compares.
+TRANSLATIONS = [pathlib.Path('README.zh.md')]
+# What a command in prose begins with.
+PROGRAMS = (
+    *('python', 'make', 'pip', 'git', 'apt-get', 'sbatch', 'srun', 'mpirun', 'curl', 'npm'),
+    *('tensorboard', 'flaxcls'),
+)
+_CODE = re.compile(r'^```(\w*)\n(.*?)^```$|`([^`]+)`', re.MULTILINE | re.DOTALL)
+_ASSIGNMENT = re.compile(r'[A-Z_]+=')
+
+
+class Code(NamedTuple):
+    """A block of code, or a piece of it within prose."""
+
+    section: str  # The heading of second level that it stands under.
+    language: str  # Of a block, '' where it tells none; 'prose' of code within a paragraph.
+    text: str
+
+
+def code(document: pathlib.Path) -> list[Code]:
+    """Returns all code of a document, in its order."""
+    text = (ROOT / document).read_text(encoding='utf-8')
+    found = []
+    for match in _CODE.finditer(text):
+        headings = re.findall(r'^## (.+)$', text[: match.start()], re.MULTILINE)
+        section = headings[-1] if headings else 'top'
+        language, block, span = match.groups()
+        if span is None:
+            found.append(Code(section, language, block))
+        else:
+            found.append(Code(section, 'prose', ' '.join(span.split())))
+    return found
+
+
+def prose_code(document: pathlib.Path) -> list[str]:
+    """Returns the code within the paragraphs of a document."""
+    return [piece.text for piece in code(document) if piece.language == 'prose']
+
+
+def commands(piece: Code) -> Iterator[str]:
+    """Yields what a shell would be given, line by line, with the comments of blocks.
+
+    A block that tells no language is for the shell; of prose, only what begins with a program is,
+    and is no pattern such as `main ...`.
+    """
+    if piece.language == 'prose':
+        text = piece.text.removeprefix('!')
+        if text.split()[0] in PROGRAMS and ' ' in text and not text.endswith('...'):
+            yield text
+    elif not piece.language:
+        for line in piece.text.replace('\\\n', ' ').splitlines():
+            if line.strip() and not line.startswith('#'):
+                yield line
+
+
+class Command(NamedTuple):
+    environment: dict[str, str]
+    arguments: list[str]
+
+    def __str__(self) -> str:
+        return shlex.join(self.arguments)
+
+
+def parse(line: str) -> list[Command]:
+    """Returns the commands that `&&` joins in a line."""
+    found, words = [], []
+    for word in [*shlex.split(line, comments=True), '&&']:
+        if word != '&&':
+            words.append(word)
+            continue
+        environment = {}
+        while _ASSIGNMENT.match(words[0]):
+            name, _, value = words.pop(0).partition('=')
+            environment[name] = value
+        found.append(Command(environment, words))
+        words = []
+    return found

@@ -1,0 +1,175 @@
+"""Sweeps that run: interrupted, killed, and on a Slurm cluster, they go on where they stopped."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import submitit  # noqa: F401 - imported within a test, it closes the stream that absl writes to
+
+from flaxcls.commands import sweep
+from flaxcls.errors import RunError, UserError
+from flaxcls.sweeping.job import LOG_FILE
+from flaxcls.training.logging import read_metrics
+from tests.helpers.configs import TINY
+from tests.helpers.environment import with_devices
+from tests.helpers.slurm_cluster import WAIT, ask, needs_slurm, wait_for
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs are processes of their own, which take the environment of the tests."""
+    monkeypatch.setenv('XLA_FLAGS', with_devices(1)['XLA_FLAGS'])
+
+
+TRIED = """
+'''A sweep of the tests.'''
+from flaxcls.sweeping import Sweep, values
+
+def get_sweep():
+    return Sweep(
+        config='experiments/digits_resnet20.py',
+        overrides={overrides},
+        axes={{'rate': values('optimizer.learning_rate', {rates})}},
+        seeds={seeds},
+    )
+"""
+
+
+def _write_sweep(folder, rates, seeds, **changes):
+    overrides = {key: value for key, value in TINY.items() if key != 'model.name'}
+    overrides |= {'model.stage_sizes': (1,), 'augment.crop': 'none'} | changes
+    path = folder / 'tried.py'
+    path.write_text(TRIED.format(overrides=overrides, rates=rates, seeds=seeds))
+    return path
+
+
+def _start(*words):
+    # The tests may have been started with nohup, which children would ignore it with.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            [sys.executable, '-m', 'flaxcls.commands.sweep', *map(str, words)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _records(root):
+    return {str(p): json.loads(p.read_text()) for p in sorted(root.glob('rate=*/*/record.json'))}
+
+
+def _finished(root):
+    """Those with their last checkpoint, which the record is ahead of."""
+    return {
+        path
+        for path, record in _records(root).items()
+        if record['step'] == record['total_steps']
+        and (pathlib.Path(path).parent / 'checkpoints' / str(record['step'])).is_dir()
+    }
+
+
+@pytest.mark.usefixtures('one_device')
+def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tmp_path, capfd):
+    file = _write_sweep(
+        tmp_path, [0.1, 1e30], 2,
+        num_epochs=40, eval_every_epochs=40, checkpoint_every_steps=2000, log_every_steps=20,
+    )  # fmt: skip
+    root = tmp_path / 'runs'
+    words = [f'--sweep={file}', f'--workdir={root}', '--jobs=2']
+    command = _start(*words)
+    good = root / 'rate=0.1/seed0'
+    wait_for('the first steps', lambda: len(read_metrics(good)) > 1)
+    os.killpg(command.pid, signal.SIGINT)  # As Ctrl-C at a terminal does.
+    said, _ = command.communicate(timeout=WAIT)
+    assert command.returncode == 130, said
+    assert 'SIGINT: stopping 2 runs' in said
+    assert 'SIGINT' in said.splitlines()[-1] and 'goes on' in said.splitlines()[-1]
+    record = _records(root)[str(good / 'record.json')]
+    saved = record['step']
+    assert 0 < saved < record['total_steps']
+
+    with pytest.raises(RunError, match='2 of 4 runs have failed'):
+        sweep.main(words)
+    out = capfd.readouterr().out
+    assert f'Resuming at step {saved}.' in (good / LOG_FILE).read_text()
+    assert len(_finished(root)) == 2 and all('rate=0.1' in path for path in _finished(root))
+    told = [line for line in out.splitlines() if 'failed: ' in line]
+    assert len(told) == 2
+    for line in told:
+        assert 'loss' in line and LOG_FILE in line
+    for name in ('sweep.csv', 'summary.csv', 'summary.md', 'sweep.html', 'rate.png', 'rate.svg'):
+        assert (root / name).stat().st_size > 100
+
+    before = {path: path.stat().st_mtime_ns for path in root.glob('rate=*/*/record.json')}
+    sweep.main([*words, '--report'])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert '2 of 4 runs are finished' in capfd.readouterr().out
+    sweep.main([*words, '--dry_run'])
+    assert '4 runs, 2 of them finished' in capfd.readouterr().out
+
+    _write_sweep(tmp_path, [0.1, 1e30], 2, num_epochs=41)
+    with pytest.raises(UserError, match=re.escape('config.num_epochs is 41')):
+        sweep.main(words)
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGHUP], ids=lambda n: n.name)
+@pytest.mark.usefixtures('one_device')
+def test_a_run_ends_with_the_process_that_has_started_it(tmp_path, number):
+    file = _write_sweep(tmp_path, [0.1], 1, num_epochs=400, eval_every_epochs=400)
+    root = tmp_path / 'runs'
+    command = _start(f'--sweep={file}', f'--workdir={root}')
+    workdir = root / 'rate=0.1/seed0'
+    wait_for('the first steps', lambda: len(read_metrics(workdir)) > 1)
+    if number == signal.SIGHUP:
+        os.killpg(command.pid, number)  # As a terminal does that is closed.
+    else:
+        command.kill()
+    command.wait()  # Not until its output ends, which the run still holds.
+    log = workdir / LOG_FILE
+    wait_for('the save', lambda: 'stopped and saved at step' in log.read_text())
+    assert len(_finished(root)) == 0
+
+
+@needs_slurm
+@pytest.mark.usefixtures('cluster', 'one_device')
+def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_path):
+    file = _write_sweep(tmp_path, [0.1, 0.05, 0.02], 2, num_epochs=2)
+    root = tmp_path / 'runs'
+    words = [f'--sweep={file}', f'--workdir={root}', '--executor=slurm', '--jobs=2']
+    words += ['--slurm', 'partition=main']
+
+    first = _start(*words)
+    wait_for('the first run', lambda: _finished(root))
+    queue = ask('squeue', '--noheader', '--array', '--format=%F %K')
+    arrays = {line.split()[0] for line in queue.splitlines()}
+    assert len(arrays) == 1 and 'N/A' not in queue
+    first.kill()  # As when a connection breaks: the array goes on.
+    first.communicate()
+
+    second = _start(*words)
+    wait_for('half of the runs', lambda: len(_finished(root)) >= 3)
+    second.send_signal(signal.SIGINT)
+    said, _ = second.communicate(timeout=WAIT)
+    assert second.returncode == 130, said
+    assert 'are in the queue already' in said
+    assert ask('squeue', '--noheader') == ''
+    done = _finished(root)
+    assert 3 <= len(done) < 6
+    kept = {path: pathlib.Path(path).stat().st_mtime_ns for path in done}
+
+    third = _start(*words)
+    said, _ = third.communicate(timeout=WAIT)
+    assert third.returncode == 0, said
+    assert f'{len(done)} of them finished before' in said
+    assert len(_finished(root)) == 6
+    assert {path: pathlib.Path(path).stat().st_mtime_ns for path in done} == kept
+    for line in said.splitlines():
+        if match := re.match(r'\[\d/6\] rate=(\S+), seed (\d)', line):
+            assert str(root / f'rate={match[1]}' / f'seed{match[2]}' / 'record.json') not in done
