@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flaxcls.models.from_config import model_from_config
 from PIL import Image
 
 import flaxcls
@@ -20,7 +21,6 @@ from flaxcls.explaining.attribution import (
 from flaxcls.explaining.features import feature_maps, first_filters, nearest_neighbours
 from flaxcls.explaining.plots import draw_curves, overlay
 from flaxcls.inference.classifier import Classifier
-from flaxcls.models.from_config import model_from_config
 from flaxcls.models.init import init_variables
 from flaxcls.models.intermediates import apply_with_intermediates
 from tests.helpers.configs import TINY
