@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks import flax_imagenet
 from benchmarks.programs import EXAMPLE, Facts, Program
-from flaxcls.config.config_dict import image_size
 from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
 from flaxcls.models.registry import MODELS
@@ -24,7 +23,6 @@ from flaxcls.planning.compiled import abstract_inputs, collectives, compile_trai
 from flaxcls.planning.hardware import is_tpu, open_hardware
 from flaxcls.system.cli import run_command
 from flaxcls.training import parallel, steps
-from flaxcls.training import state as state_lib
 from flaxcls.training.setup import Setup, build_setup
 
 _CUSTOM_CALL = re.compile(r' custom-call\(.*custom_call_target="([^"]+)"')
@@ -106,19 +104,19 @@ def _prepare(program: Program, devices: Sequence[Any]) -> Setup:
 
 def compile_eval_step(setup: Setup, compiler_options: dict[str, Any] | None = None) -> Any:
     """Returns the evaluation step of `setup`, compiled for its layout with nothing computed."""
-    rows = (setup.config.batch_size,)
-    size = image_size(setup.config, training=False)
-    split = NamedSharding(setup.layout.mesh, PartitionSpec(state_lib.AXIS))
+    rows = (setup.batch_size,)
+    size = setup.eval_crop.size
+    split = NamedSharding(setup.layout.mesh, PartitionSpec(parallel.AXIS))
     batch = {
         'image': jax.ShapeDtypeStruct((*rows, size, size, 3), 'uint8', sharding=split),
         'label': jax.ShapeDtypeStruct(rows, 'int32', sharding=split),
         'mask': jax.ShapeDtypeStruct(rows, 'bool', sharding=split),
     }
     step = parallel.parallelize_eval_step(
-        steps.make_eval_step(setup.config, setup.model), setup.layout
+        steps.make_eval_step(setup.classify, top_k=setup.top_k), setup.layout
     )
     state, _ = abstract_inputs(setup)
-    return step.lower(state, batch).compile(compiler_options)
+    return step.lower(state.eval_variables, batch).compile(compiler_options)
 
 
 def hbm_bytes(hlo: str) -> int:

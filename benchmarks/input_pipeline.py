@@ -54,16 +54,20 @@ def write_photographs(folder: pathlib.Path, height: int, width: int, count: int)
 
 
 def flaxcls_batches(folder: str, cores: int) -> Iterator[np.ndarray]:
-    from flaxcls.config.files import load_config
+    from flaxcls.data.crops import TrainCrop
     from flaxcls.data.datasets import SplitSpec
     from flaxcls.data.folder import open_folder
     from flaxcls.data.pipeline import make_train_batches
 
-    overrides = {'data.image_size': SIZE, 'batch_size': BATCH_SIZE, 'num_epochs': 10**6}
-    overrides |= {'augment.crop': 'random_resized', 'data.num_threads': cores}
-    config = load_config(None, overrides)
-    split = open_folder(folder, SplitSpec(None, ['val'], 0.1, seed=0)).train
-    return (batch['image'] for batch in make_train_batches(config, split)(0))
+    batches = make_train_batches(
+        open_folder(folder, SplitSpec(val_fraction=0.1)).train,
+        TrainCrop(SIZE, 'random_resized'),
+        batch_size=BATCH_SIZE,
+        num_epochs=10**6,
+        seed=0,
+        num_threads=cores,
+    )
+    return (batch['image'] for batch in batches(0))
 
 
 def torchvision_batches(folder: str, cores: int, loader: Callable, transforms: list) -> Iterator:
@@ -180,12 +184,12 @@ def compare(rounds: int, seconds: float) -> Iterator[str]:
 
 # What augments -> the options.
 AUGMENTATIONS = {
-    'pad and crop, flip': {'augment.crop': 'pad', 'augment.flip': True},
-    'random resized crop': {'augment.crop': 'random_resized', 'augment.crop_on': 'device'},
-    'colour jitter': {'augment.color_jitter': (0.4, 0.4, 0.4, 0.1)},
-    'RandAugment, 2 layers': {'augment.policy': 'randaugment'},
-    'TrivialAugment': {'augment.policy': 'trivialaugment'},
-    'random erasing': {'augment.erase': 0.5},
+    'pad and crop, flip': {'crop': 'pad', 'flip': True},
+    'random resized crop': {'crop': 'random_resized', 'crop_on': 'device'},
+    'colour jitter': {'color_jitter': (0.4, 0.4, 0.4, 0.1)},
+    'RandAugment, 2 layers': {'policy': 'randaugment'},
+    'TrivialAugment': {'policy': 'trivialaugment'},
+    'random erasing': {'erase': 0.5},
 }
 
 
@@ -194,7 +198,6 @@ def measure_augmentations(seconds: float) -> Iterator[str]:
     import jax
 
     from flaxcls.augment.transforms import make_augment
-    from flaxcls.config.files import load_config
 
     sizes = (32, 224)
     yield f'| on {jax.devices()[0].device_kind} | ' + ' | '.join(f'{s} x {s}' for s in sizes) + ' |'
@@ -202,7 +205,7 @@ def measure_augmentations(seconds: float) -> Iterator[str]:
     for name, options in AUGMENTATIONS.items():
         cells = []
         for size in sizes:
-            augment = jax.jit(make_augment(load_config(None, options)))
+            augment = jax.jit(make_augment((0.5, 0.5, 0.5), **options))
             keys = jax.random.split(jax.random.key(0), 64)
             images = jax.random.uniform(jax.random.key(1), (64, size, size, 3), maxval=255)
             augment(keys, images).block_until_ready()

@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flaxcls.config.config_dict import flatten
 from flaxcls.config.files import load_config, split_variant
 from flaxcls.errors import UserError
 from flaxcls.system.cli import CommandParser, run_command
@@ -119,7 +120,7 @@ def load_entries(
     """Returns the rows with the records kept in `folder`, and the names of those of no row."""
     configs = [load_config(_EXPERIMENTS / row.experiment, row.options) for row in rows]
     entries = [
-        LedgerEntry(row, experiment_options(config), [])
+        LedgerEntry(row, experiment_options(dict(flatten(config))), [])
         for row, config in zip(rows, configs, strict=True)
     ]
     outdated = []

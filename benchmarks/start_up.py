@@ -31,7 +31,7 @@ from flaxcls.config.files import load_config
 from flaxcls.models.init import init_variables
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.planning.compiled import abstract_inputs
-from flaxcls.training import parallel, steps
+from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
 
 BATCH, SIZE = 16, 224
@@ -96,9 +96,7 @@ def _compile_ours() -> None:
         'data.source': f'synthetic:{2 * BATCH}', 'data.image_size': SIZE,
     }  # fmt: skip
     setup = build_setup(load_config(None, options), devices=jax.devices()[:1])
-    step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
-    )
+    step = parallel.parallelize_train_step(setup.train_step, setup.layout)
     step.lower(*abstract_inputs(setup)).compile()
 
 

@@ -65,7 +65,10 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
         state, sums = train_step(state, train_data)
         jax.block_until_ready((state, sums))
 
-    return {'step': step, 'forward': lambda: jax.block_until_ready(eval_step(state, eval_data))}
+    return {
+        'step': step,
+        'forward': lambda: jax.block_until_ready(eval_step(state.eval_variables, eval_data)),
+    }
 
 
 def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:

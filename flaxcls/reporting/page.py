@@ -48,7 +48,7 @@ class Chapter(NamedTuple):
     run: ReportedRun
     name: str
     colour: str
-    options: Sequence[tables.Option]
+    options: Sequence[tables.ChosenOption]
     command: str
     confusions: Part
     reliability: Part

@@ -8,14 +8,13 @@ from jax.sharding import Mesh, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from flaxcls.augment import image_ops, transforms
-from flaxcls.augment.mixup import make_mix
 from flaxcls.config.files import load_config
 from flaxcls.config.validation import validate
 from flaxcls.data.datasets import ArraySplit
-from flaxcls.data.pipeline import make_train_batches
 from flaxcls.errors import UserError
-from flaxcls.training.state import AXIS
+from flaxcls.training.parallel import AXIS
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import make_augment, make_mix, make_train_batches
 
 HEIGHT, WIDTH = 40, 32
 
@@ -140,7 +139,7 @@ def _config(**overrides):
 def _augmented(config, seed=0, count=64):
     keys = jax.random.split(jax.random.key(seed), count)
     images = np.stack([_photograph(i) for i in range(count)]).astype(np.float32)
-    return images, np.asarray(jax.jit(transforms.make_augment(config))(keys, images))
+    return images, np.asarray(jax.jit(make_augment(config))(keys, images))
 
 
 @pytest.mark.parametrize('name', OPTIONS)

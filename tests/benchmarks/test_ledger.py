@@ -8,11 +8,13 @@ import jax
 import pytest
 
 from benchmarks import ledger
+from flaxcls.config.config_dict import flatten
 from flaxcls.config.files import load_config, split_variant
 from flaxcls.errors import UserError
 from flaxcls.models import init, registry
-from flaxcls.training.run_record import RECORD_FILE, RunRecord, experiment_hash, experiment_options
+from flaxcls.training.run_record import RECORD_FILE, RunRecord, experiment_hash
 from tests.helpers.configs import EXPERIMENTS
+from tests.helpers.unpack import experiment_options
 
 RESULTS = pathlib.Path('results')
 ROWS, MISQUOTED = ledger.load_rows(RESULTS)
@@ -82,7 +84,7 @@ def _leave_record(workdir, accuracy, *, overrides=(), from_step=0, step=10, save
     """Leaves what a run of ten steps would, up to `step`."""
     (workdir / 'checkpoints' / str(step if saved else 5)).mkdir(parents=True, exist_ok=True)
     config = load_config('experiments/digits_resnet20.py', dict(overrides))
-    record = RunRecord(workdir, config, from_step=from_step, total_steps=10)
+    record = RunRecord(workdir, dict(flatten(config)), from_step=from_step, total_steps=10)
     record.update(step, VAL | {'val/accuracy': accuracy})
 
 

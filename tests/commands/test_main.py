@@ -14,9 +14,9 @@ from flaxcls.config.files import default_workdir
 from flaxcls.errors import UserError
 from flaxcls.system.cli import parse_overrides
 from flaxcls.training.checkpoints import fingerprint
-from flaxcls.training.restore import load_run
 from tests.helpers.configs import TINY
 from tests.helpers.environment import COMPILED_FAST, with_devices
+from tests.helpers.unpack import load_state
 
 ENVIRONMENT = with_devices(1)  # As most users have.
 # And the program that they run.
@@ -184,7 +184,7 @@ def test_killed_three_times_ends_as_the_uninterrupted_run(tmp_path):
     code, out, err = _run('main', *command, env=OPTIMIZED)
     assert code == 0, err
     assert 'Resuming at step' in out
-    states = [load_run(workdir)[1] for workdir in (straight, killed)]
+    states = [load_state(workdir) for workdir in (straight, killed)]
     assert int(states[0].step) == 8 * 22
     for part in ('params', 'batch_stats', 'opt_state'):
         assert fingerprint(getattr(states[0], part)) == fingerprint(getattr(states[1], part)), part

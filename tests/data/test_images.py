@@ -16,10 +16,9 @@ from PIL import Image, ImageFile
 import flaxcls
 from flaxcls.config.files import load_config
 from flaxcls.data import crops, images
-from flaxcls.data.pipeline import make_eval_batches, make_train_batches
-from flaxcls.data.sources import load_dataset
 from flaxcls.errors import RunError, UserError
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import load_dataset, make_eval_batches, make_train_batches
 
 HEIGHT, WIDTH = 24, 40
 # Smooth, so that lossy files stay near it; no two corners alike, so that no turn goes unseen.

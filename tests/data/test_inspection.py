@@ -14,7 +14,7 @@ from flaxcls.config.files import load_config
 from flaxcls.data import inspection
 from flaxcls.data.inspection import inspect_dataset
 from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
-from flaxcls.data.sources import open_dataset
+from tests.helpers.unpack import open_dataset
 
 FINDINGS = (
     'unreadable', 'across_splits', 'conflicts', 'within_splits', 'near_duplicates', 'odd_sizes',

@@ -13,10 +13,9 @@ from flaxcls.data import crops
 from flaxcls.data import images as images_lib
 from flaxcls.data.datasets import ArraySplit, Subset
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
-from flaxcls.data.pipeline import make_eval_batches, make_train_batches
-from flaxcls.data.sources import open_dataset
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
+from tests.helpers.unpack import make_eval_batches, make_train_batches, open_dataset
 
 
 def _config(**overrides):

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flaxcls.models.from_config import model_from_config
 from PIL import Image
 
 import flaxcls
@@ -20,10 +19,11 @@ from flaxcls.explaining.attribution import (
 )
 from flaxcls.explaining.features import feature_maps, first_filters, nearest_neighbours
 from flaxcls.explaining.plots import draw_curves, overlay
-from flaxcls.inference.classifier import Classifier
 from flaxcls.models.init import init_variables
 from flaxcls.models.intermediates import apply_with_intermediates
+from flaxcls.training.from_config import create_network
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import classifier_of
 
 NETWORKS = {
     'resnet': {'model.name': 'resnet20', 'model.stage_sizes': '1,1'},
@@ -56,17 +56,17 @@ def classifier(request):
     return _random_classifier(request.param)
 
 
-def _random_classifier(name):
+def _random_classifier(name, **more):
     """A network of random weights, whose BatchNorm has seen something."""
-    options = TINY | {'model.num_classes': 5, 'data.image_size': 12} | NETWORKS[name]
+    options = TINY | {'model.num_classes': 5, 'data.image_size': 12} | NETWORKS[name] | more
     config = flaxcls.load_config(None, options)
-    model, size = model_from_config(config), config.data.image_size
+    model, size = create_network(config), config.data.image_size
     variables = init_variables(model, jax.random.key(0), size)
     rng = np.random.default_rng(1)
     variables['batch_stats'] = jax.tree.map(
         lambda x: jnp.asarray(rng.uniform(0.5, 2, x.shape), x.dtype), variables['batch_stats']
     )
-    return Classifier(config, variables, 'abcde')
+    return classifier_of(config, variables, 'abcde')
 
 
 def _methods(classifier):
@@ -158,11 +158,11 @@ def test_smooth_grad_without_noise_is_the_gradient(classifier):
 
 
 def test_occlusion_is_the_fall_of_the_logit():
-    classifier = _random_classifier('resnet')
-    classifier.config.unlock().data.mean = (0.0, 0.0, 0.0)
-    classifier = Classifier(classifier.config, classifier.variables, 'abcde')  # Covers with black.
+    classifier = _random_classifier(
+        'resnet', **{'data.mean': (0.0, 0.0, 0.0)}
+    )  # Covers with black.
     images, classes = _images(classifier, 2), np.array([1, 4])
-    heat = occlusion(classifier, images, classes, meter=6, stride=4)
+    heat = occlusion(classifier, images, classes, window=6, stride=4)
     assert heat.shape == (2, 3, 3)
     for row in range(3):
         for column in range(3):

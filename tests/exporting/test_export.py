@@ -25,6 +25,7 @@ from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run
 from tests.helpers.configs import TINY
 from tests.helpers.networks import NETWORKS, draw_images, draw_variables, make_config
+from tests.helpers.unpack import classifier_of
 
 
 def _if_installed(names):
@@ -55,7 +56,7 @@ ABOUT = {'class_names': ['a'], 'preprocessing': {'shorter_side': 80}}
 def make_classifier(name):
     config = make_config(name)
     names = [f'class {index}' for index in range(10)]
-    return Classifier(config, draw_variables(config), names, temperature=1.5)
+    return classifier_of(config, draw_variables(config), names, temperature=1.5)
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +78,7 @@ def exported(workdir, tmp_path_factory):
 @pytest.mark.parametrize(('name', 'form'), ANSWERING)
 def test_exported_network_answers_as_the_network(name, form, tmp_path):
     classifier = make_classifier(name)
-    images = draw_images(classifier.config, 7)
+    images = draw_images(make_config(name), 7)
     file = tmp_path / FORMATS[form].file
     FORMATS[form].write(Request(classifier, ABOUT), file)
     expected = classifier.to_probabilities(classifier.classify(images))
@@ -91,7 +92,7 @@ def test_exported_network_answers_as_the_network(name, form, tmp_path):
 @pytest.mark.parametrize('form', _if_installed(sorted(FORMATS.keys() - {'web'})))
 def test_a_full_disk_is_told_as_such(form, tmp_path):
     classifier = make_classifier('resnet20')
-    images = draw_images(classifier.config, 8)
+    images = draw_images(make_config('resnet20'), 8)
     file = tmp_path / FORMATS[form].file
     file.symlink_to('/dev/full')
     with pytest.raises(OSError) as caught:
@@ -113,7 +114,7 @@ def test_what_fails_for_want_of_room_alone_is_a_full_disk(
     """Of libraries that do not look whether a file is written whole."""
     pytest.importorskip('jax2onnx')
     classifier = make_classifier('resnet20')
-    request = Request(classifier, ABOUT, draw_images(classifier.config, 8))
+    request = Request(classifier, ABOUT, draw_images(make_config('resnet20'), 8))
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
 
@@ -202,9 +203,8 @@ def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
     params = jax.tree.map(np.array, classifier.variables['params'])
     kernel = params['stem']['kernel']
     kernel[np.unravel_index(np.abs(kernel).argmax(), kernel.shape)] *= scale
-    wrong = Classifier(
-        classifier.config, {**classifier.variables, 'params': params}, classifier.class_names
-    )
+    wrong = Classifier.load(workdir)
+    wrong.variables = {**classifier.variables, 'params': params}
     file = wrong.export(tmp_path / 'model.stablehlo')
     bounds = Bounds(agreement=0, difference=1e-4)
     assert not certify('stablehlo', file, classifier, samples, bounds).passed

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 import flaxcls
-from flaxcls.models import from_config
 from flaxcls.models.init import init_variables
+from flaxcls.training.from_config import create_network
 
 # Of each family, with every kind of shortcut, convolution, pooling and place of BatchNorm.
 NETWORKS = {
@@ -36,7 +36,7 @@ def make_config(name, **options):
 
 def draw_variables(config, seed=0):
     """Returns variables of which none has the value that makes its place of no account."""
-    model, rng = from_config.model_from_config(config), np.random.default_rng(seed)
+    model, rng = create_network(config), np.random.default_rng(seed)
 
     def draw(path, value):
         if path[-1].key == 'kernel':  # As large as keeps what comes in; some begin smaller.

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 import flaxcls
-from flaxcls.data import pipeline
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
-from flaxcls.training import steps
 from flaxcls.training.restore import load_run
 from tests.helpers.configs import TINY
 
@@ -34,10 +32,9 @@ def classifier(workdir):
 @pytest.fixture(scope='module')
 def digits(workdir):
     """Validation images as they come, and the run's own logits of them."""
-    setup, state = load_run(workdir)
-    batches = list(pipeline.make_eval_batches(setup.config, setup.dataset.val)())
-    classify = jax.jit(steps.make_classify(setup.config, setup.model))
-    logits = [classify(state.eval_variables, batch['image'])[batch['mask']] for batch in batches]
+    setup, _, variables = load_run(workdir)
+    batches, classify = list(setup.make_eval_batches()()), jax.jit(setup.classify)
+    logits = [classify(variables, batch['image'])[batch['mask']] for batch in batches]
     return setup.dataset.val.images, np.concatenate(logits)
 
 

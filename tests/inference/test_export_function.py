@@ -8,12 +8,11 @@ import pytest
 
 from flaxcls.explaining.attribution import cam
 from flaxcls.inference import export_function, fold_batch_norm
-from flaxcls.inference.classifier import Classifier
-from flaxcls.models import from_config
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import Conv
-from flaxcls.training import steps
+from flaxcls.training.from_config import create_network, eval_images
 from tests.helpers.networks import NETWORKS, draw_images, draw_variables, make_config
+from tests.helpers.unpack import classifier_of, make_classify
 
 # The BatchNorm layers that neither come right after a convolution nor, but for a ReLU, before one.
 NOT_FOLDED = {
@@ -24,12 +23,17 @@ NOT_FOLDED = {
 }
 
 
+def make_inference(config, variables, **options):
+    images = eval_images(config)
+    return export_function.make_inference(create_network(config), variables, images, **options)
+
+
 @pytest.mark.parametrize('name', NETWORKS)
 def test_folded_network_is_the_network(name):
     config = make_config(name)
     variables, images = draw_variables(config), draw_images(config, 3)
-    classify = jax.jit(steps.make_classify(config, from_config.model_from_config(config)))
-    infer = jax.jit(export_function.make_inference(config, variables, temperature=2.0))
+    classify = jax.jit(make_classify(config, create_network(config)))
+    infer = jax.jit(make_inference(config, variables, temperature=2.0))
     logits = classify(variables, images)
     expected = jax.nn.softmax(logits / 2)
     assert np.ptp(expected, axis=0).max() > 1e-3  # The images matter.
@@ -39,7 +43,7 @@ def test_folded_network_is_the_network(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_batch_norm_is_folded_wherever_it_can_be(name):
     config = make_config(name)
-    model = from_config.model_from_config(config)
+    model = create_network(config)
     norms = fold_batch_norm.fold_batch_norm(
         model, draw_variables(config), config.data.image_size
     ).norms
@@ -49,23 +53,23 @@ def test_batch_norm_is_folded_wherever_it_can_be(name):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_plain_forms_are_one_native_operation_each(name):
+def test_reference_ops_are_one_native_operation_each(name):
     config = make_config(name)
-    infer = export_function.make_inference(config, draw_variables(config))
+    infer = make_inference(config, draw_variables(config))
     program = str(jax.make_jaxpr(infer)(draw_images(config, 1)))
     for other in ('platform_index', 'custom_vjp', 'optimization_barrier'):
         assert other not in program
 
 
 @pytest.mark.parametrize('crops', ['flip', 'ten'])
-def test_views_are_averaged_as_in_evaluation(crops):
+def test_tta_crops_are_averaged_as_in_evaluation(crops):
     config = make_config('resnet20', **{'data.eval_crops': crops, 'data.eval_crop_fraction': 0.875})
     variables = draw_variables(config)
-    classifier = Classifier(config, variables, map(str, range(10)), temperature=1.5)
+    classifier = classifier_of(config, variables, map(str, range(10)), temperature=1.5)
     images = np.random.default_rng(2).integers(
         0, 256, (2, classifier.side, classifier.side, 3), np.uint8
     )
-    infer = export_function.make_inference(config, variables, temperature=1.5, with_maps=True)
+    infer = make_inference(config, variables, temperature=1.5, with_maps=True)
     expected = classifier.to_probabilities(classifier.classify(images))
     found = infer(images)
     np.testing.assert_allclose(found['probabilities'], expected, rtol=1e-4, atol=1e-6)
@@ -76,11 +80,11 @@ def test_views_are_averaged_as_in_evaluation(crops):
 def test_maps_are_those_of_cam(name):
     config = make_config(name)
     variables, images = draw_variables(config), draw_images(config, 2)
-    found = export_function.make_inference(config, variables, with_maps=True)(images)
+    found = make_inference(config, variables, with_maps=True)(images)
     if name == 'alexnet':
         assert set(found) == {'probabilities'}
         return
-    classifier = Classifier(config, variables, map(str, range(10)))
+    classifier = classifier_of(config, variables, map(str, range(10)))
     expected = cam(classifier, images, np.array([3, 7]))
     np.testing.assert_allclose(found['maps'][[0, 1], ..., [3, 7]], expected, rtol=1e-3, atol=1e-4)
 
@@ -88,8 +92,8 @@ def test_maps_are_those_of_cam(name):
 def test_a_network_of_half_precision_is_exported_in_float32():
     config = make_config('resnet20', **{'model.dtype': 'bfloat16', 'model.remat': 'block'})
     variables, images = draw_variables(config), draw_images(config, 2)
-    infer = export_function.make_inference(config, variables)
-    exact = export_function.make_inference(make_config('resnet20'), variables)
+    infer = make_inference(config, variables)
+    exact = make_inference(make_config('resnet20'), variables)
     np.testing.assert_array_equal(infer(images)['probabilities'], exact(images)['probabilities'])
 
 

@@ -22,7 +22,6 @@ import flaxcls
 from flaxcls.commands import predict
 from flaxcls.commands.predict import main
 from flaxcls.data.paths import Found, find_files
-from flaxcls.data.sources import open_dataset
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
@@ -30,6 +29,7 @@ from flaxcls.inference.predict_files import predict_files
 from flaxcls.inference.writers import CSV_COLUMNS, Prediction, write_csv, write_json, write_table
 from flaxcls.system.threads import ITEMS_AHEAD, map_in_threads
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import open_dataset
 
 CONFIG = TINY | {'data.image_size': 12, 'num_epochs': 6, 'optimizer.learning_rate': 0.1}
 ODD_NAMES = (

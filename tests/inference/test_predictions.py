@@ -28,10 +28,9 @@ from flaxcls.inference.predictions import (
     save_predictions,
     write_csv,
 )
-from flaxcls.training import evaluation, parallel, restore
+from flaxcls.training import restore
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.setup import build_setup
-from flaxcls.training.steps import make_classify
 from flaxcls.training.workdir import load_stored_config
 from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
@@ -64,7 +63,7 @@ def workdir(workdirs):
 
 @pytest.fixture(scope='module')
 def predictions(trained):
-    return predict_validation(*restore.load_run(trained[0]))
+    return predict_validation(restore.load_run(trained[0]))
 
 
 def _random(count=200, classes=5, factor=1.0, seed=0):
@@ -87,7 +86,7 @@ def _command(*workdirs, flags=()):
 
 def test_they_repeat_the_last_evaluation_of_training(trained):
     for workdir in trained:
-        predictions = predict_validation(*restore.load_run(workdir))
+        predictions = predict_validation(restore.load_run(workdir))
         labels, logits = predictions.labels, predictions.logits
         last = read_metrics(workdir)[-1]
         assert predictions.step == last['step']
@@ -112,18 +111,16 @@ def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
     config = load_stored_config(trained[0], {'parallel.mode': mode, 'batch_size': 8})
     digits = build_setup(config, for_training=False).dataset
     rows = np.random.default_rng(0).permutation(len(digits.val))[:23]
-    source = Dataset(digits.train, Subset(digits.val, rows), digits.class_names)
-    setup = build_setup(config, source=source, devices=jax.devices()[:devices])
-    state = jax.device_get(restore.load_run(trained[0])[1])
-    state = parallel.replicate(state, setup.layout)
-    got = predict_validation(setup, state)
+    dataset = Dataset(digits.train, Subset(digits.val, rows), digits.class_names)
+    setup = build_setup(config, dataset=dataset, devices=jax.devices()[:devices])
+    run = restore.restore_run(setup, trained[0])
+    got = predict_validation(run)
     assert got.names == tuple(f'example {row}' for row in rows)
     np.testing.assert_array_equal(got.labels, digits.val.labels[rows])
     images = np.concatenate([batch['image'] for batch in setup.make_eval_batches()()])[:23]
-    classify = jax.jit(make_classify(setup.config, setup.model))
-    logits = classify(jax.device_get(state.eval_variables), images)
+    logits = jax.jit(setup.classify)(jax.device_get(run.variables), images)
     np.testing.assert_allclose(got.logits, logits, rtol=1e-4, atol=1e-5)
-    assert got.accuracy == evaluation.make_evaluate(setup)(state)['val/accuracy']
+    assert got.accuracy == restore.make_evaluate_setup(setup)(run.variables)['val/accuracy']
     assert (got.logits.dtype, got.labels.dtype) == (np.float32, np.int32)
 
 
@@ -137,7 +134,7 @@ flags = parser.parse_args()
 distributed.start(flags)
 from flaxcls.inference import predictions
 from flaxcls.training import restore
-found = predictions.predict_validation(*restore.load_run(flags.workdir))
+found = predictions.predict_validation(restore.load_run(flags.workdir))
 assert found.accuracy == restore.evaluate_workdir(flags.workdir)['val/accuracy']
 distributed.on_first(lambda: predictions.save_predictions(found, flags.workdir))
 """
@@ -250,9 +247,9 @@ def test_calibrated_probabilities_are_what_the_classifier_gives(workdir, predict
     shown = np.loadtxt(table, delimiter=',', skiprows=1, usecols=4)
     np.testing.assert_allclose(shown, expected.max(1), atol=2e-6)
     _command(workdir, flags=['--config.data.eval_crops=flip', f'--csv={table}'])
-    setup, state = restore.load_run(workdir, overrides={'data.eval_crops': 'flip'})
+    run = restore.load_run(workdir, overrides={'data.eval_crops': 'flip'})
     shown = np.loadtxt(table, delimiter=',', skiprows=1, usecols=4)
-    plain = predict_validation(setup, state).probabilities()  # It was not measured with these.
+    plain = predict_validation(run).probabilities()  # It was not measured with these.
     np.testing.assert_allclose(shown, plain.max(1), atol=2e-6)
 
 
@@ -285,7 +282,7 @@ def test_predictions_of_other_images_leave_the_runs_own(workdir, write_images, c
 
 
 def test_several_runs_are_compared_with_the_first(workdirs, capsys):
-    one, other = (predict_validation(*restore.load_run(workdir)) for workdir in workdirs)
+    one, other = (predict_validation(restore.load_run(workdir)) for workdir in workdirs)
     assert one.accuracy != other.accuracy
     _command(*workdirs)
     printed = capsys.readouterr().out

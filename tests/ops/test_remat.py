@@ -9,9 +9,9 @@ import pytest
 
 from flaxcls.config.config_dict import default_config, from_json, to_json
 from flaxcls.config.files import load_config
-from flaxcls.training import parallel, steps
-from flaxcls.training import state as state_lib
-from flaxcls.training.setup import build_setup
+from flaxcls.training import parallel
+from flaxcls.training.setup import build_setup, resolve
+from tests.helpers.unpack import create_layout, make_train_step
 
 NETWORKS = {
     'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
@@ -24,28 +24,35 @@ NETWORKS = {
 }
 
 
-def _setup(name, **options):
+def _config(name, **options):
     options = {
         'model.name': name, 'data.source': 'synthetic:32', 'batch_size': 16,
         'data.image_size': 16, 'batch_norm.group_size': 8,
     } | NETWORKS[name] | options  # fmt: skip
-    return build_setup(load_config(None, options))
+    return load_config(None, options)
 
 
-def _train_step(setup, remat, **options):
-    config = setup.config.copy_and_resolve_references()
+def _setup(name, **options):
+    config = _config(name, **options)
+    return resolve(config, build_setup(config)), build_setup(config)
+
+
+def _train_step(config, setup, remat, **options):
+    config = config.copy_and_resolve_references()
     config.model.remat = remat
-    return steps.make_train_step(config, setup.model.clone(**options), setup.optimizer)
+    return make_train_step(config, setup.model.clone(**options), setup.optimizer)
 
 
-def _state_after_a_step(setup, remat):
+def _state_after_a_step(config, setup, remat):
     """In float64, so that another order of the same sums does not show."""
-    layout = parallel.create_layout(setup.config, jax.devices()[:1])
-    step = parallel.parallelize_train_step(_train_step(setup, remat, dtype='float64'), layout)
+    layout = create_layout(config, jax.devices()[:1])
+    step = parallel.parallelize_train_step(
+        _train_step(config, setup, remat, dtype='float64'), layout
+    )
     widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     rng = np.random.default_rng(0)
-    size = setup.config.data.image_size
+    size = setup.eval_crop.size
     images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
     batch = {'image': images, 'label': rng.integers(0, 10, 16).astype(np.int32)}
     return step(state, next(parallel.microbatches_to_devices(iter([batch]), layout)))
@@ -53,11 +60,11 @@ def _state_after_a_step(setup, remat):
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_gradients_and_statistics_are_those_without(name):
-    setup = _setup(name)
+    config, setup = _setup(name)
     with jax.enable_x64(True):
-        expected = _state_after_a_step(setup, 'none')
+        expected = _state_after_a_step(config, setup, 'none')
         for remat in ('norm', 'block'):
-            got = _state_after_a_step(setup, remat)
+            got = _state_after_a_step(config, setup, remat)
             for leaves in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
                 np.testing.assert_allclose(*leaves, rtol=1e-9, atol=1e-12)
 
@@ -65,12 +72,12 @@ def test_gradients_and_statistics_are_those_without(name):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_convolutions_are_made_anew_within_blocks_alone_and_nothing_is_sent_twice(name):
     """With groups over two devices, whose statistics are a message."""
-    setup = _setup(name, **{'batch_norm.group_size': None})
-    batch = {'image': jnp.zeros((1, 8, *[setup.config.data.image_size] * 2, 3), jnp.uint8)}
+    config, setup = _setup(name, **{'batch_norm.group_size': None})
+    batch = {'image': jnp.zeros((1, 8, *[setup.eval_crop.size] * 2, 3), jnp.uint8)}
     batch['label'] = jnp.zeros((1, 8), jnp.int32)
     counts = {}
     for remat in ('none', 'norm', 'block'):
-        trace = jax.make_jaxpr(_train_step(setup, remat), axis_env=[(state_lib.AXIS, 2)])
+        trace = jax.make_jaxpr(_train_step(config, setup, remat), axis_env=[(parallel.AXIS, 2)])
         counts[remat] = _count(trace(setup.abstract_state(), batch).jaxpr)
     costly = {remat: n['conv_general_dilated'] + n['dot_general'] for remat, n in counts.items()}
     assert costly['none'] == costly['norm'] < costly['block']

@@ -12,13 +12,12 @@ import flaxcls
 from flaxcls.commands import plan
 from flaxcls.config.files import load_config
 from flaxcls.data.known_sizes import PUBLISHED
-from flaxcls.data.pipeline import make_train_batches
 from flaxcls.errors import RunError, UserError
 from flaxcls.planning import compiled as compiled_lib
 from flaxcls.planning import estimate
 from flaxcls.planning.compiled import collectives, step_resources
 from flaxcls.planning.hardware import CHIPS, open_hardware
-from flaxcls.training import parallel, steps
+from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
 from tests.helpers.configs import EXPERIMENTS, TINY
 
@@ -114,12 +113,10 @@ def test_milestones_past_the_end_are_refused_by_plan_alone():
 )
 def test_planned_memory_is_that_of_the_program_that_trains(options):
     config = load_config(None, TINY | options)
-    found = estimate.compile_plan(estimate.create_plan(config)).needs.memory
+    found = estimate.compile_plan(estimate.create_plan(config)).resources.memory
     setup = build_setup(config)
-    step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), setup.layout
-    )
-    batches = make_train_batches(setup.config, setup.dataset.train)(0)
+    step = setup.make_train_step()
+    batches = setup.make_train_batches()(0)
     batch = next(parallel.microbatches_to_devices(batches, setup.layout))
     compiled = step.lower(setup.init_state(), batch).compile().memory_analysis()
     whole = (

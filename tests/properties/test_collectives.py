@@ -5,8 +5,9 @@ import pytest
 
 from flaxcls.config.files import load_config
 from flaxcls.planning.compiled import abstract_inputs, collectives
-from flaxcls.training import parallel, steps
+from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
+from tests.helpers.unpack import create_layout
 
 
 def _collectives(group_size, **options):
@@ -16,11 +17,9 @@ def _collectives(group_size, **options):
         'batch_size': 16, 'batch_norm.group_size': group_size, 'num_epochs': 1,
     } | options)  # fmt: skip
     setup = build_setup(config)
-    layout = parallel.create_layout(config, jax.local_devices())
+    layout = create_layout(config, jax.local_devices())
     assert layout.devices == 8
-    step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, setup.model, setup.optimizer), layout
-    )
+    step = parallel.parallelize_train_step(setup.train_step, layout)
     inputs = abstract_inputs(setup._replace(layout=layout))
     # XLA's own passes that join collectives run at any level; those that take minutes do not.
     compiled = step.lower(*inputs).compile({'xla_backend_optimization_level': 0})

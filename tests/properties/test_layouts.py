@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 
 from flaxcls.config.files import load_config
-from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
-from flaxcls.training import parallel, steps
+from flaxcls.training import parallel
 from flaxcls.training.metrics import summarize
-from flaxcls.training.setup import build_setup
+from flaxcls.training.setup import build_setup, resolve
+from tests.helpers.unpack import (
+    create_layout,
+    make_eval_batches,
+    make_eval_step,
+    make_train_batches,
+    make_train_step,
+)
 
 BATCH, STEPS = 32, 20
 FAMILIES = {
@@ -60,19 +66,19 @@ def _setup(name, group_size):
         'augment.crop': 'pad', 'augment.pad': 1, 'augment.flip': True,
         'augment.mixup': 0.4, 'augment.cutmix': 1.0, 'augment.repeats': 2,
     }  # fmt: skip
-    return build_setup(load_config(None, options | FAMILIES[name]))
+    config = load_config(None, options | FAMILIES[name])
+    setup = build_setup(config)
+    return resolve(config, setup), setup
 
 
-def _train(setup, dtype, layout):
+def _train(config, setup, dtype, layout):
     """Returns the state and the sums of each step and of an evaluation, in `dtype`."""
     devices, mode, accumulation = layout
-    config = setup.config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references()
     config.parallel.mode, config.parallel.accumulation_steps = mode, accumulation
-    layout = parallel.create_layout(config, jax.local_devices()[:devices])
+    layout = create_layout(config, jax.local_devices()[:devices])
     model = setup.model.clone(dtype=dtype)
-    step = parallel.parallelize_train_step(
-        steps.make_train_step(config, model, setup.optimizer), layout
-    )
+    step = parallel.parallelize_train_step(make_train_step(config, model, setup.optimizer), layout)
     widen = lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     batches = make_train_batches(config, setup.dataset.train)(0)
@@ -82,14 +88,16 @@ def _train(setup, dtype, layout):
     ):
         state, step_sums = step(state, batch)
         sums.append(step_sums)
-    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, model), layout)
+    evaluate = parallel.parallelize_eval_step(make_eval_step(config, model), layout)
     batches = parallel.to_devices(make_eval_batches(config, setup.dataset.val)(), layout)
-    return jax.device_get((state, sums, [evaluate(state, batch) for batch in batches]))
+    return jax.device_get(
+        (state, sums, [evaluate(state.eval_variables, batch) for batch in batches])
+    )
 
 
 @functools.cache
 def _on_one_device(name, group_size, dtype):
-    return _train(_setup(name, group_size), dtype, (1, 'jit', 1))
+    return _train(*_setup(name, group_size), dtype, (1, 'jit', 1))
 
 
 def _fits(group_size, devices, accumulation):
@@ -125,8 +133,8 @@ def test_quick_cases_hold_most_values_of_each_axis():
 def test_every_layout_trains_alike(name, group_size, layout, dtype):
     with jax.enable_x64(dtype == 'float64'):
         expected = _on_one_device(name, group_size, dtype)
-        got = _train(_setup(name, group_size), dtype, layout)
-    initial = _setup(name, group_size).init_state()
+        got = _train(*_setup(name, group_size), dtype, layout)
+    initial = _setup(name, group_size)[1].init_state()
     for part in COMPARED[dtype]:
         trees = [getattr(state, part) for state in (got[0], expected[0], initial)]
         for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
@@ -153,23 +161,22 @@ def test_23_examples_are_counted_once_on_any_layout(devices, mode):
     options = {'model.stage_sizes': '1', 'model.width_multiplier': 0.25, 'data.image_size': 8}
     config = load_config(None, options | {'batch_size': batch_size, 'parallel.mode': mode})
     setup = build_setup(load_config(None, options | {'batch_size': 8}))
-    layout = parallel.create_layout(config, jax.local_devices()[:devices])
+    layout = create_layout(config, jax.local_devices()[:devices])
     config.model.num_classes = 10
     few = type(setup.dataset.val)(setup.dataset.val.images[:23], setup.dataset.val.labels[:23])
-    evaluate = parallel.parallelize_eval_step(steps.make_eval_step(config, setup.model), layout)
+    evaluate = parallel.parallelize_eval_step(make_eval_step(config, setup.model), layout)
     state = setup._replace(layout=layout).init_state()
     batches = parallel.to_devices(make_eval_batches(config, few)(), layout)
-    result = summarize([evaluate(state, batch) for batch in batches], 'val', 5)
+    result = summarize([evaluate(state.eval_variables, batch) for batch in batches], 'val', 5)
     assert result['val/count'] == 23
     logits = setup.model.apply(state.eval_variables, _normalized(setup, few), train=False)
     assert result['val/accuracy'] == (np.argmax(logits, -1) == few.labels).mean()
 
 
 def _normalized(setup, split):
-    from flaxcls.augment.transforms import make_normalize
-
-    images = np.concatenate([b['image'] for b in make_eval_batches(setup.config, split)()])
-    return make_normalize(setup.config)(images[: len(split)])
+    setup = setup._replace(dataset=setup.dataset.replace(val=split))
+    images = np.concatenate([b['image'] for b in setup.make_eval_batches()()])
+    return setup.normalize(images[: len(split)])
 
 
 @pytest.mark.parametrize(
@@ -190,8 +197,7 @@ def _normalized(setup, split):
 def test_layouts_that_give_another_result_are_refused(options, devices, says):
     config = load_config(None, {'batch_size': BATCH} | options)
     with pytest.raises(UserError, match=says) as caught:
-        layout = parallel.create_layout(config, jax.local_devices()[:devices])
-        parallel.require_one_result(config, layout, batch_norm=True)
+        build_setup(config, devices=jax.local_devices()[:devices])
     assert '\n' not in str(caught.value)
 
 

@@ -9,15 +9,23 @@ import pytest
 
 import flaxcls
 from flaxcls.config.files import load_config
-from flaxcls.data.pipeline import make_eval_batches, make_train_batches
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
-from flaxcls.training import optimizers, parallel, steps
+from flaxcls.training import parallel
 from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
-from flaxcls.training.restore import evaluate_workdir, load_run
-from flaxcls.training.setup import build_setup
+from flaxcls.training.restore import evaluate_workdir, open_run
+from flaxcls.training.setup import build_setup, resolve
+from flaxcls.training.state import update_ema
+from flaxcls.training.workdir import load_stored_config
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import (
+    create_layout,
+    load_state,
+    make_eval_batches,
+    make_train_batches,
+    make_train_step,
+)
 
 
 def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
@@ -104,17 +112,15 @@ def test_masked_examples_change_nothing_of_the_others():
     np.testing.assert_allclose(output[:3], expected, atol=2e-3)
 
 
-def _numpy_oracle(setup, state):
+def _numpy_oracle(config, setup, variables):
     """PreciseBN of a network's first BatchNorm, whose input is one convolution of the images."""
     images = np.concatenate(
-        [b['image'][b['mask']] for b in make_eval_batches(setup.config, setup.dataset.train)()]
+        [b['image'][b['mask']] for b in make_eval_batches(config, setup.dataset.train)()]
     ).astype(np.float64)
-    mean, std = (
-        255 * np.array(v, np.float64) for v in (setup.config.data.mean, setup.config.data.std)
-    )
+    mean, std = (255 * np.array(v, np.float64) for v in (config.data.mean, config.data.std))
     images = np.pad((images - mean) / std, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    kernel = np.asarray(state.params['stem']['kernel'], np.float64)
-    size = setup.config.data.image_size
+    kernel = np.asarray(variables['params']['stem']['kernel'], np.float64)
+    size = setup.eval_crop.size
     return sum(
         images[:, i : i + size, j : j + size] @ kernel[i, j] for i in range(3) for j in range(3)
     )
@@ -129,12 +135,12 @@ def finished(tmp_path_factory):
     return workdir, state
 
 
-def test_recalibration_is_numpys_over_every_training_image(finished):
+def test_precise_bn_is_numpys_over_every_training_image(finished):
     workdir, _ = finished
-    setup, state = load_run(workdir, training_too=True)
-    assert len(setup.dataset.train) % setup.config.batch_size  # The last batch is masked.
-    raw = state.replace(ema={})
-    stem = _numpy_oracle(setup, raw)
+    setup, state = open_run(workdir, training_too=True), load_state(workdir)
+    assert len(setup.dataset.train) % setup.batch_size  # The last batch is masked.
+    raw = state.replace(ema={}).eval_variables
+    stem = _numpy_oracle(load_stored_config(workdir), setup, raw)
     got = compute_precise_bn(setup, raw)['batch_stats']['bn_stem']
     np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
     # Near enough to tell the unbiased variance from the biased one.
@@ -152,12 +158,12 @@ def test_recalibration_is_numpys_over_every_training_image(finished):
     np.testing.assert_allclose(got['var'], inner.var((0, 1, 2), ddof=1), rtol=1e-3)
 
 
-def test_recalibrated_run_is_evaluated_like_any_other(finished, tmp_path):
+def test_run_with_precise_bn_is_evaluated_like_any_other(finished, tmp_path):
     workdir, state = finished
     before, after = precise_bn_workdir(workdir, tmp_path / 'out')
     assert before == {k: v for k, v in evaluate_workdir(workdir).items() if k != 'step'}
     assert after == {k: v for k, v in evaluate_workdir(tmp_path / 'out').items() if k != 'step'}
-    recalibrated = load_run(tmp_path / 'out')[1]
+    recalibrated = load_state(tmp_path / 'out')
     for got, averaged in zip(
         *map(jax.tree.leaves, (recalibrated.params, state.ema['params'])), strict=True
     ):
@@ -166,26 +172,26 @@ def test_recalibrated_run_is_evaluated_like_any_other(finished, tmp_path):
         precise_bn_workdir(workdir, tmp_path / 'out')
 
 
-def test_what_has_no_batch_norm_is_not_recalibrated():
+def test_what_has_no_batch_norm_has_no_precise_bn():
     setup = build_setup(load_config(None, {'model.name': 'alexnet', 'model.width_multiplier': 0.02,
                                        'data.image_size': 63, 'batch_size': 8}))  # fmt: skip
     with pytest.raises(UserError, match='alexnet has no BatchNorm'):
-        compute_precise_bn(setup, setup.init_state())
+        compute_precise_bn(setup, setup.init_state().eval_variables)
 
 
 def _steps(count=3, **options):
     """Returns the states after each of the first steps, in float64, on one device."""
     config = load_config(None, TINY | {'batch_size': 32, 'batch_norm.group_size': 8} | options)
     setup = build_setup(config)
-    layout = parallel.create_layout(config, jax.devices()[:1])
+    layout = create_layout(config, jax.devices()[:1])
     model = setup.model.clone(dtype='float64')
     widen = lambda x: x.astype('float64') if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     step = parallel.parallelize_train_step(
-        steps.make_train_step(setup.config, model, setup.optimizer), layout
+        make_train_step(resolve(config, setup), model, setup.optimizer), layout
     )
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     states = []
-    batches = make_train_batches(setup.config, setup.dataset.train)(0)
+    batches = make_train_batches(config, setup.dataset.train)(0)
     for _, batch in zip(
         range(count), parallel.microbatches_to_devices(batches, layout), strict=False
     ):
@@ -213,5 +219,5 @@ def test_averages_are_those_of_a_plain_loop():
             mean = jax.tree.map(lambda m, p, d=decay: d * m + (1 - d) * p, mean, state.params)
     for got, expected in zip(*map(jax.tree.leaves, (states[-1].ema['params'], mean)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-9)
-    assert states[-1].evaluated is states[-1].ema
-    assert optimizers.update_ema({}, {}, 0, None) == {}
+    assert states[-1].eval_variables is states[-1].ema
+    assert update_ema({}, {}, 0, 0.5) == {}

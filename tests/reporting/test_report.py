@@ -250,7 +250,7 @@ def test_a_comparison_counts_what_only_one_has_right(cases, pages):
     cells = [c.to_text().strip() for c in document.query('#comparison table')[1].query('tbody td')]
     assert cells[:2] == [str((ours & ~theirs).sum()), str((theirs & ~ours).sum())]
     rows = [node.to_text() for node in document.query('#comparison table.options tbody code')]
-    first, second = (dict(flatten(run.config)) for run in runs)
+    first, second = (run.options for run in runs)
     assert rows == [key for key in first if first[key] != second[key]]
 
 
@@ -260,8 +260,8 @@ def test_the_command_makes_the_same_config(cases, name):
     words = shlex.split(tables.repeating_command(run).replace('\\\n', ' '))
     assert words[:3] == ['python', '-m', 'flaxcls.main']
     config = flaxcls.load_config(None, parse_overrides(words[4:], []))
-    config.model.num_classes = run.config.model.num_classes
-    assert dict(flatten(config)) == dict(flatten(run.config))
+    config.model.num_classes = run.options['model.num_classes']
+    assert dict(flatten(config)) == run.options
 
 
 def _predictions(labels, logits):

@@ -13,11 +13,12 @@ import submitit  # noqa: F401 - imported within a test, it closes the stream tha
 from flaxcls.commands import sweep
 from flaxcls.config import files
 from flaxcls.config.config_dict import flatten
+from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
-from flaxcls.models import from_config
 from flaxcls.sweeping import commands, expand, slurm
 from flaxcls.sweeping.definition import Sweep, values, zipped
 from flaxcls.system import cli
+from flaxcls.training.from_config import create_network
 from tests.helpers.small_sweep import DEPTH, ROOT, SMALL, WIDTH
 
 FILES = sorted(pathlib.Path('experiments/sweeps').glob('*.py'))
@@ -37,7 +38,7 @@ def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
         assert found.base_of(cell) in cells
     assert any(found.base_of(cell) != cell for cell in cells)
     for run in runs:
-        from_config.model_from_config(run.config)
+        create_network(load_config(run.experiment, run.overrides))
 
 
 def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels():
@@ -49,7 +50,7 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
     # Seed by seed.
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
     for run in runs:
-        levels, given = dict(run.cell.levels), dict(flatten(run.config))
+        levels, given = dict(run.cell.levels), run.options
         wanted = {'num_epochs': 7, 'batch_size': 32, 'seed': run.seed}
         for axis, level in levels.items():
             wanted |= found.axes[axis][level]

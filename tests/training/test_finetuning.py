@@ -9,17 +9,17 @@ from flax.traverse_util import flatten_dict
 import flaxcls
 from benchmarks.parity_cases import make_tensor
 from flaxcls.config.files import load_config
-from flaxcls.config.options import set_option
+from flaxcls.config.config_dict import set_option
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.patterns import matches
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.training.freezing import merge_frozen, split_frozen
-from flaxcls.training.restore import load_run
 from flaxcls.training.setup import build_setup
 from flaxcls.training.torch_weights import import_weights
 from flaxcls.weights.state_dict import torch_layout
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import load_state
 
 # ResNet-18 with two stages of one block, and few channels.
 SMALL = {'model.stage_sizes': '1,1', 'model.width_multiplier': 0.125}
@@ -106,7 +106,7 @@ def test_resuming_needs_the_first_weights_no_more(imported, tmp_path):
     config.num_epochs = 2
     longer, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
     assert int(longer.step) == 2 * int(state.step)
-    assert int(load_run(tmp_path / 'run')[1].step) == int(longer.step)
+    assert int(load_state(tmp_path / 'run').step) == int(longer.step)
 
 
 @pytest.mark.parametrize(

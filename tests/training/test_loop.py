@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 
 import flaxcls
-from flaxcls.config.options import set_option
-from flaxcls.data import pipeline
+from flaxcls.config.config_dict import set_option
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.system.files import locked_folder
 from flaxcls.system.signals import SignalFlag
 from flaxcls.training import loop
-from flaxcls.training import steps as steps_lib
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
 from flaxcls.training.logging import MetricsWriter, read_metrics
 from flaxcls.training.restore import evaluate_workdir, load_run
 from flaxcls.training.setup import build_setup
 from tests.helpers.configs import TINY
+from tests.helpers.unpack import load_state
 
 # Of records that two equal runs share; the others are times.
 TIMED = {'train/images_per_second', 'train/data_wait_fraction'}
@@ -119,25 +118,23 @@ def test_evaluation_repeats_trainings_last_value_exactly(finished):
     values = evaluate_workdir(workdir)
     last = [record for record in history if 'val/loss' in record][-1]
     assert values == {k: v for k, v in last.items() if k != 'epoch'}
-    assert fingerprint(load_run(workdir)[1]) == fingerprint(state)
+    assert fingerprint(load_state(workdir)) == fingerprint(state)
 
 
 def test_ten_crops_are_each_classified_and_their_probabilities_averaged(finished):
     _, workdir, _, _ = finished
     overrides = {'data.eval_crop_fraction': 0.8, 'data.image_size': 8, 'data.eval_crops': 'ten'}
-    setup, state = load_run(workdir, overrides=overrides)
-    batch = next(pipeline.make_eval_batches(setup.config, setup.dataset.val)())
+    run = load_run(workdir, overrides=overrides)
+    batch = next(run.setup.make_eval_batches()())
     assert batch['image'].shape[1:] == (10, 10, 3)
-    logits = jax.jit(steps_lib.make_classify(setup.config, setup.model))(
-        state.eval_variables, batch['image']
-    )
-    one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'})[0].config
-    classify = jax.jit(steps_lib.make_classify(one_crop, setup.model))
+    logits = jax.jit(run.setup.classify)(run.variables, batch['image'])
+    one_crop = load_run(workdir, overrides=overrides | {'data.eval_crops': 'center'}).setup
+    classify = jax.jit(one_crop.classify)
     expected = 0
     for top, left in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1)):
         crop = batch['image'][:, top : top + 8, left : left + 8]
         for image in (crop, crop[:, :, ::-1]):
-            expected += jax.nn.softmax(classify(state.eval_variables, image)) / 10
+            expected += jax.nn.softmax(classify(run.variables, image)) / 10
     np.testing.assert_allclose(jax.nn.softmax(logits), expected, rtol=1e-4, atol=1e-6)
     assert evaluate_workdir(workdir, overrides=overrides)['val/count'] == 359
 

@@ -11,8 +11,7 @@ from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.registry import create_model
-from flaxcls.training.optimizers import make_optimizer, param_groups
-from flaxcls.training.schedules import make_schedule, peak_learning_rate
+from tests.helpers.unpack import make_optimizer, make_schedule, param_groups, peak_learning_rate
 
 PER_EPOCH = 10
 

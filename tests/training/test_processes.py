@@ -21,10 +21,10 @@ from flaxcls.system.signals import SignalFlag
 from flaxcls.training import loop
 from flaxcls.training.checkpoints import fingerprint
 from flaxcls.training.logging import read_metrics
-from flaxcls.training.restore import load_run
 from flaxcls.training.run_record import read_record
 from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
+from tests.helpers.unpack import load_state
 
 EXPERIMENT = 'experiments/digits_resnet20.py'
 FLAGS = [f'--config.{key}={value}' for key, value in TINY.items()]
@@ -94,14 +94,14 @@ def test_two_processes_of_two_devices_are_one_of_four_and_one_device(tmp_path):
     assert 'final: ' in out
     (part,) = read_record(workdir)['parts']
     assert part['device'].startswith('2 processes, each on ')
-    state = load_run(workdir)[1]
+    state = load_state(workdir)
     for devices in (4, 1):
         code, _, err = _finish([_start(tmp_path / str(devices), *FEW_ROUNDINGS, devices=devices)])[
             0
         ]
         assert code == 0, err
         _assert_same_run(tmp_path / str(devices), workdir)
-        other = load_run(tmp_path / str(devices))[1]
+        other = load_state(tmp_path / str(devices))
         for got, expected in zip(*map(jax.tree.leaves, (other, state)), strict=True):
             assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max() + 1e-7
 
@@ -120,7 +120,7 @@ def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
     assert 'a signal to another process' in ends[0][2]
     assert ends[1][2].startswith('SIGUSR1: ')
     step = int(stops[0].split()[1])
-    assert int(load_run(workdir)[1].step) == step
+    assert int(load_state(workdir).step) == step
 
 
 @pytest.mark.parametrize('dead', [pytest.param(0, marks=pytest.mark.slow), 1])
@@ -249,7 +249,7 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
     assert 'It is passed over' in said
     assert 'Resuming at step 28.' in said
     assert fingerprint(again) == fingerprint(state)
-    assert fingerprint(load_run(tmp_path / 'run')[1]) == fingerprint(state)
+    assert fingerprint(load_state(tmp_path / 'run')) == fingerprint(state)
     assert os.listdir(tmp_path / 'run/damaged_checkpoints') == [newest]
 
 

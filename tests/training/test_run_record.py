@@ -11,15 +11,10 @@ from flaxcls.config.files import load_config
 from flaxcls.config.options import keys_of
 from flaxcls.errors import Stopped
 from flaxcls.system import host_info
-from flaxcls.training.run_record import (
-    RunRecord,
-    experiment_hash,
-    experiment_options,
-    read_record,
-    recorded_experiment,
-)
-from flaxcls.training.setup import build_setup
+from flaxcls.training.run_record import RunRecord, experiment_hash, read_record, recorded_experiment
+from flaxcls.training.setup import build_setup, resolve
 from tests.helpers.configs import EXPERIMENTS, TINY
+from tests.helpers.unpack import experiment_options
 
 OTHER = {bool: lambda v: not v, int: lambda v: v + 3, float: lambda v: v + 0.5,
          str: lambda v: v + 'x', tuple: lambda v: (*v, 7.0)}  # fmt: skip
@@ -66,7 +61,7 @@ def test_a_record_from_before_an_option_was_added_counts_where_that_has_its_defa
 
 def test_the_hash_is_the_same_when_a_run_has_filled_in_what_was_left_open():
     config = load_config(None, TINY | {'data.image_size': None})
-    resolved = build_setup(config).config
+    resolved = resolve(config, build_setup(config))
     assert (resolved.data.image_size, resolved.model.num_classes) == (32, 10)
     assert experiment_options(resolved) == experiment_options(config)
 
@@ -94,8 +89,8 @@ def test_the_record_of_an_interrupted_run_tells_of_both_parts(tmp_path, monkeypa
 
 def test_a_record_ahead_of_its_checkpoint_ends_where_the_run_goes_on(tmp_path):
     config, val = load_config(None, TINY), {'val/accuracy': 0.5}
-    RunRecord(tmp_path, config, from_step=0, total_steps=44).update(44, val)
-    RunRecord(tmp_path, config, from_step=22, total_steps=44).update(30, None)
+    RunRecord(tmp_path, dict(flatten(config)), from_step=0, total_steps=44).update(44, val)
+    RunRecord(tmp_path, dict(flatten(config)), from_step=22, total_steps=44).update(30, None)
     record = read_record(tmp_path)
     steps = [(part['from_step'], part['to_step']) for part in record['parts']]
     assert steps == [(0, 22), (22, 30)]

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from flaxcls.training.restore import load_run
 from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
 from tests.helpers.slurm_cluster import ask, needs_slurm, wait_for
+from tests.helpers.unpack import load_state
 
 SCRIPT = 'experiments/slurm/train.sh'
 pytestmark = needs_slurm
@@ -52,7 +52,7 @@ def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     ).stdout  # fmt: skip
     digest = straight.split('state sha256 ')[1].split()[0]
     assert f'state sha256 {digest}' in text
-    assert int(load_run(run)[1].step) == 6 * 22
+    assert int(load_state(run).step) == 6 * 22
 
 
 def test_script_is_valid_and_says_what_it_runs():
