@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from flaxcls.system.host_memory import garbage_collection_paused
 
@@ -194,8 +195,11 @@ def trace_initialization(model: nn.Module, image_size: int) -> Initialization:
 
     key = jax.eval_shape(jax.random.key, 0)  # A real one would take the devices.
     traced, (abstract, *outputs) = jax.make_jaxpr(init, return_shape=True)(key)
-    results = traced.jaxpr.outvars[len(jax.tree.leaves(abstract)) :]
-    program = _needed_part(traced.replace(jaxpr=traced.jaxpr.replace(outvars=results)))
+    of_variables = len(jax.tree.leaves(abstract))
+    wanted = [place >= of_variables for place in range(len(traced.jaxpr.outvars))]
+    # Without the forward pass, and all else that no result depends on.
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, wanted, instantiate=True)
+    program = core.ClosedJaxpr(needed, traced.consts)
     fills = {place: draw.fill for place, draw in draws.items()}
     return Initialization(abstract, fills, program, jax.tree.structure(outputs))
 
@@ -208,18 +212,6 @@ def abstract_variables(model: nn.Module, image_size: int) -> dict[str, Any]:
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Returns a network's variables before training; see `Initialization.draw`."""
     return trace_initialization(model, image_size).draw(key)
-
-
-def _needed_part(traced: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """Leaves out the forward pass, and all else that no result depends on."""
-    jaxpr = traced.jaxpr
-    variables = lambda atoms: {atom for atom in atoms if isinstance(atom, core.Var)}  # noqa: E731
-    needed, kept = variables(jaxpr.outvars), []
-    for equation in reversed(jaxpr.eqns):
-        if needed & variables(equation.outvars):
-            needed |= variables(equation.invars)
-            kept.append(equation)
-    return traced.replace(jaxpr=jaxpr.replace(eqns=kept[::-1]))
 
 
 def _on_cpu() -> contextlib.AbstractContextManager:
