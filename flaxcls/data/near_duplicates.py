@@ -1,6 +1,5 @@
 """Finding images that look alike, without comparing each to each."""
 
-import collections
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -63,17 +62,11 @@ def groups_of_equals(keys: np.ndarray) -> Iterator[np.ndarray]:
 
 def linked(pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     """Returns the groups that pairs (i, j) link together, each in rising order."""
-    parent: dict[int, int] = {}
+    from scipy.cluster.hierarchy import DisjointSet  # noqa: PLC0415 - slow to import
 
-    def root(index: int) -> int:
-        while parent.setdefault(index, index) != index:
-            index = parent[index]
-        return index
-
+    groups = DisjointSet()
     for first, other in pairs:
-        low, high = sorted((root(first), root(other)))
-        parent[high] = low
-    groups = collections.defaultdict(list)
-    for index in sorted(parent):
-        groups[root(index)].append(index)
-    return list(groups.values())
+        groups.add(first)
+        groups.add(other)
+        groups.merge(first, other)
+    return sorted(sorted(group) for group in groups.subsets())

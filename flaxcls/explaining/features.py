@@ -64,6 +64,7 @@ def nearest_neighbours(features: np.ndarray, queries: np.ndarray, k: int) -> np.
     """
     if not 1 <= k <= len(features):
         raise UserError(f'k={k} neighbours are not among {len(features)}; choose 1 to that many.')
+    # scikit-learn's NearestNeighbors orders equal ones at random, as of images given twice.
     features, queries = (
         x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (features, queries)
     )

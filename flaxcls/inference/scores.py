@@ -38,15 +38,17 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     Raises:
       ValueError: a label or an answer is no class.
     """
+    from sklearn import metrics  # noqa: PLC0415 - slow to import
+
     both = np.concatenate([labels, predicted])
-    if both.min() < 0 or both.max() >= num_classes:
+    if both.min() < 0 or both.max() >= num_classes:  # scikit-learn leaves such examples out.
         raise ValueError(f'classes are 0 to {num_classes - 1}, not {both.min()} to {both.max()}.')
-    cells = np.asarray(labels, np.int64) * num_classes + predicted
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
 
 
 def log_loss(labels: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> float:
     """Returns the mean cross-entropy, in nats, of the softmax of logits / temperature."""
+    # scikit-learn's takes probabilities and clips them: of float64 no example loses more than 36.
     from scipy.special import logsumexp  # noqa: PLC0415 - slow to import
 
     return float(np.mean(logsumexp(_relative(labels, logits) / temperature, axis=1)))
@@ -60,6 +62,7 @@ def _relative(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 def top_k_accuracy(labels: np.ndarray, logits: np.ndarray, k: int) -> float:
     """Returns how often the label is among the k best; of equal logits, the first is better."""
+    # Of equal logits scikit-learn takes the last; it refuses two classes, and sorts all of them.
     own = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1]) < labels[:, None]
     better = (logits > own) | ((logits == own) & earlier)
