@@ -205,7 +205,7 @@ def test_what_does_not_fit_is_refused(classifier):
     for call in (
         lambda: integrated_gradients(classifier, images, steps=0),
         lambda: smooth_grad(classifier, images, samples=0),
-        lambda: occlusion(classifier, images, meter=0),
+        lambda: occlusion(classifier, images, window=0),
         lambda: occlusion(classifier, images, stride=-1),
     ):
         with pytest.raises(UserError, match='is no positive number'):
