@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
+import platformdirs
 
 from flaxcls.errors import UserError
 
@@ -78,9 +79,9 @@ def take(file: IO[str]) -> None:
 
 
 def user_cache_path(kind: str, key: str) -> pathlib.Path:
-    """Returns the file for `key` in $XDG_CACHE_HOME/flaxcls/KIND, which need not exist."""
-    root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-    return root / 'flaxcls' / kind / hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+    """Returns the file for `key` in the user's cache of flaxcls, which need not exist."""
+    root = platformdirs.user_cache_path('flaxcls')
+    return root / kind / hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
 
 
 def load_or_none(path: pathlib.Path) -> np.ndarray | None:

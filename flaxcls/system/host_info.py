@@ -8,6 +8,7 @@ import subprocess
 import jax
 
 import flaxcls
+from flaxcls.system.processor import processor_name
 from flaxcls.system.threads import count_cores
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
@@ -25,16 +26,7 @@ def describe_devices() -> str:
 def describe_cores() -> str:
     """Returns what this process may use of the processor, as in '2 cores of AMD EPYC'."""
     cores = count_cores()
-    return f'{cores} {"core" if cores == 1 else "cores"} of {_processor()}'
-
-
-def _processor() -> str:
-    try:
-        lines = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines()
-    except OSError:  # Not Linux.
-        return platform.processor() or platform.machine()
-    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.machine()
+    return f'{cores} {"core" if cores == 1 else "cores"} of {processor_name()}'
 
 
 def find_commit() -> str | None:

@@ -8,21 +8,26 @@ from flaxcls.system.compilation_cache import keep_compiled_programs
 from tests.helpers.environment import with_devices
 
 
-def test_programs_are_kept_in_the_users_cache_folder_unless_they_name_another(tmp_path):
-    environment = {'XDG_CACHE_HOME': str(tmp_path)}
-    keep_compiled_programs(environment)
-    folder = environment['JAX_COMPILATION_CACHE_DIR']
+def test_programs_are_kept_in_the_users_cache_folder_unless_they_name_another(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')  # And restored.
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    keep_compiled_programs()
+    folder = os.environ['JAX_COMPILATION_CACHE_DIR']
     assert folder.startswith(f'{tmp_path}/flaxcls/xla-') and os.path.isdir(folder)
-    named = {'JAX_COMPILATION_CACHE_DIR': '/elsewhere'}
-    keep_compiled_programs(named)
-    assert named == {'JAX_COMPILATION_CACHE_DIR': '/elsewhere'}
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/elsewhere')
+    keep_compiled_programs()
+    assert os.environ['JAX_COMPILATION_CACHE_DIR'] == '/elsewhere'
 
 
-def test_a_folder_that_cannot_be_made_keeps_none(tmp_path):
+def test_a_folder_that_cannot_be_made_keeps_none(monkeypatch, tmp_path):
     (tmp_path / 'file').touch()
-    environment = {'XDG_CACHE_HOME': str(tmp_path / 'file')}
-    keep_compiled_programs(environment)
-    assert 'JAX_COMPILATION_CACHE_DIR' not in environment
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    keep_compiled_programs()
+    assert 'JAX_COMPILATION_CACHE_DIR' not in os.environ
 
 
 def test_a_run_finds_the_programs_of_the_one_before(tmp_path):
