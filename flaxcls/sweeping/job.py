@@ -114,17 +114,16 @@ class Job:
 
     def _wait_until_free(self) -> None:
         """Waits for a run that a sweep before this one has left, and that may still be saving."""
-        with files.open_lock(self._workdir) as file:
-            until = time.monotonic() + _WAIT_FOR_OTHER
-            while not self._asked and time.monotonic() < until:
-                try:
-                    files.take(file)
-                    return
-                except BlockingIOError:
-                    time.sleep(_LOOK_SECONDS)
-                    self._stop_without_starter()
-                except OSError:  # Some network file systems have no locks; the run says so.
-                    return
+        lock = files.folder_lock(self._workdir)
+        try:
+            lock.acquire(_WAIT_FOR_OTHER, _LOOK_SECONDS, cancel_check=self._is_to_stop)
+            lock.release()
+        except OSError:  # It is still there, or there are no locks: the run says which.
+            return
+
+    def _is_to_stop(self) -> bool:
+        self._stop_without_starter()
+        return self._asked
 
     def _make_environment(self) -> dict[str, str]:
         environment = dict(os.environ)

@@ -1,17 +1,19 @@
 """Files and folders: where a command may write, atomic writes, locks, the user's cache."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import IO
+from typing import TYPE_CHECKING
 
 import numpy as np
 import platformdirs
 
 from flaxcls.errors import UserError
+
+if TYPE_CHECKING:
+    import filelock
 
 LONGEST_NAME = 100  # Characters of a folder's name, which some file systems bound.
 
@@ -56,10 +58,14 @@ def locked_folder(folder: pathlib.Path, does: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f'--workdir={folder} is a file, or lies below one.') from None
-    with open_lock(folder) as file:
+    import filelock  # noqa: PLC0415 - slow to import
+
+    lock = folder_lock(folder)
+    pathlib.Path(lock.lock_file).touch()  # Where nothing can be written, locks are not to blame.
+    with contextlib.ExitStack() as stack:
         try:
-            take(file)
-        except BlockingIOError:
+            stack.enter_context(lock.acquire(blocking=False))
+        except filelock.Timeout:
             raise UserError(
                 f'another {does} in {str(folder)!r}; wait for it, or choose another --workdir.'
             ) from None
@@ -68,14 +74,12 @@ def locked_folder(folder: pathlib.Path, does: str) -> Iterator[None]:
         yield
 
 
-def open_lock(folder: pathlib.Path) -> IO[str]:
-    """Returns the open file of a folder's lock, which ends when the file is closed."""
-    return (folder / '.lock').open('w')
+def folder_lock(folder: pathlib.Path) -> 'filelock.FileLock':
+    """Returns the lock of a folder, not yet acquired; it ends with the process that has it."""
+    import filelock  # noqa: PLC0415 - slow to import
 
-
-def take(file: IO[str]) -> None:
-    """Takes a lock; raises BlockingIOError if another has it, OSError where there are no locks."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # A soft lock would outlive a process that is killed.
+    return filelock.FileLock(folder / '.lock', fallback_to_soft=False)
 
 
 def user_cache_path(kind: str, key: str) -> pathlib.Path:
