@@ -5,6 +5,7 @@ import csv
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -70,30 +71,32 @@ def _read_rows(path: pathlib.Path) -> list[dict[str, str]]:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'config.data.source: {str(path)!r} cannot be read ({error}).') from None
-    header = lines[0] if lines else ''
     for delimiter in _DELIMITERS:
-        columns = [column.strip().lower() for column in header.split(delimiter)]
-        if {'path', 'label'} <= set(columns):
+        table = csv.DictReader(lines, delimiter=delimiter)
+        table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+        if {'path', 'label'} <= set(table.fieldnames):
             break
     else:
         raise UserError(
             f'the first line of {str(path)!r} must name the columns path,label or '
-            f'path,label,split; it is {header!r}.'
+            f'path,label,split; it is {lines[0] if lines else ""!r}.'
         )
-    table = csv.reader(lines[1:], delimiter=delimiter)
-    rows = [_to_row(path, columns, cells, table.line_num + 1) for cells in table if cells]
+    rows = [_to_row(path, row, table.line_num) for row in table]
     if not rows:
         raise UserError(f'{str(path)!r} has no rows below its first line.')
     return rows
 
 
-def _to_row(path: pathlib.Path, columns: list[str], cells: list[str], line: int) -> dict[str, str]:
-    row = dict(zip(columns, (cell.strip() for cell in cells), strict=False))
-    missing = [name for name in ('path', 'label', 'split') if name in columns and not row.get(name)]
-    if missing or len(cells) != len(columns):
-        what = f'no {missing[0]}' if missing else f'{len(cells)} cells for {len(columns)} columns'
-        raise UserError(f'line {line} of {str(path)!r} has {what}.')
-    return row | {'path': os.path.join(path.parent, row['path'])}
+def _to_row(path: pathlib.Path, row: dict[str | None, Any], line: int) -> dict[str, str]:
+    surplus = len(row.pop(None, []))
+    cells = {name: cell.strip() for name, cell in row.items() if cell is not None}
+    missing = [name for name in ('path', 'label', 'split') if name in row and not cells.get(name)]
+    if missing or surplus or len(cells) < len(row):
+        count = f'{len(cells) + surplus} cells for {len(row)} columns'
+        raise UserError(
+            f'line {line} of {str(path)!r} has {f"no {missing[0]}" if missing else count}.'
+        )
+    return cells | {'path': os.path.join(path.parent, cells['path'])}
 
 
 def _to_split(rows: list[dict[str, str]], names: list[str]) -> FileSplit:
