@@ -12,6 +12,7 @@ import numpy as np
 from flaxcls.data import images
 from flaxcls.data.datasets import Dataset, Split
 from flaxcls.data.near_duplicates import groups_of_equals, linked, near_pairs, thumbnail
+from flaxcls.system.text import table
 from flaxcls.system.threads import map_in_threads
 
 SPLITS = ('train', 'val')
@@ -173,14 +174,15 @@ def _is_odd(look: Look) -> bool:
 
 def describe_report(report: Report, classes_shown: int = _CLASSES_SHOWN) -> Iterator[str]:
     """Yields the lines of a report for the terminal."""
-    width = max(len('class'), *(len(entry['name']) for entry in report.classes))
-    yield f'{"class":<{width}} {"train":>8} {"val":>8}'
-    for entry in report.classes[:classes_shown]:
-        yield f'{entry["name"]:<{width}} {entry["train"]:>8,} {entry["val"]:>8,}'
+    shown = [(entry['name'], *(entry[split] for split in SPLITS)) for entry in report.classes]
+    totals = [sum(numbers) for numbers in list(zip(*shown, strict=True))[1:]]
+    shown = [*shown[:classes_shown], ('all', *totals)]
+    rows = [(name, *(f'{count:,}' for count in counts)) for name, *counts in shown]
+    *classes, total = table([('class', *SPLITS), *rows], '<>>')
+    yield from classes
     if len(report.classes) > classes_shown:
         yield f'... and {len(report.classes) - classes_shown} more classes; --json has all.'
-    totals = [sum(entry[split] for entry in report.classes) for split in SPLITS]
-    yield f'{"all":<{width}} {totals[0]:>8,} {totals[1]:>8,}'
+    yield total
     yield 'formats: ' + ', '.join(f'{count:,} {name}' for name, count in report.formats.items())
     sizes = (f'{name} {h} x {w}' for name, (h, w) in report.sizes.items())
     yield f'height x width: {", ".join(sizes)}'

@@ -8,6 +8,7 @@ import numpy as np
 from flaxcls.errors import UserError
 from flaxcls.inference import scores
 from flaxcls.inference.predictions import Predictions
+from flaxcls.system.text import table
 
 _MOST_CLASSES, _MOST_CONFUSIONS = 40, 10
 
@@ -70,20 +71,17 @@ def class_table(predictions: Predictions, most: int = _MOST_CLASSES) -> str:
       most: lines; what is left out is said.
     """
     names = predictions.class_names
-    table = scores.class_scores(predictions.labels, predictions.predicted, len(names))
-    present = np.nonzero(table.support)[0]
-    order = present[np.argsort(table.f1[present], kind='stable')]
-    width = max(len(names[index]) for index in [*order[:most], order[0]])
-    width = max(width, len('class'))
-    lines = [f'{"class":<{width}} {"images":>7} {"precision":>10} {"recall":>8} {"F1":>8}']
+    found = scores.class_scores(predictions.labels, predictions.predicted, len(names))
+    present = np.nonzero(found.support)[0]
+    order = present[np.argsort(found.f1[present], kind='stable')]
+    rows = [('class', 'images', 'precision', 'recall', 'F1')]
     for index in order[:most]:
-        lines.append(
-            f'{names[index]:<{width}} {table.support[index]:>7} {table.precision[index]:>10.2%} '
-            f'{table.recall[index]:>8.2%} {table.f1[index]:>8.2%}'
-        )
+        shares = (of_classes[index] for of_classes in (found.precision, found.recall, found.f1))
+        rows.append((names[index], found.support[index], *map('{:.2%}'.format, shares)))
+    lines = table(rows, '<>>>>')
     if len(order) > most:
         lines.append(
-            f'The other {len(order) - most} classes have an F1 of {table.f1[order[most]]:.2%} or '
+            f'The other {len(order) - most} classes have an F1 of {found.f1[order[most]]:.2%} or '
             'more.'
         )
     if len(present) < len(names):
@@ -125,18 +123,13 @@ def comparison(runs: Sequence[tuple[str, Predictions]], top_k: int) -> str:
     for name, other in runs[1:]:
         require_same_examples(first_name, first, name, other)
     k = min(top_k, len(first.class_names))
-    width = max(len(name) for name, _ in [*runs, ('run', first)])
-    lines = [
-        f'{"run":<{width}} {"step":>8} {"accuracy":>9} {"95% interval":>18} '
-        f'{f"top-{k}":>8} {"loss":>8} {"ECE":>7}'
-    ]
+    rows = [('run', 'step', 'accuracy', '95% interval', f'top-{k}', 'loss', 'ECE')]
     for name, run in runs:
         result = result_of(run, top_k)
         interval = '{:.2%}-{:.2%}'.format(*result.interval)
-        lines.append(
-            f'{name:<{width}} {result.step:>8} {result.accuracy:>9.2%} {interval:>18} '
-            f'{result.top_k[1]:>8.2%} {result.loss:>8.4f} {result.ece:>7.2%}'
-        )
+        shares = f'{result.accuracy:.2%}', interval, f'{result.top_k[1]:.2%}'
+        rows.append((name, result.step, *shares, f'{result.loss:.4f}', f'{result.ece:.2%}'))
+    lines = table(rows, '<>>>>>>')
     lines.append(f"against {first_name} on the same {len(first.labels)} images, McNemar's test:")
     for name, run in runs[1:]:
         test = scores.mcnemar(first.correct, run.correct)

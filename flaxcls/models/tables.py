@@ -3,16 +3,16 @@
 from flaxcls.config.option import require_choice
 from flaxcls.models.registry import MODELS, create_model, require_image_size
 from flaxcls.models.summary import count_cost, list_layers
+from flaxcls.system.text import table
 
 
 def model_table() -> str:
     """Returns a line for each network: what it costs at its paper's image size, and the paper."""
-    form = '{:<20} {:>14} {:>8} {:>14} {:>7}  {}'
-    lines = [form.format('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
+    rows = [('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
     for name, row in MODELS.items():
         numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
-        lines.append(form.format(name, *numbers, row.image_size, row.paper))
-    return '\n'.join(lines)
+        rows.append((name, *numbers, row.image_size, row.paper))
+    return '\n'.join(table(rows, '<>>>><'))
 
 
 def layer_table(name: str, image_size: int | None = None) -> str:
@@ -25,15 +25,14 @@ def layer_table(name: str, image_size: int | None = None) -> str:
     size = image_size or MODELS[name].image_size
     model = create_model(name)
     require_image_size(model, name, size)
-    form = '{:<28} {:<10} {:>16} {:>12} {:>10}'
-    lines = [form.format('layer', '', 'output', 'parameters', 'MMACs')]
+    rows = [('layer', '', 'output', 'parameters', 'MMACs')]
     for layer in list_layers(model, size):
         output = 'x'.join(map(str, layer.output[1:]))
         mmacs = f'{layer.macs / 1e6:.2f}' if layer.macs else ''
-        lines.append(form.format(layer.path, layer.kind, output, f'{layer.parameters:,}', mmacs))
+        rows.append((layer.path, layer.kind, output, f'{layer.parameters:,}', mmacs))
     cost = count_cost(model, size)
-    lines.append(
+    about = (
         f'{name} at {size}x{size}: {cost.parameters:,} parameters, {cost.macs / 1e9:.4f} GMACs, '
         f'{cost.activations / 1e6:.2f} M activations; {MODELS[name].paper}'
     )
-    return '\n'.join(lines)
+    return '\n'.join([*table(rows, '<<>>>'), about])

@@ -1,6 +1,5 @@
 """What a run would be and what it would cost, with nothing computed."""
 
-import datetime
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.models.summary import Cost, count_cost
 from flaxcls.planning.compiled import StepResources, compile_train_step, step_resources
 from flaxcls.planning.hardware import LEAST_EFFORT, Chip, Hardware, is_tpu, open_hardware
-from flaxcls.system.text import gib
+from flaxcls.system.text import clock, gib
 from flaxcls.training.dataset import open_configured_dataset
 from flaxcls.training.from_config import split_spec
 from flaxcls.training.setup import Setup, build_setup
@@ -235,7 +234,7 @@ def _describe_time(plan: Plan, limits: dict[str, float]) -> Iterator[str]:
     setup = plan.setup
     limit, seconds = max(limits.items(), key=lambda item: item[1])
     rate = setup.batch_size / seconds
-    whole = datetime.timedelta(seconds=round(seconds * setup.total_steps))
+    whole = clock(seconds * setup.total_steps)
     parts = ', '.join(f'{name} {value * 1e3:.1f} ms' for name, value in limits.items())
     yield (
         f'time            at least {seconds * 1e3:.1f} ms a step ({parts}): at most {rate:,.0f} '

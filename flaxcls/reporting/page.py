@@ -154,7 +154,7 @@ def option_value(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as in 1 h 5 min, 3 min 20 s or 42 s."""
+    """Returns a time as in 1 h 5 min, 3 min 20 s or 42 s; humanize's is too long for a column."""
     seconds = round(seconds)
     hours, minutes, rest = seconds // 3600, seconds // 60 % 60, seconds % 60
     if hours:

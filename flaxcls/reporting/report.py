@@ -8,26 +8,22 @@ from collections.abc import Sequence
 from flaxcls.reporting import page
 from flaxcls.reporting.runs import ReportedRun, load_reported_run
 from flaxcls.system.files import require_place, write_atomically
+from flaxcls.system.text import table
 from flaxcls.training.workdir import load_stored_config, require_different
 
 _PAGE = 'report.html'
 
 
-def table(runs: Sequence[ReportedRun]) -> str:
+def summary(runs: Sequence[ReportedRun]) -> str:
     """Returns a table with a line for each run: network, data, epochs, validation accuracy."""
-    lines = [
-        f'{"run":<32} {"network":<20} {"data":<16} {"epochs":>6} {"val/accuracy":>13} {"best":>8}'
-    ]
+    rows = [('run', 'network', 'data', 'epochs', 'val/accuracy', 'best')]
     for run in runs:
-        reached = f'{"-":>6} {"-":>13} {"-":>8}'
+        reached = '-', '-', '-'
         if run.best:
-            last = run.evaluations[-1]
-            reached = (
-                f'{last["epoch"]:>6g} {last["val/accuracy"]:>13.2%} '
-                f'{run.best["val/accuracy"]:>8.2%}'
-            )
-        lines.append(f'{run.workdir:<32} {run.model_name:<20} {run.source:<16} {reached}')
-    return '\n'.join(lines)
+            last, best = run.evaluations[-1], run.best['val/accuracy']
+            reached = f'{last["epoch"]:g}', f'{last["val/accuracy"]:.2%}', f'{best:.2%}'
+        rows.append((run.workdir, run.model_name, run.source, *reached))
+    return '\n'.join(table(rows, '<<<>>>'))
 
 
 def write_report(
@@ -81,7 +77,7 @@ def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
 
 
 def _tell(path: pathlib.Path, runs: Sequence[ReportedRun]) -> None:
-    print(table(runs))
+    print(summary(runs))
     for run in runs:
         for reason in dict.fromkeys(run.why.values()):
             print(f'Note: in {run.workdir}, {reason}')

@@ -1,9 +1,7 @@
 """What each cell of a sweep costs, from the plan of one of its runs; nothing is compiled."""
 
-import datetime
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from flaxcls.config.files import load_config
 from flaxcls.data.datasets import Dataset
@@ -11,6 +9,7 @@ from flaxcls.errors import UserError
 from flaxcls.planning.estimate import create_plan, open_or_published
 from flaxcls.sweeping.definition import Cell, SweepRun
 from flaxcls.sweeping.results import Outcome, remaining_seconds
+from flaxcls.system.text import clock, table
 
 Costs = Mapping[Cell, Mapping[str, float]]
 
@@ -62,17 +61,15 @@ def _plan(run: SweepRun, datasets: dict[str, Dataset]) -> dict[str, float]:
 
 def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterator[str]:
     """Yields a line for each run, and what all cost and what is left of it."""
-    width = max(len(str(run)) for run in outcomes)
-    yield f'{"run":<{width}}  {"state":<16} {"steps":>9} {"parameters":>12} {"FLOPs":>9}'
+    rows = [('run', 'state', 'steps', 'parameters', 'FLOPs')]
     left = 0.0
     for run, outcome in outcomes.items():
         cost = costs[run.cell]
         if not outcome.finished:
             left += cost['flops'] * (1 - outcome.step / cost['steps'])
-        yield (
-            f'{run!s:<{width}}  {describe_state(outcome):<16} {cost["steps"]:>9,} '
-            f'{cost["parameters"]:>12,} {cost["flops"]:>9.3g}'
-        )
+        numbers = f'{cost["steps"]:,}', f'{cost["parameters"]:,}', f'{cost["flops"]:.3g}'
+        rows.append((run, describe_state(outcome), *numbers))
+    yield from table(rows, '<<>>>')
     done = sum(outcome.finished for outcome in outcomes.values())
     total = sum(costs[run.cell]['flops'] for run in outcomes)
     steps = sum(costs[run.cell]['steps'] for run in outcomes)
@@ -82,7 +79,7 @@ def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterato
     )
     seconds = remaining_seconds(outcomes, costs)
     if left and seconds is not None:
-        took = as_duration(seconds)
+        took = clock(seconds)
         yield f'{took} for what is left, one run at a time, as long as the finished ones took'
     elif left:
         yield 'How long they take is known when the first has finished.'
@@ -95,8 +92,3 @@ def describe_state(outcome: Outcome) -> str:
     if outcome.lacks_metrics:
         return 'no metrics.jsonl'
     return f'goes on at {outcome.step:,}' if outcome.step else 'to do'
-
-
-def as_duration(seconds: Any) -> str:
-    """Returns a time as in 0:01:02."""
-    return str(datetime.timedelta(seconds=round(seconds)))

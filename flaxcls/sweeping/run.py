@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import tqdm
 
 from flaxcls.sweeping.commands import last_line, require_submitit
-from flaxcls.sweeping.costs import as_duration
 from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
 from flaxcls.sweeping.slurm import Slurm, require_slurm
+from flaxcls.system.text import clock
 
 
 def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) -> Executor:
@@ -56,7 +56,7 @@ def run_unfinished(
         ended += 1
         outcome = read_outcome(run)
         if outcome.finished:
-            took = f' in {as_duration(outcome.seconds)}' if outcome.seconds else ''
+            took = f' in {clock(outcome.seconds)}' if outcome.seconds else ''
             text = f'{ACCURACY.title} {outcome.values[ACCURACY.key]:.2%}{took}'
         else:
             failed[run] = _why(run, executor, logged[run])

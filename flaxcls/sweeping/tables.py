@@ -17,6 +17,7 @@ from flaxcls.sweeping.results import (
     Summary,
     SweepRow,
 )
+from flaxcls.system.text import table
 
 _NOTHING = '-'
 
@@ -63,16 +64,9 @@ def difference(metric: Metric, found: Difference | None) -> str:
 
 def as_text(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     """Returns the table for a terminal."""
-    lines = [header(sweep), *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    names = len(sweep.axes)
-    return '\n'.join(
-        '  '.join(
-            text.ljust(width) if place < names else text.rjust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    titles, names = header(sweep), len(sweep.axes)
+    align = '<' * names + '>' * (len(titles) - names)
+    return '\n'.join(table([titles, *map(cells, rows)], align))
 
 
 def as_markdown(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
@@ -81,8 +75,8 @@ def as_markdown(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
     lines = [header(sweep), *map(cells, rows)]
     lines = [[text.replace('|', r'\|') for text in line] for line in lines]
     lines.insert(1, ['---'] * names + ['---:'] * (len(lines[0]) - names))
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    return f'{table}\n\n{reading(sweep, rows)}\n'
+    body = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return f'{body}\n\n{reading(sweep, rows)}\n'
 
 
 def reading(sweep: Sweep, rows: Sequence[SweepRow]) -> str:
