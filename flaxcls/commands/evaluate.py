@@ -21,14 +21,8 @@ from typing import Any, NamedTuple
 from flaxcls.config.options import keys_of
 from flaxcls.errors import UserError
 from flaxcls.evaluation import tables
-from flaxcls.inference.calibration import (
-    CALIBRATION_FILE,
-    calibrate,
-    load_temperature,
-    save_calibration,
-)
+from flaxcls.inference.calibration import calibrate, load_temperature, save_calibration
 from flaxcls.inference.predictions import (
-    PREDICTIONS_FILE,
     Predictions,
     predict_validation,
     save_predictions,
@@ -37,7 +31,7 @@ from flaxcls.inference.predictions import (
 from flaxcls.system.cli import CommandParser, parse_overrides, run_command
 from flaxcls.system.files import require_place
 from flaxcls.training.restore import changed_options, load_run
-from flaxcls.training.workdir import require_different
+from flaxcls.training.workdir import CALIBRATION_FILE, PREDICTIONS_FILE, require_different
 
 _FLAGS = ('--workdir', '--checkpoint', '--calibrate', '--csv')
 

@@ -19,14 +19,15 @@ import os
 from collections.abc import Sequence
 
 from flaxcls.errors import UserError
-from flaxcls.reporting.report import _PAGE, _tell, watch, write_report
+from flaxcls.reporting.report import _tell, watch, write_report
 from flaxcls.system.cli import CommandParser, run_command
+from flaxcls.training.workdir import REPORT_FILE
 
 
 def main(argv: Sequence[str]) -> None:
     parser = CommandParser('flaxcls.commands.report', __doc__)
     parser.add_argument('--workdir', action='append', required=True, help='of a run; repeatable')
-    parser.add_argument('--out', help=f'the page; default: {_PAGE} in the first workdir')
+    parser.add_argument('--out', help=f'the page; default: {REPORT_FILE} in the first workdir')
     parser.add_argument(
         '--watch', type=float, metavar='SECONDS', help='between two looks at runs that go on'
     )

@@ -18,6 +18,7 @@ from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import changed_options, open_run
+from flaxcls.training.workdir import CLASSES_FILE
 
 CERTIFICATE_FILE = 'certificate.json'
 
@@ -25,7 +26,7 @@ CERTIFICATE_FILE = 'certificate.json'
 # What an export may leave in a folder, besides the files of a page.
 EXPORT_FILES = {form.file for form in FORMATS.values()} | {
     CERTIFICATE_FILE,
-    'class_names.json',
+    CLASSES_FILE,
     'preprocessing.json',
     'run.py',
 }

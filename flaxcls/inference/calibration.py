@@ -13,6 +13,7 @@ from flaxcls.errors import UserError
 from flaxcls.inference.predictions import Predictions
 from flaxcls.inference.scores import expected_calibration_error, fit_temperature
 from flaxcls.system.files import write_atomically
+from flaxcls.training.workdir import CALIBRATION_FILE
 
 
 class Calibration(NamedTuple):
@@ -87,9 +88,6 @@ def save_calibration(
     content = calibration._asdict() | {'source': source}
     write_atomically(path, json.dumps(content, indent=1) + '\n')
     return path
-
-
-CALIBRATION_FILE = 'calibration.json'
 
 
 def load_temperature(workdir: str | os.PathLike, step: int) -> float:

@@ -17,8 +17,7 @@ from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.parallel import AXIS
 from flaxcls.training.restore import Restored
-
-PREDICTIONS_FILE = 'predictions.npz'
+from flaxcls.training.workdir import PREDICTIONS_FILE
 
 
 class Predictions(NamedTuple):

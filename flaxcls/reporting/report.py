@@ -9,9 +9,12 @@ from flaxcls.reporting import page
 from flaxcls.reporting.runs import ReportedRun, load_reported_run
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.system.text import table
-from flaxcls.training.workdir import load_stored_config, require_different
-
-_PAGE = 'report.html'
+from flaxcls.training.workdir import (
+    CHECKPOINTS_FOLDER,
+    REPORT_FILE,
+    load_stored_config,
+    require_different,
+)
 
 
 def summary(runs: Sequence[ReportedRun]) -> str:
@@ -49,7 +52,7 @@ def write_report(
     require_different(workdirs)
     for workdir in workdirs:
         load_stored_config(workdir)  # A workdir that is none is told as such.
-    out = require_place(out or os.path.join(workdirs[0], _PAGE))
+    out = require_place(out or os.path.join(workdirs[0], REPORT_FILE))
     known = earlier or [None] * len(workdirs)
     runs = [
         load_reported_run(workdir, before) for workdir, before in zip(workdirs, known, strict=True)
@@ -86,7 +89,10 @@ def _tell(path: pathlib.Path, runs: Sequence[ReportedRun]) -> None:
 
 def _stamp(workdir: str) -> list[tuple[str, int]]:
     """Returns what changes when a run has logged, evaluated or saved something."""
-    paths = [*pathlib.Path(workdir).glob('*.json*'), *pathlib.Path(workdir).glob('checkpoints/*')]
+    paths = [
+        *pathlib.Path(workdir).glob('*.json*'),
+        *pathlib.Path(workdir).glob(f'{CHECKPOINTS_FOLDER}/*'),
+    ]
     found = []
     for path in sorted(paths):
         try:

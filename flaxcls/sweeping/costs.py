@@ -10,6 +10,7 @@ from flaxcls.planning.estimate import create_plan, open_or_published
 from flaxcls.sweeping.definition import Cell, SweepRun
 from flaxcls.sweeping.results import Outcome, remaining_seconds
 from flaxcls.system.text import clock, table
+from flaxcls.training.workdir import METRICS_FILE
 
 Costs = Mapping[Cell, Mapping[str, float]]
 
@@ -90,5 +91,5 @@ def describe_state(outcome: Outcome) -> str:
     if outcome.finished:
         return 'finished'
     if outcome.lacks_metrics:
-        return 'no metrics.jsonl'
+        return f'no {METRICS_FILE}'
     return f'goes on at {outcome.step:,}' if outcome.step else 'to do'

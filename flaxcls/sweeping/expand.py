@@ -13,8 +13,7 @@ from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Cell, Options, Sweep, SweepRun
 from flaxcls.sweeping.validation import check_sweep
-
-_CONFIG_FILE = 'config.json'
+from flaxcls.training.workdir import CONFIG_FILE
 
 
 def load_sweep(path: str) -> Sweep:
@@ -97,7 +96,7 @@ def _require_different(options: Mapping[Cell, Options]) -> None:
 def require_same_configs(runs: Sequence[SweepRun]) -> None:
     """Raises UserError if a workdir has another run already, before any of them begins."""
     for run in runs:
-        path = run.workdir / _CONFIG_FILE
+        path = run.workdir / CONFIG_FILE
         if not path.is_file():
             continue
         stored = dict(flatten(from_json(path.read_text(encoding='utf-8'))))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from flaxcls.sweeping.definition import Cell, Sweep, SweepRun
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.run_record import read_record
+from flaxcls.training.workdir import CHECKPOINTS_FOLDER
 
 CONFIDENCE = 0.95
 
@@ -44,7 +45,6 @@ METRICS = (
 )
 ACCURACY, TRAIN_LOSS = METRICS[0], METRICS[3]
 SHOWN = (ACCURACY, TRAIN_LOSS)  # To people; the tables that are written have all.
-_CHECKPOINTS = 'checkpoints'
 
 
 class Outcome(NamedTuple):
@@ -100,7 +100,7 @@ def _saved_step(run: SweepRun, step: int) -> int:
 
     Where somebody has removed all checkpoints, for room, the record is believed.
     """
-    folder = run.workdir / _CHECKPOINTS
+    folder = run.workdir / CHECKPOINTS_FOLDER
     if not folder.is_dir() or (folder / str(step)).is_dir():
         return step
     return max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)

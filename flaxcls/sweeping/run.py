@@ -15,6 +15,7 @@ from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
 from flaxcls.sweeping.slurm import Slurm, require_slurm
 from flaxcls.system.text import clock
+from flaxcls.training.workdir import METRICS_FILE
 
 
 def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) -> Executor:
@@ -76,7 +77,7 @@ def _refuse_without_metrics(outcomes: dict[SweepRun, Outcome], failed: dict[Swee
     for run, outcome in outcomes.items():
         if outcome.lacks_metrics:
             failed[run] = (
-                f'it has made all its steps, but its metrics.jsonl is gone or cut short; put it '
+                f'it has made all its steps, but its {METRICS_FILE} is gone or cut short; put it '
                 f'back, or remove {str(run.workdir)!r}, and it runs again.'
             )
             print(f'{run}: not started: {failed[run]}', flush=True)

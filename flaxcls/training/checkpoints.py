@@ -15,6 +15,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.distributed import on_first
+from flaxcls.training.workdir import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 
 BEST_BY = 'val/accuracy'
 _RESTORE = 'put back a copy, or train in a new workdir'
@@ -51,7 +52,7 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         rank = lambda metrics: metrics[BEST_BY]  # noqa: E731
         best = BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False)
-        self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+        self._folder = pathlib.Path(workdir).absolute() / CHECKPOINTS_FOLDER
         if read_only and not self._folder.is_dir():
             raise UserError(
                 f'the run in {str(workdir)!r} has not saved anything yet, or its folder '
@@ -195,7 +196,7 @@ class Checkpoints:
                 self._manager.reload()
 
     def _move_away(self, step: int) -> None:
-        aside = self._folder.with_name('damaged_checkpoints')
+        aside = self._folder.with_name(DAMAGED_FOLDER)
         aside.mkdir(exist_ok=True)
         target = aside / str(step)
         shutil.rmtree(target, ignore_errors=True)

@@ -10,16 +10,14 @@ import jax
 
 from flaxcls.errors import UserError
 from flaxcls.system.files import write_atomically
+from flaxcls.training.workdir import METRICS_FILE
 
 Record = Mapping[str, float]
 
 
-_METRICS_FILE = 'metrics.jsonl'
-
-
 def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -> list[Record]:
     """Returns the records of a workdir's metrics.jsonl in order; a line cut short is left out."""
-    path = pathlib.Path(workdir).expanduser() / _METRICS_FILE
+    path = pathlib.Path(workdir).expanduser() / METRICS_FILE
     records = []
     for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
         try:
@@ -38,7 +36,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, *, tensorboard: bool):
-        path = workdir / _METRICS_FILE
+        path = workdir / METRICS_FILE
         kept = read_metrics(workdir, up_to_step=start_step) if start_step else []
         write_atomically(path, ''.join(json.dumps(record) + '\n' for record in kept))
         self._file = path.open('a', encoding='utf-8')

@@ -16,8 +16,7 @@ from flaxcls.config.options import OPTIONS, keys_of
 from flaxcls.models.registry import MODELS
 from flaxcls.system import files
 from flaxcls.system.host_info import describe_devices, find_commit, find_versions
-
-RECORD_FILE = 'record.json'
+from flaxcls.training.workdir import RECORD_FILE
 
 
 def experiment_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,12 @@ from flaxcls.training import freezing, optimizers
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.from_config import create_network, optimizer_options
 from flaxcls.training.state import create_train_state
-from flaxcls.training.workdir import CLASSES_FILE, CONFIG_FILE, load_stored_config
+from flaxcls.training.workdir import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    IMPORT_FILE,
+    load_stored_config,
+)
 from flaxcls.weights.files import (
     StateDict,
     normalize_names,
@@ -33,9 +38,6 @@ from flaxcls.weights.files import (
     write_state_dict,
 )
 from flaxcls.weights.state_dict import TensorSpec, from_state_dict, to_state_dict, torch_layout
-
-_IMPORT_FILE = 'imported.json'
-
 
 _COUNTER = 'num_batches_tracked'
 
@@ -92,7 +94,7 @@ def import_weights(
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(create_train_state(variables, optimizer, trained), None)
     source = {'file': weights.name, 'sha256': _sha256(weights), _COUNTER: counters}
-    write_atomically(workdir / _IMPORT_FILE, json.dumps(source, indent=1) + '\n')
+    write_atomically(workdir / IMPORT_FILE, json.dumps(source, indent=1) + '\n')
     write_atomically(workdir / CLASSES_FILE, 'null\n')  # The file has no names.
     write_atomically(workdir / CONFIG_FILE, to_json(config))
     return notes + head_notes + dtype_notes
@@ -190,7 +192,7 @@ def _as_float32(tensors: StateDict) -> tuple[StateDict, list[str]]:
 def _counters(workdir: pathlib.Path, entries: list[TensorSpec], step: int) -> StateDict:
     """Returns BatchNorm's counts of batches, which torch keeps and which nothing here needs."""
     names = [e.key.replace('running_mean', _COUNTER) for e in entries if e.path[-1] == 'mean']
-    path = workdir / _IMPORT_FILE
+    path = workdir / IMPORT_FILE
     before = dict.fromkeys(names, 0)
     if path.exists():
         before = json.loads(path.read_text(encoding='utf-8'))[_COUNTER]

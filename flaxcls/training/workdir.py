@@ -1,4 +1,4 @@
-"""The files of a workdir that say what its run is."""
+"""The files of a workdir: their names, and those that say what its run is."""
 
 import json
 import os
@@ -11,7 +11,17 @@ from ml_collections import ConfigDict
 from flaxcls.config.config_dict import from_json, set_option
 from flaxcls.errors import UserError
 
-CONFIG_FILE, CLASSES_FILE = 'config.json', 'class_names.json'
+# What a workdir holds; docs/ and the messages of lower packages spell some of these names out.
+CONFIG_FILE = 'config.json'
+CLASSES_FILE = 'class_names.json'
+METRICS_FILE = 'metrics.jsonl'
+RECORD_FILE = 'record.json'
+CHECKPOINTS_FOLDER = 'checkpoints'
+DAMAGED_FOLDER = 'damaged_checkpoints'
+IMPORT_FILE = 'imported.json'
+PREDICTIONS_FILE = 'predictions.npz'
+CALIBRATION_FILE = 'calibration.json'
+REPORT_FILE = 'report.html'
 
 
 def load_stored_config(
