@@ -92,14 +92,6 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
     )
 
 
-def trace(model: nn.Module, image_size: int) -> Iterator[Any]:
-    """Returns the equations (jax.core.JaxprEqn) that classify an image, of inner programs too."""
-    variables = abstract_variables(model, image_size)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    apply = lambda variables, x: model.apply(variables, x, train=False)  # noqa: E731
-    return _flatten(jax.make_jaxpr(apply)(variables, images).jaxpr)
-
-
 def _flatten(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation

@@ -4,6 +4,7 @@ import collections
 import pathlib
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,8 +12,8 @@ import pytest
 
 from benchmarks import parity_cases
 from benchmarks.parity_cases import CASES
+from flaxcls.models.init import abstract_variables
 from flaxcls.models.registry import MODELS, create_model
-from flaxcls.models.summary import trace
 from flaxcls.weights.state_dict import from_state_dict, to_state_dict, torch_layout
 
 # The others are the same code, wider or deeper, and up to minutes each: make test-slow.
@@ -145,9 +146,22 @@ def _convolutions_of(graph):
     return found
 
 
+def _equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        inner = list(jax.extend.core.jaxprs_in_params(equation.params))
+        # Of the forms for each platform, one is run.
+        for program in inner[-1:] if equation.primitive.name == 'cond' else inner:
+            yield from _equations(program)
+
+
 def _convolutions_here(name):
     found = collections.Counter()
-    for equation in trace(create_model(name), MODELS[name].image_size):
+    model, size = create_model(name), MODELS[name].image_size
+    variables = abstract_variables(model, size)
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    for equation in _equations(traced.jaxpr):
         if equation.primitive.name == 'conv_general_dilated':
             height, width, inputs, outputs = equation.invars[1].aval.shape
             strides = equation.params['window_strides'][0]
