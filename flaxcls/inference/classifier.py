@@ -261,11 +261,14 @@ class Classifier:
             yield np.stack(list(map_in_threads(self.preprocess, batch, self.num_threads)))
 
     def _in_batch(self, function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
-        """Fills the batch up to a power of two, so that few sizes are ever compiled."""
-        count = len(arrays[0])
-        missing = (1 << (count - 1).bit_length()) - count
-        filled = [np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for array in arrays]
-        return np.asarray(function(self.variables, *filled))[:count]
+        filled = map(pad_to_power_of_two, arrays)
+        return np.asarray(function(self.variables, *filled))[: len(arrays[0])]
+
+
+def pad_to_power_of_two(rows: np.ndarray) -> np.ndarray:
+    """Returns rows [N, ...] with zeros after them, so that few sizes are ever compiled."""
+    missing = (1 << (len(rows) - 1).bit_length()) - len(rows)
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1))
 
 
 def _require_different_crops(crops: str, fraction: float) -> None:

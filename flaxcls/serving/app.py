@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from flaxcls.data.images import TooManyPixels, require_pixels
 from flaxcls.errors import RunError
-from flaxcls.inference.classifier import Classifier, UnreadableImage
+from flaxcls.inference.classifier import Classifier, UnreadableImage, pad_to_power_of_two
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
@@ -178,12 +178,9 @@ class Server:
 
     def compute(self, images: np.ndarray) -> np.ndarray:
         """Returns probabilities [N, C] of images uint8 [N, S, S, 3]; in the batcher's thread."""
-        count = len(images)
         # All the way, since a softmax of a size that is new would be compiled as well.
-        filled = np.zeros((1 << (count - 1).bit_length(), *images.shape[1:]), np.uint8)
-        filled[:count] = images
-        logits = self._classifier.classify(filled)
-        return self._classifier.to_probabilities(logits)[:count]
+        logits = self._classifier.classify(pad_to_power_of_two(images))
+        return self._classifier.to_probabilities(logits)[: len(images)]
 
     async def health(self, request: Request) -> Response:
         """Tells what is served, and whether it can answer."""
