@@ -6,10 +6,13 @@ import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
 INK = '#010203'  # Becomes the colour of the text around.
 _RUN = '#f0f0{:02x}'  # Becomes --run-0, --run-1, ... of the page's style.
 NUM_COLOURS = 6
+_NO_METADATA = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+_REFERENCE = re.compile(r'(?:^|url\()#([^)]+)')
 _STYLE = {
     'svg.fonttype': 'none',
     'font.size': 8.5,
@@ -65,21 +68,28 @@ def render(drawn: Any, name: str, title: str) -> str:
 
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
-        drawn.savefig(file, format='svg', metadata={'Date': None})
-    text = file.getvalue()
-    text = text[text.index('<svg') :]  # Without XML's declaration.
-    for part in (r'<metadata>.*?</metadata>', r'<style.*?</style>', r'<!--.*?-->'):
-        text = re.sub(part, '', text, flags=re.DOTALL)
-    text = re.sub(r'<defs>\s*</defs>', '', text)
-    text = _own_ids(text.replace('xlink:href', 'href'), name)
-    text = re.sub(r'<[^>]*>', lambda tag: _shorten(tag[0]), text)
-    text = text.replace(INK, 'currentColor')
+        drawn.savefig(file, format='svg', metadata=_NO_METADATA)
+    # matplotlib has no option for any of the following.
+    svg = ElementTree.fromstring(file.getvalue())
+    for parent in svg.iter():
+        parent.tag = _without_namespace(parent.tag)
+        parent.attrib = {_without_namespace(key): text for key, text in parent.items()}
+        for child in list(parent):  # The page has a style of its own.
+            if child.tag.endswith('}defs') and child.find('{*}style') is not None:
+                parent.remove(child)
+    _own_ids(svg, name)
+    for element in svg.iter():
+        element.attrib = {key: _shorten(text) for key, text in element.items()}
+        element.text, element.tail = map(_without_line_breaks, (element.text, element.tail))
+    heading = ElementTree.Element('title', {'id': f'{name}-title'})
+    heading.text = title
+    svg.insert(0, heading)
+    about = {'class': 'plot', 'role': 'img', 'aria-labelledby': f'{name}-title'}
+    svg.attrib = {'viewBox': svg.get('viewBox')} | about
+    text = ElementTree.tostring(svg, encoding='unicode').replace(INK, 'currentColor')
     for index in range(NUM_COLOURS):
         text = text.replace(run_colour(index), f'var(--run-{index})')
-    box = re.search(r'viewBox="[^"]*"', text)[0]
-    begin = f'<svg {box} class="plot" role="img" aria-labelledby="{name}-title">'
-    begin += f'<title id="{name}-title">{title}</title>'
-    return begin + re.sub(r'\n\s*', '\n', text[text.index('>') + 1 :]).strip()
+    return text
 
 
 def save(drawn: Any, path: pathlib.Path) -> None:
@@ -92,13 +102,33 @@ def save(drawn: Any, path: pathlib.Path) -> None:
         drawn.savefig(path, facecolor='white', dpi=200, metadata=metadata)
 
 
-def _own_ids(text: str, name: str) -> str:
+def _own_ids(svg: ElementTree.Element, name: str) -> None:
     """Keeps the ids that are referred to, beginning with the figure's name, and drops the rest."""
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else '', text)
-    return re.sub(r'(url\(#|href="#)', rf'\g<1>{name}-', text)
+    used = {
+        reference[1]
+        for element in svg.iter()
+        for text in element.attrib.values()
+        for reference in _REFERENCE.finditer(text)
+    }
+    for element in svg.iter():
+        own = element.attrib.pop('id', None)
+        element.attrib = {
+            key: _REFERENCE.sub(lambda found: found[0].replace('#', f'#{name}-'), text)
+            for key, text in element.items()
+        }
+        if own in used:
+            element.set('id', f'{name}-{own}')
 
 
-def _shorten(tag: str) -> str:
-    """Rounds the coordinates of a tag to hundredths of a point."""
-    return re.sub(r'-?\d+\.\d{3,}', lambda m: f'{float(m[0]):.2f}'.rstrip('0').rstrip('.'), tag)
+def _shorten(text: str) -> str:
+    """Rounds the coordinates in an attribute to hundredths of a point."""
+    round_ = lambda number: f'{float(number[0]):.2f}'.rstrip('0').rstrip('.')  # noqa: E731
+    return re.sub(r'-?\d+\.\d{3,}', round_, ' '.join(text.split()))
+
+
+def _without_namespace(name: str) -> str:
+    return name.rpartition('}')[2]
+
+
+def _without_line_breaks(text: str | None) -> str | None:
+    return text if text and text.strip() else None
