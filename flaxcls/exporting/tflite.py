@@ -1,7 +1,8 @@
 """A network as a .tflite file, which LiteRT runs on phones, in browsers and on small computers.
 
 LiteRT's converter makes of a batch of unknown size a program that computes shapes at every layer,
-and that accelerators leave to the CPU. So a batch of one size is converted, a prime that divides no
+and that accelerators leave to the CPU: of ResNet-20 156 operations, or 59 with its option to fuse
+broadcasts, in place of the 38 here. So a batch of one size is converted, a prime that divides no
 other size in the network; wherever it turns up in the program is the batch, and is set free there.
 """
 

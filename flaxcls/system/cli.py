@@ -27,6 +27,7 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
     Raises:
       UserError: an argument is of neither form.
     """
+    # ml_collections' config_flags would answer a mistake with a traceback or absl's usage.
     overrides, arguments = {}, list(arguments)
     while arguments:
         argument = arguments.pop(0)

@@ -18,7 +18,9 @@ def parse_patterns(text: str) -> tuple[str, ...]:
 def split_frozen(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     """Returns (trained, frozen): two trees like `params`, with None for what is in the other.
 
-    Only the first is differentiated and given to the optimizer: the second is never touched.
+    Only the first is differentiated and given to the optimizer: the second is never touched. With
+    optax.freeze, which is given all gradients, those of frozen layers would be summed over the
+    devices and clipped with the others.
     """
     is_frozen = lambda path, _: matches('/'.join(key.key for key in path), patterns)  # noqa: E731
     frozen = jax.tree_util.tree_map_with_path(is_frozen, params)
