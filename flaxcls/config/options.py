@@ -174,7 +174,7 @@ _ROWS = (
     Option('optimizer.trust_coefficient', float, above=0,
            only_with={'optimizer.name': 'lars'}, help='Layer-wise rate; None: 0.001.'),
     Option('optimizer.weight_decay', 1e-4, at_least=0,
-           help='sgd, lars: added to the gradient; others: decoupled.'),
+           help='With sgd and lars added to the gradient, with the others decoupled.'),
     Option('optimizer.decay_all', False,
            help="Decay BatchNorm's parameters and the biases as well."),
     Option('optimizer.rules', '',

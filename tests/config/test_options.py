@@ -167,7 +167,7 @@ def test_differences_names_the_changed_options():
         ('def get_config(): pass', 'returns NoneType'),
         (
             'from ml_collections import ConfigDict as C\ndef get_config(): return C()',
-            "lacks 'augment.color_jitter'",
+            "lacks 'seed'",
         ),
         (
             'from ml_collections import ConfigDict as C\ndef get_config(): return C({"a": 1})',

@@ -52,7 +52,7 @@ def test_digits_are_split_once_and_for_all():
     labels = np.concatenate([source.train.labels, source.val.labels])
     pairs = [
         sorted(
-            (int(label), image.tobytes()) for image, label in zip(images_lib, labels, strict=True)
+            (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
         )
         for images, labels in ((every, labels), (expected, digits.target))
     ]

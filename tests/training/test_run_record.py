@@ -127,9 +127,9 @@ def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
 
 
 def _stop_at_step(patch, step):
-    from flaxcls.training import logging
+    from flaxcls.training import progress
 
-    original, count = logging.Progress.step, []
+    original, count = progress.Progress.step, []
 
     def counting(self):
         original(self)
@@ -137,4 +137,4 @@ def _stop_at_step(patch, step):
         if len(count) == step:
             signal.raise_signal(signal.SIGINT)
 
-    patch.setattr(logging.Progress, 'step', counting)
+    patch.setattr(progress.Progress, 'step', counting)
