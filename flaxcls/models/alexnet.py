@@ -114,14 +114,3 @@ class AlexNet(nn.Module):
         x = dropout(x, 'dropout7')
         x = Tap(name='features')(x.astype(at_least_float32(self.dtype)))
         return fc(x, self.num_classes, bias_init=zeros, name='head')
-
-
-alexnet_2012 = functools.partial(
-    AlexNet,
-    features=(96, 256, 384, 384, 256),
-    two_groups=True,
-    stem_padding=0,
-    lrn='paper',
-    initializer='paper',
-)
-alexnet_bn = functools.partial(AlexNet, use_batch_norm=True)

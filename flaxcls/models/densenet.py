@@ -191,34 +191,3 @@ class DenseNet(nn.Module):
         x = global_avg_pool(x)
         x = Tap(name='features')(x)
         return Head(self.num_classes, name='head')(x)
-
-
-densenet121 = functools.partial(DenseNet, block_sizes=(6, 12, 24, 16))
-densenet169 = functools.partial(DenseNet, block_sizes=(6, 12, 32, 32))
-densenet201 = functools.partial(DenseNet, block_sizes=(6, 12, 48, 32))
-densenet161 = functools.partial(DenseNet, block_sizes=(6, 12, 36, 24), growth_rate=48)
-densenet264 = functools.partial(DenseNet, block_sizes=(6, 12, 64, 48))
-densenet264_48 = functools.partial(densenet264, growth_rate=48)
-
-
-def cifar(depth: int, growth_rate: int) -> functools.partial:
-    """Returns the constructor of the CIFAR network with `depth` layers, without B and C."""
-    return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 3,) * 3,
-        growth_rate=growth_rate,
-        stem_features=16,
-        bottleneck=False,
-        compression=1.0,
-        small_images=True,
-    )
-
-
-def cifar_bc(depth: int, growth_rate: int) -> functools.partial:
-    """Returns the constructor of the CIFAR DenseNet-BC with `depth` layers."""
-    return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 6,) * 3,
-        growth_rate=growth_rate,
-        small_images=True,
-    )

@@ -81,6 +81,3 @@ class VGG(nn.Module):
         x = dropout(x, 'dropout2')
         x = Tap(name='features')(x.astype(at_least_float32(self.dtype)))
         return fc(x, self.num_classes, name='head')
-
-
-vgg16_bn = functools.partial(VGG, use_batch_norm=True)
