@@ -1,4 +1,4 @@
-"""DenseNet for ImageNet and for CIFAR.
+"""DenseNet for ImageNet and CIFAR.
 
 Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, arXiv:1608.06993.
 """
@@ -27,56 +27,96 @@ from flaxcls.ops.remat import BLOCK
 
 
 class Features(NamedTuple):
-    """The channels [B, H, W, C] that a dense block has gathered, and their moments where used.
+    """Feature maps, and the moments by which every later layer normalises them.
 
-    Every later layer normalises them by the same moments, which are taken once, as they are made.
+    Attributes:
+      maps: activations [B, H, W, C].
+      moments: of each channel, as `BatchNorm.group_moments` returns them; None where BatchNorm uses
+        its running statistics.
     """
 
-    values: jax.Array
-    own: Moments | None
+    maps: jax.Array
+    moments: Moments | None
 
-    def join(self, new: 'Features') -> 'Features':
-        """Returns these channels followed by the new ones."""
-        values = jnp.concatenate([self.values, new.values], axis=-1)
-        if self.own is None or new.own is None:
-            return Features(values, None)
-        mean, var = (
-            jnp.concatenate(pair, axis=-1)
-            for pair in ((self.own.mean, new.own.mean), (self.own.var, new.own.var))
-        )
-        return Features(values, Moments(self.own.count, mean, var))
+
+def with_moments(maps: jax.Array, norm: BatchNorm | None) -> Features:
+    """Returns maps [B, H, W, C] with the moments of the groups of `norm`; None: without moments.
+
+    The maps are what remat 'block' keeps.
+    """
+    maps = checkpoint_name(maps, BLOCK)
+    return Features(maps, norm.group_moments(maps) if norm else None)
+
+
+def concatenate(x: Features, new: Features) -> Features:
+    """Returns the channels of x followed by the new ones, and their moments."""
+    maps = jnp.concatenate([x.maps, new.maps], axis=-1)
+    if x.moments is None or new.moments is None:
+        return Features(maps, None)
+    mean = jnp.concatenate([x.moments.mean, new.moments.mean], axis=-1)
+    var = jnp.concatenate([x.moments.var, new.moments.var], axis=-1)
+    return Features(maps, Moments(x.moments.count, mean, var))
 
 
 class DenseLayer(nn.Module):
-    """BatchNorm, ReLU, 3x3 convolution to k new channels; with a bottleneck, a 1x1 to 4k before.
+    """BatchNorm, ReLU, 3x3 convolution (section 3, "Composite function").
 
-    Section 3, "Composite function" and "Bottleneck layers". Returns the new channels alone.
+    Attributes:
+      growth_rate: new channels, k.
+      dropout_rate: after each convolution.
+      conv: constructor of convolutions, with the network's dtype.
+      norm: constructor of BatchNorm, with the run's settings and the network's dtype.
     """
 
     growth_rate: int
-    bottleneck: bool
     dropout_rate: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
-        x = nn.relu(self.norm(name='bn1')(x.values, train=train, own=x.own))
-        if self.bottleneck:
-            x = self.conv(4 * self.growth_rate, 1, name='conv1')(x)
-            x = self._dropout('dropout1', x, train, example_keys)
-            x = nn.relu(self.norm(name='bn2')(x, train=train))
-            x = self.conv(self.growth_rate, 3, padding=1, name='conv2')(x)
-            return self._dropout('dropout2', x, train, example_keys)
-        x = self.conv(self.growth_rate, 3, padding=1, name='conv1')(x)
-        return self._dropout('dropout1', x, train, example_keys)
+        """Returns the new channels alone, [B, H, W, k]."""
+        dropout = functools.partial(Dropout, self.dropout_rate)
+        y = self.norm(name='bn1')(x.maps, train=train, own=x.moments)
+        y = nn.relu(y)
+        y = self.conv(self.growth_rate, 3, padding=1, name='conv1')(y)
+        return dropout(name='dropout1')(y, train=train, example_keys=example_keys)
 
-    def _dropout(self, name, x, train, example_keys):
-        return Dropout(self.dropout_rate, name=name)(x, train=train, example_keys=example_keys)
+
+class BottleneckLayer(nn.Module):
+    """A 1x1 convolution to 4k channels before the 3x3 one (section 3, "Bottleneck layers").
+
+    Its attributes are those of DenseLayer.
+    """
+
+    growth_rate: int
+    dropout_rate: float
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        """Returns the new channels alone, [B, H, W, k]."""
+        dropout = functools.partial(Dropout, self.dropout_rate)
+        y = self.norm(name='bn1')(x.maps, train=train, own=x.moments)
+        y = nn.relu(y)
+        y = self.conv(4 * self.growth_rate, 1, name='conv1')(y)
+        y = dropout(name='dropout1')(y, train=train, example_keys=example_keys)
+        y = self.norm(name='bn2')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(self.growth_rate, 3, padding=1, name='conv2')(y)
+        return dropout(name='dropout2')(y, train=train, example_keys=example_keys)
 
 
 class Transition(nn.Module):
-    """BatchNorm, ReLU, 1x1 convolution to `features` channels, 2x2 mean (section 3, "Pooling")."""
+    """BatchNorm, ReLU, 1x1 convolution, 2x2 average pooling (section 3, "Pooling layers").
+
+    Attributes:
+      features: output channels.
+      dropout_rate: after the convolution.
+      conv: constructor of convolutions, with the network's dtype.
+      norm: constructor of BatchNorm, with the run's settings and the network's dtype.
+    """
 
     features: int
     dropout_rate: float
@@ -85,15 +125,17 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
-        x = nn.relu(self.norm(name='bn')(x.values, train=train, own=x.own))
-        x = self.conv(self.features, 1, name='conv')(x)
+        """Returns maps [B, H // 2, W // 2, features]."""
         dropout = Dropout(self.dropout_rate, name='dropout')
-        x = dropout(x, train=train, example_keys=example_keys)
-        return avg_pool(x, 2, 2)
+        y = self.norm(name='bn')(x.maps, train=train, own=x.moments)
+        y = nn.relu(y)
+        y = self.conv(self.features, 1, name='conv')(y)
+        y = dropout(y, train=train, example_keys=example_keys)
+        return avg_pool(y, 2, 2)
 
 
 class DenseNet(nn.Module):
-    """Dense blocks, in which each layer sees all earlier ones, joined by transitions.
+    """Dense blocks, whose layers each see the maps of all earlier ones, joined by transitions.
 
     Attributes:
       num_classes: length of the logits.
@@ -102,11 +144,11 @@ class DenseNet(nn.Module):
       stem_features: channels before the first block; None: 2k.
       bottleneck: 1x1 convolutions to 4k channels before the 3x3 ones (the B of BC).
       compression: share of the channels that a transition keeps (the C of BC).
-      small_images: CIFAR's stem, one 3x3 convolution, in place of a 7x7 and a max pooling of
-        stride 2 each.
+      small_images: CIFAR's stem, a 3x3 convolution alone, instead of a 7x7 one and a max pooling,
+        each with stride 2.
       dropout_rate: after each convolution but the stem (section 4.2).
-      norm: BatchNorm with the run's settings.
-      dtype: of the computation; logits are float32.
+      norm: constructor of BatchNorm, with the run's settings.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int = 1000
@@ -127,64 +169,33 @@ class DenseNet(nn.Module):
         """Returns float32 logits [B, num_classes] of normalised images [B, H, W, 3]."""
         conv = functools.partial(Conv, dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
+        options = {'dropout_rate': self.dropout_rate, 'conv': conv, 'norm': norm}
+        dense_layer = BottleneckLayer if self.bottleneck else DenseLayer
         stem_features = self.stem_features or 2 * self.growth_rate
         if self.small_images:
             x = conv(stem_features, 3, padding=1, name='stem')(images)
         else:
             x = conv(stem_features, 7, strides=2, padding=3, name='stem')(images)
-            x = nn.relu(norm(name='bn_stem')(x, train=train))
+            x = norm(name='bn_stem')(x, train=train)
+            x = nn.relu(x)
             x = max_pool(x, 3, 2, padding=1)
-        x = self._measure(x, train)
-        common = {'dropout_rate': self.dropout_rate, 'conv': conv, 'norm': norm}
+        # All later layers normalise a channel by the same moments, so they are computed once.
+        unbound = self.norm(parent=None)
+        batch_statistics = (train or unbound.collect_statistics) and not self.is_initializing()
+        measured = functools.partial(with_moments, norm=unbound if batch_statistics else None)
+        x = measured(x)
         for block, size in enumerate(self.block_sizes, start=1):
             for index in range(1, size + 1):
-                layer = DenseLayer(
-                    self.growth_rate, self.bottleneck, name=f'block{block}_layer{index}', **common
-                )
+                layer = dense_layer(self.growth_rate, name=f'block{block}_layer{index}', **options)
                 new = layer(x, train=train, example_keys=example_keys)
-                x = x.join(self._measure(new, train))
+                x = concatenate(x, measured(new))
             if block < len(self.block_sizes):
-                kept = int(x.values.shape[-1] * self.compression)
-                transition = Transition(kept, name=f'transition{block}', **common)
-                x = self._measure(transition(x, train=train, example_keys=example_keys), train)
-        x = nn.relu(norm(name='bn_final')(x.values, train=train, own=x.own))
+                kept = int(x.maps.shape[-1] * self.compression)
+                transition = Transition(kept, name=f'transition{block}', **options)
+                x = measured(transition(x, train=train, example_keys=example_keys))
+        x = norm(name='bn_final')(x.maps, train=train, own=x.moments)
+        x = nn.relu(x)
         x = Intermediate(name='feature_map')(x)
-        x = Intermediate(name='features')(global_avg_pool(x))
+        x = global_avg_pool(x)
+        x = Intermediate(name='features')(x)
         return Head(self.num_classes, name='head')(x)
-
-    def _measure(self, x: jax.Array, train: bool) -> Features:
-        x = checkpoint_name(x, BLOCK)
-        norm = self.norm(parent=None)
-        used = (train or norm.collect_statistics) and not self.is_initializing()
-        return Features(x, norm.group_moments(x) if used else None)
-
-
-densenet121 = functools.partial(DenseNet, block_sizes=(6, 12, 24, 16))
-densenet169 = functools.partial(DenseNet, block_sizes=(6, 12, 32, 32))
-densenet201 = functools.partial(DenseNet, block_sizes=(6, 12, 48, 32))
-densenet161 = functools.partial(DenseNet, block_sizes=(6, 12, 36, 24), growth_rate=48)
-densenet264 = functools.partial(DenseNet, block_sizes=(6, 12, 64, 48))
-densenet264_48 = functools.partial(densenet264, growth_rate=48)
-
-
-def cifar(depth: int, growth_rate: int) -> functools.partial:
-    """Returns the constructor of the CIFAR network with `depth` layers, without B and C."""
-    return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 3,) * 3,
-        growth_rate=growth_rate,
-        stem_features=16,
-        bottleneck=False,
-        compression=1.0,
-        small_images=True,
-    )
-
-
-def cifar_bc(depth: int, growth_rate: int) -> functools.partial:
-    """Returns the constructor of the CIFAR DenseNet-BC with `depth` layers."""
-    return functools.partial(
-        DenseNet,
-        block_sizes=((depth - 4) // 6,) * 3,
-        growth_rate=growth_rate,
-        small_images=True,
-    )

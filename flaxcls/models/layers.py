@@ -217,6 +217,14 @@ class Intermediate(nn.Module):
         return x
 
 
+def dense(x: jax.Array, features: int, **options: Any) -> jax.Array:
+    """Returns the output [B, features] of a fully connected layer, in the dtype of x [B, C].
+
+    `options` are further attributes of `nn.Dense`, such as its name.
+    """
+    return checkpoint_name(nn.Dense(features, dtype=x.dtype, **options)(x), LINEAR)
+
+
 class Head(nn.Module):
     """The classifier: features [B, C] -> float32 logits [B, num_classes]."""
 
@@ -225,10 +233,10 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = nn.Dense(
+        return dense(
+            x.astype(at_least_float32(x.dtype)),
             self.num_classes,
             kernel_init=self.kernel_init,
             bias_init=init.zeros,
             name='dense',
         )
-        return checkpoint_name(dense(x.astype(at_least_float32(x.dtype))), LINEAR)

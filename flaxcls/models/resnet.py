@@ -1,4 +1,4 @@
-"""ResNet for ImageNet and for CIFAR, and what was made of it.
+"""ResNet for ImageNet and CIFAR, ResNet v2, ResNet-D, ResNeXt and wide ResNet.
 
 He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, arXiv:1512.03385 (v1). The same:
 Identity Mappings in Deep Residual Networks, arXiv:1603.05027 (v2). He, Zhang, et al.: Bag of
@@ -31,22 +31,22 @@ from flaxcls.ops.remat import BLOCK
 
 
 class Block(nn.Module):
-    """What all residual blocks have: a branch beside a shortcut.
+    """The attributes of a residual block, [B, H, W, C] -> [B, H / strides, W / strides, C'].
 
     Attributes:
-      width: channels that the branch is made of.
-      strides: of the block.
-      shortcut: what joins maps of different shape (arXiv:1512.03385, section 4.1): 'A' subsamples
-        and pads with zero channels, 'B' projects, 'C' projects in every block, 'D' averages 2x2
-        pixels and projects (arXiv:1812.01187, figure 2c). 'none': the plain network without any
-        (section 3.3).
-      zero_init: the branch ends in zeros, so that the block begins as its shortcut
-        (arXiv:1706.02677, section 5.1).
-      drop_rate: how often an example skips the branch in training (arXiv:1603.09382).
-      conv, norm: layers with the network's settings.
+      width: channels of the convolutions; a bottleneck's last one has four times as many.
+      strides: of the block, by which it downsamples.
+      shortcut: how maps of different shape are joined (arXiv:1512.03385, section 4.1): 'A'
+        subsamples and pads with zero channels; 'B' projects with a 1x1 convolution; 'C' does so in
+        every block; 'D' averages 2x2 pixels before a projection that would stride
+        (arXiv:1812.01187, figure 2c). 'none': the plain network without shortcuts (section 3.3).
+      zero_init: initialise the residual branch to output zeros, so that the block starts as its
+        shortcut (arXiv:1706.02677, section 5.1).
+      drop_rate: probability of dropping the residual branch of an example in training
+        (stochastic depth, arXiv:1603.09382).
+      conv: constructor of convolutions, with the network's initializer and dtype.
+      norm: constructor of BatchNorm, with the run's settings and the network's dtype.
     """
-
-    expansion = 1  # Channels out per `width`.
 
     width: int
     strides: int
@@ -56,60 +56,33 @@ class Block(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
-    def project(self, x: jax.Array, norm: Callable[[jax.Array], jax.Array] | None) -> jax.Array:
-        """Brings x to the shape of the block's output; an unchanged shape is left alone."""
-        features, strides = self.width * self.expansion, self.strides
-        if x.shape[-1] == features and strides == 1 and self.shortcut != 'C':
-            return x
-        if self.shortcut == 'A':
-            # Not by indices, which become a gather where the batch is of any size, as in exports.
-            x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, strides, strides, 1))
-            return jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[-1])])
-        if self.shortcut == 'D' and strides > 1:
-            x, strides = avg_pool(x, 2, strides, partial_windows=True), 1
-        x = self.conv(features, 1, strides, name='conv_proj')(x)
-        return norm(x) if norm else x
 
-    def add(self, x, branch: jax.Array, norm, train: bool, example_keys) -> jax.Array:
-        """Adds the branch to x, brought to its shape by `project` with `norm`."""
-        if self.shortcut == 'none':
-            return branch
-        drop = StochasticDepth(self.drop_rate, name='drop')
-        return self.project(x, norm) + drop(branch, train=train, example_keys=example_keys)
-
-
-class PostActivationBlock(Block):
-    """Convolution, BatchNorm, ReLU; the sum goes through a ReLU (arXiv:1512.03385, figure 5)."""
-
-    def finish(self, x: jax.Array, y: jax.Array, last: int, train: bool, example_keys) -> jax.Array:
-        scale_init = zeros if self.zero_init else ones
-        y = self.norm(scale_init=scale_init, name=f'bn{last}')(y, train=train)
-        norm = lambda x: self.norm(name='bn_proj')(x, train=train)  # noqa: E731
-        return nn.relu(self.add(x, y, norm, train, example_keys))
-
-
-class BasicBlock(PostActivationBlock):
-    """Two 3x3 convolutions (figure 5, left)."""
+class BasicBlock(Block):
+    """Two 3x3 convolutions beside a shortcut (arXiv:1512.03385, figure 5, left)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
         y = self.conv(self.width, 3, self.strides, padding=1, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y, train=train))
+        y = self.norm(name='bn1')(y, train=train)
+        y = nn.relu(y)
         y = self.conv(self.width, 3, padding=1, name='conv2')(y)
-        return self.finish(x, y, 2, train, example_keys)
+        y = self.norm(scale_init=zeros if self.zero_init else ones, name='bn2')(y, train=train)
+        if self.shortcut != 'none':
+            x = _shortcut(x, self.shortcut, self.width, self.strides, self.conv, self.norm, train)
+            drop = StochasticDepth(self.drop_rate, name='drop')
+            y = x + drop(y, train=train, example_keys=example_keys)
+        return nn.relu(y)
 
 
-class BottleneckBlock(PostActivationBlock):
-    """1x1, 3x3 and 1x1 convolutions (figure 5, right).
+class BottleneckBlock(Block):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut (arXiv:1512.03385, figure 5, right).
 
     Attributes:
-      stride_in_first: the first 1x1 convolution strides, as the paper has it (v1), and not the
+      stride_in_first: stride in the first 1x1 convolution, as the paper does (v1), instead of the
         3x3 one (v1.5).
-      groups, group_width: the 3x3 convolution has `groups` groups of `group_width` channels where
-        `width` is 64, and in proportion elsewhere (ResNeXt, wide).
+      groups: of the 3x3 convolution (ResNeXt).
+      group_width: channels per group where `width` is 64; proportional to `width` elsewhere.
     """
-
-    expansion = 4
 
     stride_in_first: bool = False
     groups: int = 1
@@ -118,75 +91,117 @@ class BottleneckBlock(PostActivationBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
         inner = max(1, self.width * self.group_width // 64) * self.groups
-        first, second = (self.strides, 1) if self.stride_in_first else (1, self.strides)
-        y = self.conv(inner, 1, first, name='conv1')(x)
-        y = nn.relu(self.norm(name='bn1')(y, train=train))
-        y = self.conv(inner, 3, second, padding=1, groups=self.groups, name='conv2')(y)
-        y = nn.relu(self.norm(name='bn2')(y, train=train))
-        y = self.conv(self.width * self.expansion, 1, name='conv3')(y)
-        return self.finish(x, y, 3, train, example_keys)
+        features = 4 * self.width
+        strides1, strides2 = (self.strides, 1) if self.stride_in_first else (1, self.strides)
+        y = self.conv(inner, 1, strides1, name='conv1')(x)
+        y = self.norm(name='bn1')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(inner, 3, strides2, padding=1, groups=self.groups, name='conv2')(y)
+        y = self.norm(name='bn2')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(features, 1, name='conv3')(y)
+        y = self.norm(scale_init=zeros if self.zero_init else ones, name='bn3')(y, train=train)
+        if self.shortcut != 'none':
+            x = _shortcut(x, self.shortcut, features, self.strides, self.conv, self.norm, train)
+            drop = StochasticDepth(self.drop_rate, name='drop')
+            y = x + drop(y, train=train, example_keys=example_keys)
+        return nn.relu(y)
 
 
-class PreActivationBlock(Block):
-    """BatchNorm and ReLU come before each convolution; the sum is left as it is (v2, figure 4e).
+class PreActBasicBlock(Block):
+    """BatchNorm and ReLU before each of two 3x3 convolutions (arXiv:1603.05027, figure 4e).
 
-    A projection sees what the first convolution sees, and has no BatchNorm.
+    A shortcut that changes the shape starts after the first ReLU, and has no BatchNorm.
     """
 
-    def branch(self, x, kernel_sizes, features, stride_at, train, example_keys):
-        """Convolutions of `kernel_sizes` to `features` channels, the one at `stride_at` strided."""
-        y = first = nn.relu(self.norm(name='bn1')(x, train=train))
-        for index, (size, channels) in enumerate(zip(kernel_sizes, features, strict=True), start=1):
-            if index > 1:
-                y = nn.relu(self.norm(name=f'bn{index}')(y, train=train))
-            last = {'kernel_init': zeros} if self.zero_init and index == len(features) else {}
-            strides = self.strides if index == stride_at else 1
-            y = self.conv(channels, size, strides, size // 2, name=f'conv{index}', **last)(y)
-        changes = x.shape[-1] != features[-1] or self.strides != 1 or self.shortcut == 'C'
-        return self.add(first if changes else x, y, None, train, example_keys)
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
+        last_init = zeros if self.zero_init else he_normal_fan_out
+        y = self.norm(name='bn1')(x, train=train)
+        y = preact = nn.relu(y)
+        y = self.conv(self.width, 3, self.strides, padding=1, name='conv1')(y)
+        y = self.norm(name='bn2')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(self.width, 3, padding=1, kernel_init=last_init, name='conv2')(y)
+        if self.shortcut != 'none':
+            if not _is_identity(x, self.shortcut, self.width, self.strides):
+                x = _shortcut(preact, self.shortcut, self.width, self.strides, self.conv)
+            drop = StochasticDepth(self.drop_rate, name='drop')
+            y = x + drop(y, train=train, example_keys=example_keys)
+        return y
 
 
-class PreActivationBasicBlock(PreActivationBlock):
-    """Two 3x3 convolutions."""
+class PreActBottleneckBlock(Block):
+    """BatchNorm and ReLU before each of a 1x1, a 3x3 and a 1x1 convolution; the 3x3 one strides.
+
+    A shortcut that changes the shape starts after the first ReLU, and has no BatchNorm.
+    """
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
-        return self.branch(x, (3, 3), (self.width,) * 2, 1, train, example_keys)
+        features = 4 * self.width
+        last_init = zeros if self.zero_init else he_normal_fan_out
+        y = self.norm(name='bn1')(x, train=train)
+        y = preact = nn.relu(y)
+        y = self.conv(self.width, 1, name='conv1')(y)
+        y = self.norm(name='bn2')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(self.width, 3, self.strides, padding=1, name='conv2')(y)
+        y = self.norm(name='bn3')(y, train=train)
+        y = nn.relu(y)
+        y = self.conv(features, 1, kernel_init=last_init, name='conv3')(y)
+        if self.shortcut != 'none':
+            if not _is_identity(x, self.shortcut, features, self.strides):
+                x = _shortcut(preact, self.shortcut, features, self.strides, self.conv)
+            drop = StochasticDepth(self.drop_rate, name='drop')
+            y = x + drop(y, train=train, example_keys=example_keys)
+        return y
 
 
-class PreActivationBottleneckBlock(PreActivationBlock):
-    """1x1, 3x3 and 1x1 convolutions; the 3x3 one strides."""
+def _is_identity(x: jax.Array, kind: str, features: int, strides: int) -> bool:
+    """Returns whether `_shortcut` returns x unchanged."""
+    return kind != 'C' and strides == 1 and x.shape[-1] == features
 
-    expansion = 4
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
-        features = (self.width, self.width, self.width * self.expansion)
-        return self.branch(x, (1, 3, 1), features, 2, train, example_keys)
+def _shortcut(x, kind, features, strides, conv, norm=None, train=False):
+    """Returns x [B, H, W, C] as [B, H / strides, W / strides, features], the block's output shape.
+
+    `kind` is how shapes that differ are joined, see `Block.shortcut`; `norm` follows a projection.
+    """
+    if _is_identity(x, kind, features, strides):
+        return x
+    if kind == 'A':
+        # Indexing would become a gather where the batch size is symbolic, as in exports.
+        x = lax.slice(x, (0, 0, 0, 0), x.shape, (1, strides, strides, 1))
+        return jnp.pad(x, [(0, 0)] * 3 + [(0, features - x.shape[-1])])
+    if kind == 'D' and strides > 1:
+        x, strides = avg_pool(x, 2, strides, partial_windows=True), 1
+    x = conv(features, 1, strides, name='conv_proj')(x)
+    return norm(name='bn_proj')(x, train=train) if norm else x
 
 
 class ResNet(nn.Module):
-    """A stem, stages of residual blocks that each halve the map and double the width, a classifier.
+    """Residual network: a stem, stages of residual blocks, global average pooling, a classifier.
 
     Attributes:
       num_classes: length of the logits.
       stage_sizes: blocks per stage (table 1; section 4.2 for CIFAR).
-      block: a subclass of Block, or a partial of one.
-      width: channels of the stem and of the first stage's blocks.
+      block: constructor of the blocks: BasicBlock or BottleneckBlock.
+      width: channels of the stem and of the first stage's blocks; each later stage doubles them.
       width_multiplier: scales the width.
-      stem: '7x7' and a max pooling of stride 2 each; 'deep' has three 3x3 convolutions in place of
-        the 7x7 one (arXiv:1812.01187, figure 2b); 'small' is CIFAR's one 3x3 convolution alone.
-      shortcut: 'A' to 'D' or 'none', see Block.
-      zero_init_residual: see Block.zero_init.
-      stochastic_depth_rate: see Block.drop_rate, of the last block; it rises linearly from the
-        first, for which it is 1 / blocks of it (arXiv:1603.09382, section 3).
-      norm: BatchNorm with the run's settings.
-      dtype: of the computation; logits are float32.
+      stem: '7x7', with stride 2, and max pooling; 'deep': three 3x3 convolutions instead of the 7x7
+        one (arXiv:1812.01187, figure 2b); 'small': CIFAR's single 3x3 convolution, no pooling.
+      shortcut: 'A', 'B', 'C', 'D' or 'none', see `Block.shortcut`.
+      zero_init_residual: initialise residual branches to output zeros, see `Block.zero_init`.
+      stochastic_depth_rate: drop rate of the last block; block l of L has l / L of it
+        (arXiv:1603.09382, section 3).
+      norm: constructor of BatchNorm, with the run's settings.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
-    block: Callable[..., Block] = BasicBlock
+    block: Callable[..., nn.Module] = BasicBlock
     width: int = 64
     width_multiplier: float = 1.0
     stem: str = '7x7'
@@ -204,81 +219,76 @@ class ResNet(nn.Module):
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
         width = max(1, round(self.width * self.width_multiplier))
-        block = functools.partial(
-            self.block,
-            shortcut=self.shortcut,
-            zero_init=self.zero_init_residual,
-            conv=conv,
-            norm=norm,
-        )
-        preactivation = issubclass(getattr(self.block, 'func', self.block), PreActivationBlock)
-        x = self._stem(images, width, conv, norm, train)
-        if not preactivation:
-            x = nn.relu(norm(name='bn_stem')(x, train=train))
+        x = _stem(images, self.stem, width, conv, norm, train)
+        x = norm(name='bn_stem')(x, train=train)
+        x = nn.relu(x)
         if self.stem != 'small':
             x = max_pool(x, 3, 2, padding=1)
-        blocks, built = sum(self.stage_sizes), 0
-        for stage, size in enumerate(self.stage_sizes, start=1):
-            for index in range(1, size + 1):
-                built += 1
-                x = block(
-                    width=width * 2 ** (stage - 1),
-                    strides=2 if stage > 1 and index == 1 else 1,
-                    drop_rate=self.stochastic_depth_rate * built / blocks,
-                    name=f'stage{stage}_block{index}',
-                )(x, train=train, example_keys=example_keys)
-                x = checkpoint_name(x, BLOCK)
-        if preactivation:
-            x = nn.relu(norm(name='bn_final')(x, train=train))
+        x = _stages(x, self, width, conv, norm, train, example_keys)
         x = Intermediate(name='feature_map')(x)
-        x = Intermediate(name='features')(global_avg_pool(x))
+        x = global_avg_pool(x)
+        x = Intermediate(name='features')(x)
         return Head(self.num_classes, name='head')(x)
 
-    def _stem(self, x, width, conv, norm, train):
-        if self.stem == '7x7':
-            return conv(width, 7, strides=2, padding=3, name='stem')(x)
-        if self.stem == 'deep':
-            for index, strides in ((1, 2), (2, 1)):
-                x = conv(width // 2, 3, strides, padding=1, name=f'stem{index}')(x)
-                x = nn.relu(norm(name=f'bn_stem{index}')(x, train=train))
-        return conv(width, 3, padding=1, name='stem')(x)
+
+class PreActResNet(ResNet):
+    """ResNet v2: the stem is a convolution alone; BatchNorm and ReLU follow the last block.
+
+    Its attributes are those of ResNet; `block` is PreActBasicBlock or PreActBottleneckBlock.
+    """
+
+    block: Callable[..., nn.Module] = PreActBasicBlock
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, example_keys: jax.Array | None = None
+    ) -> jax.Array:
+        """Returns float32 logits [B, num_classes] of normalised images [B, H, W, 3]."""
+        conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        width = max(1, round(self.width * self.width_multiplier))
+        x = _stem(images, self.stem, width, conv, norm, train)
+        if self.stem != 'small':
+            x = max_pool(x, 3, 2, padding=1)
+        x = _stages(x, self, width, conv, norm, train, example_keys)
+        x = norm(name='bn_final')(x, train=train)
+        x = nn.relu(x)
+        x = Intermediate(name='feature_map')(x)
+        x = global_avg_pool(x)
+        x = Intermediate(name='features')(x)
+        return Head(self.num_classes, name='head')(x)
 
 
-_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-_STAGES |= {152: (3, 8, 36, 3)}
+def _stem(images, kind, width, conv, norm, train):
+    """Returns the stem's maps [B, H', W', width], before their BatchNorm; see `ResNet.stem`."""
+    if kind == '7x7':
+        return conv(width, 7, strides=2, padding=3, name='stem')(images)
+    if kind == 'small':
+        return conv(width, 3, padding=1, name='stem')(images)
+    x = conv(width // 2, 3, strides=2, padding=1, name='stem1')(images)
+    x = norm(name='bn_stem1')(x, train=train)
+    x = nn.relu(x)
+    x = conv(width // 2, 3, padding=1, name='stem2')(x)
+    x = norm(name='bn_stem2')(x, train=train)
+    x = nn.relu(x)
+    return conv(width, 3, padding=1, name='stem')(x)
 
 
-def resnet(depth: int, **options: Any) -> functools.partial:
-    """Returns the constructor of ImageNet's network with `depth` layers (v1.5; table 1)."""
-    block = BasicBlock if depth < 50 else BottleneckBlock
-    return functools.partial(ResNet, **({'stage_sizes': _STAGES[depth], 'block': block} | options))
-
-
-def resnet_v1(depth: int) -> functools.partial:
-    """Returns the constructor whose bottlenecks stride in their first 1x1 convolution."""
-    return resnet(depth, block=functools.partial(BottleneckBlock, stride_in_first=True))
-
-
-def resnet_v2(depth: int) -> functools.partial:
-    """Returns the constructor with pre-activation (arXiv:1603.05027)."""
-    block = PreActivationBasicBlock if depth < 50 else PreActivationBottleneckBlock
-    return resnet(depth, block=block)
-
-
-def resnet_d(depth: int) -> functools.partial:
-    """Returns the constructor of ResNet-D (arXiv:1812.01187, section 4)."""
-    return resnet(depth, stem='deep', shortcut='D')
-
-
-def resnext(depth: int, groups: int, group_width: int) -> functools.partial:
-    """Returns the constructor of a network with grouped (arXiv:1611.05431) or wide bottlenecks."""
-    block = functools.partial(BottleneckBlock, groups=groups, group_width=group_width)
-    return resnet(depth, block=block)
-
-
-def cifar(depth: int) -> functools.partial:
-    """Returns the constructor of the CIFAR network with 6n + 2 = `depth` layers (section 4.2)."""
-    blocks = (depth - 2) // 6
-    return functools.partial(
-        ResNet, stage_sizes=(blocks,) * 3, width=16, stem='small', shortcut='A'
-    )
+def _stages(x, network, width, conv, norm, train, example_keys):
+    """Returns the maps after all blocks; each stage after the first halves height and width."""
+    blocks, built = sum(network.stage_sizes), 0
+    for stage, size in enumerate(network.stage_sizes, start=1):
+        for index in range(1, size + 1):
+            built += 1
+            x = network.block(
+                width=width * 2 ** (stage - 1),
+                strides=2 if stage > 1 and index == 1 else 1,
+                shortcut=network.shortcut,
+                zero_init=network.zero_init_residual,
+                drop_rate=network.stochastic_depth_rate * built / blocks,
+                conv=conv,
+                norm=norm,
+                name=f'stage{stage}_block{index}',
+            )(x, train=train, example_keys=example_keys)
+            x = checkpoint_name(x, BLOCK)
+    return x

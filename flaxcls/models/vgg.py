@@ -1,4 +1,4 @@
-"""VGG, the plain network that the ResNet paper compares with.
+"""VGG, the plain network that the ResNet paper compares its own with.
 
 Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition,
 arXiv:1409.1556.
@@ -11,29 +11,27 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.init import he_normal_fan_out, normal, zeros
-from flaxcls.models.layers import Conv, Dropout, Intermediate, adaptive_avg_pool, max_pool
+from flaxcls.models.layers import Conv, Dropout, Intermediate, adaptive_avg_pool, dense, max_pool
 from flaxcls.ops.dtypes import at_least_float32
-from flaxcls.ops.remat import LINEAR
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions, each ended by a max pooling; three fully connected layers.
+    """Stages of 3x3 convolutions and a max pooling each, then three fully connected layers.
 
     Attributes:
       num_classes: length of the logits.
       stage_sizes: convolutions per stage (table 1; column D is VGG-16).
-      width: channels of the first stage; they double up to eight times as many.
+      width: channels of the first stage; each later one doubles them, up to eight times as many.
       width_multiplier: scales the width and the hidden layers.
       hidden: units of the two hidden fully connected layers.
       use_batch_norm: BatchNorm before each convolution's ReLU; the convolutions keep their biases,
         as torchvision's do.
       dropout_rate: after both hidden layers (section 3.1).
-      norm: BatchNorm with the run's settings.
-      dtype: of the computation; logits are float32.
+      norm: constructor of BatchNorm, with the run's settings.
+      dtype: of the computation; parameters and logits are float32.
     """
 
     num_classes: int = 1000
@@ -51,41 +49,35 @@ class VGG(nn.Module):
         self, images: jax.Array, *, train: bool, example_keys: jax.Array | None = None
     ) -> jax.Array:
         """Returns float32 logits [B, num_classes] of normalised images [B, H, W, 3]."""
+        conv = functools.partial(
+            Conv, use_bias=True, kernel_init=he_normal_fan_out, dtype=self.dtype
+        )
+        fc = functools.partial(dense, kernel_init=normal(0.01), bias_init=zeros)
+
+        def bn(x, name):
+            if not self.use_batch_norm:
+                return x
+            return self.norm(dtype=self.dtype, name=name)(x, train=train)
+
+        def dropout(x, name):
+            layer = Dropout(self.dropout_rate, name=name)
+            return layer(x, train=train, example_keys=example_keys)
+
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
             features = max(1, round(self.width * min(2 ** (stage - 1), 8) * self.width_multiplier))
             for index in range(1, size + 1):
-                x = Conv(
-                    features,
-                    3,
-                    padding=1,
-                    use_bias=True,
-                    kernel_init=he_normal_fan_out,
-                    dtype=self.dtype,
-                    name=f'conv{stage}_{index}',
-                )(x)
-                if self.use_batch_norm:
-                    norm = self.norm(dtype=self.dtype, name=f'bn{stage}_{index}')
-                    x = norm(x, train=train)
-                x = nn.relu(x)
+                x = conv(features, 3, padding=1, name=f'conv{stage}_{index}')(x)
+                x = nn.relu(bn(x, f'bn{stage}_{index}'))
             if stage == len(self.stage_sizes):
                 x = Intermediate(name='feature_map')(x)
             x = max_pool(x, 2, 2)
         x = adaptive_avg_pool(x, 7)  # The identity at the paper's 224 pixels.
         x = x.reshape(x.shape[0], -1)
         hidden = max(1, round(self.hidden * self.width_multiplier))
-        for index in (1, 2):
-            x = nn.relu(self._dense(x, hidden, f'fc{index}'))
-            dropout = Dropout(self.dropout_rate, name=f'dropout{index}')
-            x = dropout(x, train=train, example_keys=example_keys)
+        x = nn.relu(fc(x, hidden, name='fc1'))
+        x = dropout(x, 'dropout1')
+        x = nn.relu(fc(x, hidden, name='fc2'))
+        x = dropout(x, 'dropout2')
         x = Intermediate(name='features')(x.astype(at_least_float32(self.dtype)))
-        return self._dense(x, self.num_classes, 'head')
-
-    def _dense(self, x, features, name):
-        dense = nn.Dense(
-            features, kernel_init=normal(0.01), bias_init=zeros, dtype=x.dtype, name=name
-        )
-        return checkpoint_name(dense(x), LINEAR)
-
-
-vgg16_bn = functools.partial(VGG, use_batch_norm=True)
+        return fc(x, self.num_classes, name='head')

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.init import abstract_variables
-from flaxcls.models.resnet import PreActivationBlock, ResNet
+from flaxcls.models.resnet import PreActResNet
 from flaxcls.models.vgg import VGG
 
 _LEAVES = {
@@ -78,7 +78,8 @@ def _axes(layer: str, leaf: str, shape: tuple[int, ...], model: nn.Module):
         return (lambda x: x), (lambda x: x)
     if len(shape) == 4:  # [height, width, in, out] and [out, in, height, width].
         return (lambda x: x.transpose(3, 2, 0, 1)), (lambda x: x.transpose(2, 3, 1, 0))
-    if layer == 'head/dense' and _is_v2(model):  # timm classifies with a 1x1 convolution.
+    if layer == 'head/dense' and isinstance(model, PreActResNet):
+        # timm classifies with a 1x1 convolution.
         return (lambda x: x.T[:, :, None, None]), (lambda x: x[:, :, 0, 0].T)
     side = {(AlexNet, 'fc6'): 6, (VGG, 'fc1'): 7}.get((type(model), layer))
     if side is None:
@@ -96,12 +97,6 @@ def _axes(layer: str, leaf: str, shape: tuple[int, ...], model: nn.Module):
     return to_torch, from_torch
 
 
-def _is_v2(model: nn.Module) -> bool:
-    if not isinstance(model, ResNet):
-        return False
-    return issubclass(getattr(model.block, 'func', model.block), PreActivationBlock)
-
-
 def _make_rename(model: nn.Module) -> Callable[[str], str]:
     """Returns path of a layer, such as stage1_block1/conv1 -> its name in the state dict."""
     if isinstance(model, AlexNet):
@@ -115,7 +110,7 @@ def _make_rename(model: nn.Module) -> Callable[[str], str]:
             'bn_final': f'features.norm{len(model.block_sizes) + 1}',
             'head/dense': 'classifier',
         }
-    elif _is_v2(model):
+    elif isinstance(model, PreActResNet):
         layers = {'stem': 'stem.conv', 'bn_final': 'norm', 'head/dense': 'head.fc'}
     else:
         layers = {'stem': 'conv1', 'bn_stem': 'bn1', 'head/dense': 'fc'}
@@ -148,13 +143,13 @@ def _vgg_names(model: VGG) -> dict[str, str]:
 
 def _rename_block(layer: str, model: nn.Module) -> str:
     block, _, name = layer.partition('/')
-    name = name.replace('bn', 'norm') if isinstance(model, DenseNet) or _is_v2(model) else name
+    name = name.replace('bn', 'norm') if isinstance(model, DenseNet | PreActResNet) else name
     if transition := re.fullmatch(r'transition(\d+)', block):
         return f'features.transition{transition[1]}.{name}'
     first, second = map(int, re.fullmatch(r'[a-z]+(\d+)_[a-z]+(\d+)', block).groups())
     if isinstance(model, DenseNet):
         return f'features.denseblock{first}.denselayer{second}.{name}'
-    if _is_v2(model):
+    if isinstance(model, PreActResNet):
         name = {'conv_proj': 'downsample.conv'}.get(name, name)
         return f'stages.{first - 1}.blocks.{second - 1}.{name}'
     after = 1 if model.shortcut == 'D' else 0  # The average pooling comes first.

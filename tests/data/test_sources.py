@@ -51,9 +51,7 @@ def test_digits_are_split_once_and_for_all():
     expected = np.round(digits.images * 255 / 16).astype(np.uint8)
     labels = np.concatenate([source.train.labels, source.val.labels])
     pairs = [
-        sorted(
-            (int(label), image.tobytes()) for image, label in zip(images, labels, strict=True)
-        )
+        sorted((int(label), image.tobytes()) for image, label in zip(images, labels, strict=True))
         for images, labels in ((every, labels), (expected, digits.target))
     ]
     assert pairs[0] == pairs[1]

@@ -1,6 +1,9 @@
-"""The zoo: every row counted, run, differentiated."""
+"""The zoo: every row counted, run, differentiated, and every option of its network changed."""
 
+import dataclasses
 import functools
+import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -9,10 +12,19 @@ import numpy as np
 import pytest
 
 from flaxcls.errors import UserError
+from flaxcls.models import densenet
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.models.densenet import DenseNet, Features
+from flaxcls.models.densenet import Features
 from flaxcls.models.init import abstract_variables, init_variables
 from flaxcls.models.registry import MODELS, create_model, require_image_size
+from flaxcls.models.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActBasicBlock,
+    PreActBottleneckBlock,
+    PreActResNet,
+    ResNet,
+)
 from flaxcls.models.summary import count_cost, list_layers
 from flaxcls.models.tables import layer_table, model_table
 
@@ -197,6 +209,99 @@ def test_unknown_networks_and_options_are_refused(name, options, says):
         create_model(name, **options)
 
 
+# Of every attribute, values of which any two make different networks.
+VALUES = {
+    'num_classes': (2, 3),
+    'features': ((64, 192, 384, 256, 256), (64, 192, 384, 256, 128)),
+    'hidden': (64, 128),
+    'width': (32, 64),
+    'width_multiplier': (0.125, 0.25),
+    'two_groups': (False, True),
+    'stem_padding': (1, 2),
+    'lrn': ('none', 'paper', 'caffe'),
+    'use_batch_norm': (False, True),
+    'initializer': ('paper', 'he', 'filters'),
+    'dropout_rate': (0.0, 0.1, 0.2),
+    'stage_sizes': ((2, 1), (1, 2)),
+    'stem': ('7x7', 'deep', 'small'),
+    'shortcut': ('A', 'B', 'C', 'D', 'none'),
+    'zero_init_residual': (False, True),
+    'stochastic_depth_rate': (0.0, 0.1, 0.2),
+    'growth_rate': (4, 8),
+    'block_sizes': ((2, 1), (1, 2)),
+    'stem_features': (None, 5, 6),
+    'bottleneck': (False, True),
+    'compression': (0.5, 1.0),
+    'small_images': (False, True),
+    'norm': (BatchNorm, functools.partial(BatchNorm, eps=1e-3)),
+    'dtype': (jnp.float32, jnp.bfloat16),
+}
+BLOCKS = {
+    ResNet: (
+        BasicBlock,
+        BottleneckBlock,
+        functools.partial(BottleneckBlock, stride_in_first=True),
+        functools.partial(BottleneckBlock, groups=2),
+        functools.partial(BottleneckBlock, group_width=128),
+    ),
+    PreActResNet: (PreActBasicBlock, PreActBottleneckBlock),
+}
+# What an attribute has no effect without.
+ONLY_WITH = {'norm': {'use_batch_norm': True}}
+SHALLOW = {'stage_sizes': (2, 1), 'block_sizes': (2, 1), 'width_multiplier': 0.125}
+
+
+def _attributes(model):
+    return {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
+
+
+def _shallow(name):
+    """Returns the network with few layers and channels, and a side of images that it takes."""
+    model = create_model(name, num_classes=2)
+    options = {key: value for key, value in SHALLOW.items() if key in _attributes(model)}
+    return model.clone(**options), 67 if name.startswith('alexnet') else 32
+
+
+@functools.cache
+def _program(model, side):
+    """Returns the text of `init` and of the forward pass in training, apart from addresses."""
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    images = jnp.zeros((1, side, side, 3))
+    trace = jax.make_jaxpr(lambda rngs: model.init_with_output(rngs, images, train=True))(rngs)
+    return re.sub('0x[0-9a-f]+', '', str(trace))
+
+
+def _are_different(a, b, side):
+    if _program(a, side) != _program(b, side):
+        return True
+    weights = [init_variables(model, jax.random.key(0), side) for model in (a, b)]
+    return not all(jax.tree.leaves(jax.tree.map(np.array_equal, *weights)))
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_any_two_values_of_an_attribute_make_different_networks(name):
+    model, side = _shallow(name)
+    without_effect = []
+    for attribute in sorted(_attributes(model)):
+        values = BLOCKS[type(model)] if attribute == 'block' else VALUES[attribute]
+        needed = {k: v for k, v in ONLY_WITH.get(attribute, {}).items() if k in _attributes(model)}
+        networks = [(value, model.clone(**needed, **{attribute: value})) for value in values]
+        without_effect += [
+            (attribute, a, b)
+            for (a, network_a), (b, network_b) in itertools.combinations(networks, 2)
+            if not _are_different(network_a, network_b, side)
+        ]
+    assert not without_effect
+
+
+@pytest.mark.parametrize('name', ['alexnet', 'vgg16', 'resnet50', 'resnet50_v2', 'densenet121'])
+def test_equal_attributes_make_equal_networks(name):
+    """Otherwise the test above would find differences anywhere."""
+    model, side = _shallow(name)
+    assert _program.__wrapped__(model, side) == _program.__wrapped__(model.clone(), side)
+    assert not _are_different(model, model.clone(), side)
+
+
 def test_options_change_the_network():
     count = lambda name, **options: count_cost(create_model(name, **options), 64).parameters  # noqa: E731
     assert count('resnet20', width_multiplier=2.0) > 3 * count('resnet20')
@@ -356,11 +461,12 @@ def test_dense_layers_share_the_moments_that_each_would_take(monkeypatch):
             return jnp.sin(logits * jnp.arange(logits.size).reshape(logits.shape)).sum(), updates
 
         shared = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
-        measured = []
+        norms = []
         monkeypatch.setattr(
-            DenseNet, '_measure', lambda self, x, train: measured.append(x) or Features(x, None)
+            densenet, 'with_moments', lambda x, norm: norms.append(norm) or Features(x, None)
         )
         own = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
-    assert measured
+    assert norms
+    assert None not in norms
     # Parameters, and so gradients, are float32.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), shared, own)
