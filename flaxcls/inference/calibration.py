@@ -35,6 +35,14 @@ class Calibration(NamedTuple):
     loss_after: float
     count: int
 
+    def describe(self) -> str:
+        """Returns a line with the temperature, and what it does to other images."""
+        return (
+            f'temperature {self.temperature:.4f}; on images that it was not fitted on, expected '
+            f'calibration error {self.ece_before:.2%} -> {self.ece_after:.2%}, loss '
+            f'{self.loss_before:.4f} -> {self.loss_after:.4f}'
+        )
+
 
 def calibrate(predictions: Predictions, seed: int = 0) -> Calibration:
     """Returns the temperature for a network, from its answers to images it was not trained on.
@@ -114,6 +122,6 @@ def load_calibration(workdir: str | os.PathLike, step: int) -> Mapping[str, Any]
         return calibration if calibration['step'] == step else None
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f'{str(path)!r} is damaged; delete it, or measure anew with  python -m '
-            f'flaxcls.evaluate --calibrate --workdir={path.parent}'
+            f'{str(path)!r} is damaged; delete it, or measure it again with  flaxcls evaluate '
+            f'--calibrate --workdir={path.parent}'
         ) from None

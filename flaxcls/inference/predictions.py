@@ -6,7 +6,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,9 @@ from flaxcls.errors import UserError
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.parallel import AXIS
-from flaxcls.training.restore import Restored
+
+if TYPE_CHECKING:  # All that training takes, which a classifier that loads a temperature does not.
+    from flaxcls.training.restore import Restored
 
 PREDICTIONS_FILE = 'predictions.npz'
 
@@ -59,7 +61,7 @@ class Predictions(NamedTuple):
         return softmax(self.logits.astype(np.float64) / temperature, axis=1)
 
 
-def predict_validation(run: Restored) -> Predictions:
+def predict_validation(run: 'Restored') -> Predictions:
     """Returns the predictions for all validation images, each once and in order.
 
     All processes of a run have to call it, and all are given everything. Batches and layout are
@@ -116,7 +118,7 @@ def load_predictions(workdir: str | os.PathLike) -> Predictions:
       UserError: there are none, or the file is damaged.
     """
     path = pathlib.Path(workdir).expanduser() / PREDICTIONS_FILE
-    remedy = f'run  python -m flaxcls.commands.evaluate --workdir={path.parent}'
+    remedy = f'run  flaxcls evaluate --workdir={path.parent}'
     if not path.is_file():
         raise UserError(f'there are no predictions in {str(path.parent)!r}; {remedy}')
     try:

@@ -1,4 +1,4 @@
-"""What a run does on the devices here, by the clock; see `flaxcls.commands.benchmark`."""
+"""What a run does on the devices here, by the clock; see `flaxcls benchmark`."""
 
 import contextlib
 import datetime

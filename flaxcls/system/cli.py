@@ -44,19 +44,30 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser for `python -m MODULE`, described by its docstring; a wrong flag is a UserError."""
+    """A parser for a command such as `flaxcls train`; a wrong flag is a UserError."""
 
-    def __init__(self, module: str, description: str, **options):
+    def __init__(self, prog: str, description: str, *, epilog: str = ''):
         super().__init__(
-            f'python -m {module}',
+            prog,
             description=description,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **options,
         )
 
+    def parse_with_overrides(
+        self, argv: Sequence[str]
+    ) -> tuple[argparse.Namespace, dict[str, str]]:
+        """Returns the flags, and {KEY: VALUE} of all --config.KEY=VALUE."""
+        flags, rest = self.parse_known_args(argv)
+        return flags, parse_overrides(rest, list(self._option_string_actions))
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help lists the arguments.')
+        unknown = message.removeprefix('unrecognized arguments: ')
+        remedy = ''
+        if unknown != message:
+            remedy = did_you_mean(unknown.partition('=')[0], list(self._option_string_actions))
+        raise UserError(f'{message}{remedy}; {self.prog} --help lists the arguments.')
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -2,8 +2,8 @@
 
 Under srun, mpirun and on TPU pods they find one another by themselves. Anywhere else, each is told:
 
-  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
-  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
+  flaxcls train ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
+  flaxcls train ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
 
 They have to see the same files: the workdir, and the data. The first one prints and writes.
 """

@@ -16,7 +16,7 @@ import flaxcls
 from flaxcls.commands import evaluate
 from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.errors import UserError
-from flaxcls.evaluation import tables
+from flaxcls.evaluation import runs, tables
 from flaxcls.inference import calibration, scores
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
@@ -374,7 +374,7 @@ def test_confusions_come_most_frequent_first():
 
 def test_a_temperature_that_makes_it_worse_is_not_kept(workdir, capsys, monkeypatch):
     worse = calibration.Calibration(44, 1.5, 0.01, 0.02, 0.3, 0.4, 359)
-    monkeypatch.setattr(evaluate, 'calibrate', lambda predictions: worse)
+    monkeypatch.setattr(runs, 'calibrate', lambda predictions: worse)
     _command(workdir, flags=['--calibrate'])
     assert 'It is not kept' in capsys.readouterr().out
     assert not (workdir / CALIBRATION_FILE).exists()

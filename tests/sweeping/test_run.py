@@ -53,7 +53,7 @@ def _start(*words):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         return subprocess.Popen(
-            [sys.executable, '-m', 'flaxcls.commands.sweep', *map(str, words)],
+            [sys.executable, '-m', 'flaxcls', 'sweep', *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
