@@ -7,6 +7,7 @@ resuming at step k starts at k. Nothing else has to be remembered.
 import functools
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 
