@@ -59,7 +59,7 @@ class ExplainRequest(NamedTuple):
     workdir: pathlib.Path
     method: str
     layer: str
-    label: int | None  # The class to look for; None: each image's answer.
+    label: int | None  # The class to look for; None: each image's prediction.
     paths: Sequence[str]  # Images; none: take some of the validation images.
     out: pathlib.Path
 
@@ -122,8 +122,8 @@ def draw_heat(run: ExplainRequest) -> None:
         heat = np.minimum(heat, np.percentile(heat, 99, axis=(1, 2), keepdims=True))
     cells: list[TitledImage] = []
     for row, (image, name) in enumerate(zip(examples.images, examples.names, strict=True)):
-        answer = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
-        cells += [(image, name), (overlay(image, heat[row]), answer)]
+        title = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
+        cells += [(image, name), (overlay(image, heat[row]), title)]
     plots.draw_grid(_in_rows(cells, 8), run.title(run.method), run.out)
 
 

@@ -1,4 +1,4 @@
-"""The temperature that makes a network as sure as it is right (arXiv:1706.04599, section 4.2)."""
+"""Temperature scaling (arXiv:1706.04599, section 4.2)."""
 
 import json
 import math
@@ -45,7 +45,7 @@ class Calibration(NamedTuple):
 
 
 def calibrate(predictions: Predictions, seed: int = 0) -> Calibration:
-    """Returns the temperature for a network, from its answers to images it was not trained on.
+    """Returns the temperature for a network, from its predictions for images it was not trained on.
 
     To judge a temperature on the images that it was fitted on would flatter it. So the images are
     drawn into two halves, and each is judged with the temperature of the other.

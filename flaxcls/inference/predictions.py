@@ -1,4 +1,4 @@
-"""What a network answers to every validation image, and the files that keep it."""
+"""The predictions of a network for every validation image, and the files that keep them."""
 
 import csv
 import io
@@ -24,12 +24,12 @@ PREDICTIONS_FILE = 'predictions.npz'
 
 
 class Predictions(NamedTuple):
-    """The answers of a checkpoint to N examples of C classes, in the order of the data.
+    """The predictions of a checkpoint for N examples of C classes, in the order of the data.
 
     Attributes:
       step: of the checkpoint.
       labels: int32 [N].
-      logits: float32 [N, C]; of several views, the logarithms of their averaged probabilities.
+      logits: float32 [N, C]; of several TTA crops, the logarithms of their averaged probabilities.
       names: of each example, what a person would look for: the file, or the split's record.
       class_names: in the order of the logits.
     """
@@ -47,7 +47,7 @@ class Predictions(NamedTuple):
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the answer is the label, bool [N]."""
+        """Whether the prediction is the label, bool [N]."""
         return self.predicted == self.labels
 
     @property
@@ -140,7 +140,7 @@ def write_csv(
 ) -> pathlib.Path:
     """Writes a table for people, a line for each example, and returns the file.
 
-    Its columns are example, label, answer, correct (1 or 0), probability (of the answer).
+    Its columns are example, label, prediction, correct (1 or 0), probability (of the prediction).
 
     Args:
       predictions: to be written.
@@ -161,7 +161,7 @@ def write_csv(
     )
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
-    table.writerow(['example', 'label', 'answer', 'correct', 'probability'])
+    table.writerow(['example', 'label', 'prediction', 'correct', 'probability'])
     table.writerows(zip(*columns, strict=True))
     # Names of files need not be valid text.
     write_atomically(path, text.getvalue().encode('utf-8', 'surrogateescape'))

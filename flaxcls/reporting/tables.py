@@ -158,7 +158,7 @@ def _strength(matrix: np.ndarray, row: int, column: int, most: int) -> float:
 
 
 class ClassRow(NamedTuple):
-    """The scores of a class; `taken_for` is its most frequent wrong answer, or ''."""
+    """The scores of a class; `taken_for` is its most frequent wrong prediction, or ''."""
 
     name: str
     support: int

@@ -184,7 +184,7 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
 
     broken = FORMATS[form]._replace(write=write)
     monkeypatch.setattr(export, 'find_format', lambda _: broken)
-    with pytest.raises(RunError, match=r'answers are the same .* kept in .*\.rejected'):
+    with pytest.raises(RunError, match=r'predictions are the same .* kept in .*\.rejected'):
         export.export(workdir, form, out, images=50)
     for name, content in before.items():
         assert (out / name).read_bytes() == content
