@@ -9,8 +9,9 @@ import pytest
 import flaxcls.main
 from flaxcls.__main__ import COMMANDS, main
 from flaxcls.config.config_dict import default_config, flatten, set_option
-from flaxcls.config.files import load_config
+from flaxcls.config.files import list_experiments, load_config
 from flaxcls.errors import UserError
+from flaxcls.models.registry import MODELS
 from tests.helpers.documents import (
     DOCUMENTS,
     ROOT,
@@ -142,6 +143,27 @@ def test_flags_exist(document, flags):
         if text.startswith('--') and not text.startswith('--config.') and text not in _FOREIGN:
             for word in text.split():
                 assert word.partition('=')[0] in flags, text
+
+
+def test_the_page_of_models_has_what_the_registry_has():
+    named = set()
+    for line in (ROOT / 'docs/models.md').read_text(encoding='utf-8').splitlines():
+        if line.startswith('| `'):
+            first, parameters, gmacs = (cell.strip() for cell in line.split('|')[1:4])
+            names = re.findall(r'`(\w+)`', first)
+            named |= set(names)
+            rows = [MODELS[name] for name in names]
+            assert parameters.split(' / ') == [f'{row.parameters:,}' for row in rows]
+            # VGG's are equal with and without BatchNorm, and written once.
+            written = dict.fromkeys(f'{row.gmacs:.4f}' for row in rows)
+            assert gmacs.split(' / ') == list(written)
+    assert {re.sub(r'^resnet\d+_(v1|v2|d)$', r'resnet50_\1', name) for name in MODELS} == named
+
+
+def test_the_page_of_recipes_names_every_experiment():
+    text = (ROOT / 'docs/recipes.md').read_text(encoding='utf-8')
+    for entry in list_experiments():
+        assert re.search(rf'`{entry.name}(:\w+)?`', text), entry.name
 
 
 def test_prose_is_searched_and_blocks_are_for_the_shell_or_python():
