@@ -8,8 +8,8 @@ BIN := .venv/bin
 .PHONY: demo test test-slow lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
-	$(BIN)/python -m flaxcls.main --config=experiments/digits_resnet20.py --workdir=runs/demo
-	$(BIN)/python -m flaxcls.commands.report --workdir=runs/demo
+	$(BIN)/flaxcls train --config=digits_resnet20 --workdir=runs/demo
+	$(BIN)/flaxcls report --workdir=runs/demo
 
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'

@@ -26,7 +26,7 @@ compare() { # FLAGS... - of benchmarks.vs_torch.
 }
 
 measure() { # EXPERIMENT BATCH - the step and the loop of a run on made-up images.
-    run "$python" -m flaxcls.commands.benchmark --config="experiments/$1.py" --config.batch_size="$2" \
+    run "$python" -m flaxcls benchmark --config="$1" --config.batch_size="$2" \
         --config.data.source="synthetic:$((8 * $2))" --config.model.dtype=bfloat16 --steps=20
 }
 
@@ -59,6 +59,6 @@ else
     else
         echo 'Note: torch and torchvision are not there; PyTorch is left out.'
     fi
-    run "$python" -m flaxcls.commands.benchmark --config=experiments/digits_resnet20.py --steps=5
+    run "$python" -m flaxcls benchmark --config=digits_resnet20 --steps=5
 fi
 exit "$failed"

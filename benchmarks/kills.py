@@ -23,7 +23,7 @@ _EXPERIMENT = [
 
 
 def _start(workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, '-m', 'flaxcls.main', *_EXPERIMENT, f'--workdir={workdir}']
+    command = [sys.executable, '-m', 'flaxcls', 'train', *_EXPERIMENT, f'--workdir={workdir}']
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -212,7 +212,7 @@ def render(entries: Sequence[LedgerEntry], misquoted: Sequence[Misquoted]) -> st
         'Validation accuracy in percent: what others report, how near to it our mean is expected, '
         'and ours, after the last epoch, with the deviation between seeds. '
         '`python -m benchmarks.ledger` writes this file from `results/`; '
-        '`python -m flaxcls.main --config=experiments/...` makes a row.',
+        '`flaxcls train --config=NAME` makes a row.',
     ]
     for data in dict.fromkeys(entry.data for entry in entries):
         lines += ['', f'## {_DATA_NAMES.get(data, data)}', '']
@@ -302,7 +302,7 @@ def _time(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = CommandParser('benchmarks.ledger', __doc__)
+    parser = CommandParser('python -m benchmarks.ledger', __doc__)
     parser.add_argument('--runs', help='folder with workdirs, whose records are taken in')
     parser.add_argument('--results', default='results', help='folder of the ledger')
     parser.add_argument('--out', default='RESULTS.md', help='file to write')

@@ -20,7 +20,7 @@ _INTRODUCTION = f"""# Options
 <!-- Written by: {COMMAND} -->
 
 Every option of a run, from the rows of `flaxcls/config/options.py`, which
-`python -m flaxcls.main --help` prints as well. On the command line an option is
+`flaxcls train --help` prints as well. On the command line an option is
 `--config.KEY=VALUE`; in a file of `experiments/` it is `config.KEY = VALUE`; in Python, an entry
 of the second argument of `flaxcls.load_config`. A list is written `3,4,6`. Where the default is
 `None`, the model's paper, the library or the data decides, as the last column says, and `None` on
@@ -79,7 +79,7 @@ def _code(value: Any) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = CommandParser('benchmarks.option_reference', __doc__)
+    parser = CommandParser('python -m benchmarks.option_reference', __doc__)
     parser.add_argument('--out', required=True, help='file to write')
     flags = parser.parse_args(argv)
     out = require_place(flags.out)

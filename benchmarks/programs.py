@@ -94,7 +94,7 @@ SECONDS = Column('compiled, s', 11, lambda program, facts: f'{facts.seconds:.0f}
 
 def create_parser(module: str, description: str, **defaults: Any) -> CommandParser:
     """Returns the parser of the flags that both commands have, with these defaults."""
-    parser = CommandParser(module, description)
+    parser = CommandParser(f'python -m {module}', description)
     parser.add_argument(
         '--models',
         help=f'of flaxcls.models.MODELS, {EXAMPLE}, or families: one of each kind (%(default)s)',
@@ -103,7 +103,7 @@ def create_parser(module: str, description: str, **defaults: Any) -> CommandPars
     parser.add_argument('--dtype', help=f'of {", ".join(DTYPES)} (%(default)s)')
     parser.add_argument('--remat', help=f'of {", ".join(REMATS)} (%(default)s)')
     parser.add_argument('--per_chip', type=int, help='images of each device (%(default)s)')
-    parser.add_argument('--target', help='as in flaxcls.plan (%(default)s)')
+    parser.add_argument('--target', help='as in `flaxcls plan` (%(default)s)')
     parser.set_defaults(**defaults)
     return parser
 

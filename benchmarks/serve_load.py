@@ -47,7 +47,8 @@ def start(workdir: str, rest: list[str]) -> tuple[subprocess.Popen, int]:
     command = [
         sys.executable,
         '-m',
-        'flaxcls.commands.serve',
+        'flaxcls',
+        'serve',
         f'--workdir={workdir}',
         '--port=0',
         *rest,

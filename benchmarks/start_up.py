@@ -133,7 +133,8 @@ def time_starts(config: str) -> None:
 
 
 def _seconds_to_first_step(config: str, workdir: str, environment: dict[str, str]) -> float:
-    command = [sys.executable, '-m', 'flaxcls.main', f'--config={config}', f'--workdir={workdir}']
+    command = [sys.executable, '-m', 'flaxcls', 'train', f'--config={config}']
+    command.append(f'--workdir={workdir}')
     command += ['--config.log_every_steps=1']
     began = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:

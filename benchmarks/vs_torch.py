@@ -28,7 +28,7 @@ from flaxcls.system.host_memory import keep_freed_memory
 from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
 
-if __name__ == '__main__':  # As flaxcls.main does; before PyTorch starts threads.
+if __name__ == '__main__':  # As `flaxcls train` does; before PyTorch starts threads.
     keep_freed_memory()
 
 import jax

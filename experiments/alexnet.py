@@ -1,7 +1,7 @@
 """AlexNet on one tower (arXiv:1404.5997) on ImageNet, by torchvision's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/alexnet.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=alexnet
 
 The first command is needed once, with the extra [prepare]. On TPU and recent GPUs add
 --config.model.dtype=bfloat16.

@@ -1,7 +1,7 @@
 """AlexNet of two groups (Krizhevsky et al. 2012) on ImageNet, by the paper's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/alexnet_2012.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=alexnet_2012
 
 The first command is needed once, with the extra [prepare]. The paper lowered the rate by hand,
 three times in about 90 epochs, when the validation error stood still; the epochs here are ours.

@@ -1,8 +1,8 @@
 """DenseNet (40, 12) (arXiv:1608.06993, section 4.2) on CIFAR-10, by the paper's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=cifar10        (once; needs the extra [prepare])
-  python -m flaxcls.main --config=experiments/cifar10_densenet.py
-  python -m flaxcls.main --config=experiments/cifar10_densenet.py:plain
+  flaxcls data prepare --name=cifar10        (once; needs the extra [prepare])
+  flaxcls train --config=cifar10_densenet
+  flaxcls train --config=cifar10_densenet:plain
 
 The variant plain has no augmentation and a dropout of 0.2 after each convolution but the first.
 (100, 12) and (100, 24) share the recipe (--config.model.name=densenet_100_24).

@@ -1,7 +1,7 @@
 """DenseNet-BC (100, 12) (arXiv:1608.06993, section 4.2) on CIFAR-10, by the paper's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=cifar10        (once; needs the extra [prepare])
-  python -m flaxcls.main --config=experiments/cifar10_densenet_bc.py
+  flaxcls data prepare --name=cifar10        (once; needs the extra [prepare])
+  flaxcls train --config=cifar10_densenet_bc
 
 Hardware: one GPU (time not measured). Expected: 95.49 % (error 4.51 % of C10+, table 2). Not run.
 """

@@ -1,7 +1,7 @@
 """ResNet-110 (arXiv:1512.03385, section 4.2) on CIFAR-10, by the paper's recipe with its warm-up.
 
-  python -m flaxcls.commands.prepare_data --name=cifar10        (once; needs the extra [prepare])
-  python -m flaxcls.main --config=experiments/cifar10_resnet110.py
+  flaxcls data prepare --name=cifar10        (once; needs the extra [prepare])
+  flaxcls train --config=cifar10_resnet110
 
 The paper trains for about 400 steps at a rate of 0.01 before it goes on at 0.1; here the rate rises
 over as many steps.

@@ -1,7 +1,7 @@
 """ResNet-20 (arXiv:1512.03385, section 4.2) on CIFAR-10, by the paper's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=cifar10        (once; needs the extra [prepare])
-  python -m flaxcls.main --config=experiments/cifar10_resnet20.py
+  flaxcls data prepare --name=cifar10        (once; needs the extra [prepare])
+  flaxcls train --config=cifar10_resnet20
 
 The paper trains for 64,000 steps and divides the rate at 32,000 and 48,000, which are epochs 164,
 82 and 123 of 390 steps; ResNet-32, -44 and -56 share the recipe (--config.model.name=resnet56).

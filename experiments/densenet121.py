@@ -1,7 +1,7 @@
 """DenseNet-121 (arXiv:1608.06993, section 4.3) on ImageNet, by the paper's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/densenet121.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=densenet121
 
 The first command is needed once, with the extra [prepare]. On TPU and recent GPUs add
 --config.model.dtype=bfloat16.

@@ -1,6 +1,6 @@
 """AlexNet on one tower (arXiv:1404.5997) with BatchNorm, a quarter wide, on scikit-learn's digits.
 
-  python -m flaxcls.main --config=experiments/digits_alexnet.py
+  flaxcls train --config=digits_alexnet
 
 Hardware: one CPU core; half a minute. Expected: over 97 % of the 359 held-out digits.
 Run; see RESULTS.md.

@@ -1,6 +1,6 @@
 """A DenseNet-BC (arXiv:1608.06993) of 40 layers, k = 12, on scikit-learn's digits.
 
-  python -m flaxcls.main --config=experiments/digits_densenet.py
+  flaxcls train --config=digits_densenet
 
 Hardware: one CPU core; about three minutes. Expected: over 97 % of the 359 held-out digits.
 Run; see RESULTS.md.

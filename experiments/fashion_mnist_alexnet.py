@@ -1,6 +1,6 @@
 """AlexNet on one tower (arXiv:1404.5997) with BatchNorm, half as wide, on Fashion-MNIST.
 
-  python -m flaxcls.main --config=experiments/fashion_mnist_alexnet.py
+  flaxcls train --config=fashion_mnist_alexnet
 
 Hardware: one CPU core; about 50 minutes. Expected: over 91 % of the 10,000 test images.
 Run; see RESULTS.md.

@@ -1,6 +1,6 @@
 """A DenseNet-BC (arXiv:1608.06993) of 40 layers, k = 12, on Fashion-MNIST (arXiv:1708.07747).
 
-  python -m flaxcls.main --config=experiments/fashion_mnist_densenet_bc.py
+  flaxcls train --config=fashion_mnist_densenet_bc
 
 Hardware: one CPU core; about two and a half hours. Expected: over 93 % of the 10,000 test images.
 Run; see RESULTS.md.

@@ -1,6 +1,6 @@
 """ResNet-20 (arXiv:1512.03385, section 4.2) on Fashion-MNIST (arXiv:1708.07747).
 
-  python -m flaxcls.main --config=experiments/fashion_mnist_resnet20.py
+  flaxcls train --config=fashion_mnist_resnet20
 
 Hardware: one CPU core; about 70 minutes. Expected: over 93 % of the 10,000 test images.
 Run; see RESULTS.md.

@@ -1,7 +1,7 @@
 """ResNet-101 v1.5 (arXiv:1512.03385, table 1) on ImageNet, by ResNet-50's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet101.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet101
 
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).
 Expected: 77.4 % top-1, 93.5 % top-5 (torchvision). Not run.

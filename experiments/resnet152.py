@@ -1,7 +1,7 @@
 """ResNet-152 v1.5 (arXiv:1512.03385, table 1) on ImageNet, by ResNet-50's recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet152.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet152
 
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).
 Expected: 78.3 % top-1, 94.0 % top-5 (torchvision). Not run.

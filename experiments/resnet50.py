@@ -1,7 +1,7 @@
 """ResNet-50 v1.5 (arXiv:1512.03385, table 1) on ImageNet, by torchvision's V1 recipe.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet50.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet50
 
 The first command is needed once, with the extra [prepare]. On TPU and recent GPUs add
 --config.model.dtype=bfloat16.

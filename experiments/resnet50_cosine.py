@@ -1,7 +1,7 @@
 """ResNet-50 v1.5 (arXiv:1512.03385, table 1) on ImageNet, by the recipe of flax's ImageNet example.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet50_cosine.py --config.model.dtype=bfloat16
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet50_cosine --config.model.dtype=bfloat16
 
 The rate grows with the batch (arXiv:1706.02677); up to 8,192 examples the accuracy stays.
 Hardware: 8 GPUs or a TPU v3-8 (time not measured).

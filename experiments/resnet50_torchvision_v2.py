@@ -1,7 +1,7 @@
 """ResNet-50 v1.5 on ImageNet by the recipe of the weights that torchvision calls IMAGENET1K_V2.
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet50_torchvision_v2.py
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet50_torchvision_v2
 
 ResNet-101 and -152 (81.9 % and 82.3 %) were trained without repeats, and on 224 pixels:
 --config.model.name=resnet101 --config.augment.repeats=1 --config.data.train_image_size=224.

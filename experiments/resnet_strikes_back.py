@@ -1,7 +1,7 @@
 """ResNet-50 v1.5 on ImageNet by recipes A1 to A3 of "ResNet strikes back" (arXiv:2110.00476).
 
-  python -m flaxcls.commands.prepare_data --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
-  python -m flaxcls.main --config=experiments/resnet_strikes_back.py:a3
+  flaxcls data prepare --name=imagenet2012 --manual_dir=DIR_WITH_THE_TAR_FILES
+  flaxcls train --config=resnet_strikes_back:a3
 
 A1 is a run of 600 epochs, A2 of 300, and A3 of 100 on images of 160 pixels (table 2). LAMB, every
 class a decision of its own (binary cross-entropy), mixup and cutmix.

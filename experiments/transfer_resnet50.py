@@ -1,8 +1,8 @@
 r"""A ResNet-50 that has learnt ImageNet, fine-tuned on a small folder of your own images.
 
-  python -m flaxcls.commands.torch_weights import --model=resnet50 --weights=resnet50.safetensors \
+  flaxcls weights import --model=resnet50 --weights=resnet50.safetensors \
       --workdir=runs/resnet50_imported
-  python -m flaxcls.main --config=experiments/transfer_resnet50.py \
+  flaxcls train --config=transfer_resnet50 \
       --config.data.source=folder:PATH
 
 PATH holds a folder for each class, or train/ and val/ with such folders. The new classifier learns

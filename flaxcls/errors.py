@@ -4,8 +4,8 @@ import re
 import signal
 
 PEER_LOST = (
-    'another process of this run has died; start all of them again, and they go on from the newest '
-    'checkpoint.'
+    'another process of this run has died; start all of them again, and they resume from the '
+    'newest checkpoint.'
 )
 
 
@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run that could not go on: one sentence; what was saved stays usable. Exit code 1."""
+    """A run that could not continue: one sentence; what was saved stays usable. Exit code 1."""
 
     exit_code = 1
 

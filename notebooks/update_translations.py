@@ -42,7 +42,7 @@ def update(translation: pathlib.Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    CommandParser('notebooks.update_translations', description=__doc__).parse_args(argv)
+    CommandParser('python -m notebooks.update_translations', __doc__).parse_args(argv)
     for translation in sorted(FOLDER.glob('*.zh.ipynb')):
         update(translation)
         print(f'{translation.name} has the code and the outputs of its original.')

@@ -22,7 +22,8 @@ ORDER = [
     {'evaluation', 'explaining', 'exporting', 'planning', 'serving'},
     {'reporting'},
     {'sweeping'},
-    {'commands', 'main'},
+    {'commands'},
+    {'main', '__main__'},
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 FILES = sorted(pathlib.Path('flaxcls').rglob('*.py'))

@@ -4,7 +4,7 @@ Claims: local response normalisation lowers the top-1 error by 1.4 points on Ima
 section 3.3), which later work did not find (arXiv:1409.1556, section 2.1); BatchNorm learns faster,
 and takes learning rates that are too high without it (arXiv:1502.03167, section 4.2).
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/alexnet_norm.py
+  flaxcls sweep --sweep=alexnet_norm
 
 27 runs of up to a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -14,7 +14,7 @@ from flaxcls.sweeping.definition import Sweep, values
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_alexnet.py',
+        config='digits_alexnet',
         axes={
             'rate': values('optimizer.learning_rate', [0.005, 0.02, 0.08]),
             'normalisation': {

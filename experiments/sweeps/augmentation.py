@@ -5,7 +5,7 @@ Claims: shifted crops (arXiv:1409.5185, as in arXiv:1512.03385, section 4.2), cu
 (arXiv:1909.13719) help where the network overfits. Mirrored digits are other signs, so that
 flipping should do harm.
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/augmentation.py
+  flaxcls sweep --sweep=augmentation
 
 21 runs of a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -15,7 +15,7 @@ from flaxcls.sweeping.definition import Sweep
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_resnet20.py',
+        config='digits_resnet20',
         overrides={'augment.crop': 'none'},
         axes={
             'augmentation': {

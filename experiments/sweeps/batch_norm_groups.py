@@ -4,7 +4,7 @@ Claims: with few examples the error rises, since the statistics are poor (arXiv:
 figure 1); groups somewhat smaller than the batch ("ghost" batches) do no harm, and may help
 (arXiv:1705.08741).
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/batch_norm_groups.py
+  flaxcls sweep --sweep=batch_norm_groups
 
 18 runs of a minute and a quarter, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -14,7 +14,7 @@ from flaxcls.sweeping.definition import Sweep, values
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_resnet20.py',
+        config='digits_resnet20',
         axes={'group size': values('batch_norm.group_size', [2, 4, 8, 16, 32, 64])},
         baseline={'group size': '64'},
         seeds=3,

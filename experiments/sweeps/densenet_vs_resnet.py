@@ -7,7 +7,7 @@ Claim: at equal parameters, and at equal FLOPs, a DenseNet is more accurate than
   DenseNet-BC-40, k = 15     272,980, 1.2 % more; 28.22 million
   DenseNet-BC-40, k = 9      100,396; 10.21 million, 0.7 % more
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/densenet_vs_resnet.py
+  flaxcls sweep --sweep=densenet_vs_resnet
 
 15 runs of one to five minutes, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -18,7 +18,7 @@ from flaxcls.sweeping.definition import Sweep
 def get_sweep():
     densenet = {'model.name': 'densenet_bc_100_12', 'model.block_sizes': (6, 6, 6)}
     return Sweep(
-        config='experiments/digits_resnet20.py',
+        config='digits_resnet20',
         axes={
             'network': {
                 'ResNet-20': {'model.name': 'resnet20'},

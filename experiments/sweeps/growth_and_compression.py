@@ -4,7 +4,7 @@ Claims: accuracy grows with the growth rate k, without signs of overfitting; a D
 bottlenecks and compression (BC) reaches what the plain one does with a fraction of its parameters.
 All have 28 layers: 8 convolutions in each block, which with bottlenecks are 4 pairs.
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/growth_and_compression.py
+  flaxcls sweep --sweep=growth_and_compression
 
 27 runs. Not run yet; --dry_run tells what they cost.
 """
@@ -16,7 +16,7 @@ def get_sweep():
     plain = {'model.bottleneck': False, 'model.block_sizes': (8, 8, 8)}
     bottlenecks = {'model.bottleneck': True, 'model.block_sizes': (4, 4, 4)}
     return Sweep(
-        config='experiments/digits_densenet.py',
+        config='digits_densenet',
         axes={
             'growth rate': values('model.growth_rate', [4, 8, 16]),
             'kind': {

@@ -4,7 +4,7 @@ Claim: normals whose variance follows the number of inputs (arXiv:1502.01852, se
 where the fixed deviation of 0.01 of the 2012 paper stalls. The narrow layers of this small network
 make the fixed deviation too small by far.
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/initializers.py
+  flaxcls sweep --sweep=initializers
 
 12 runs of half a minute, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -14,7 +14,7 @@ from flaxcls.sweeping.definition import Sweep, values
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_alexnet.py',
+        config='digits_alexnet',
         overrides={'model.name': 'alexnet'},
         axes={
             'initializer': values('model.initializer', ['paper', 'he']),

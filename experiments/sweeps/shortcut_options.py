@@ -4,7 +4,7 @@ Claim: B (projections where shapes change) is slightly better than A (padding wi
 parameters), C (projections everywhere) marginally better than B; the differences are small, so
 that projections are not essential against degradation.
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/shortcut_options.py
+  flaxcls sweep --sweep=shortcut_options
 
 9 runs of a minute and a quarter, two at a time on two cores. Run; see docs/ablations.md.
 """
@@ -14,7 +14,7 @@ from flaxcls.sweeping.definition import Sweep, values
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_resnet20.py',
+        config='digits_resnet20',
         axes={'shortcut': values('model.shortcut', ['A', 'B', 'C'])},
         seeds=3,
     )

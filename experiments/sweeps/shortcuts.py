@@ -3,7 +3,7 @@
 Claim: plain networks get worse with depth, in training already, which is not overfitting; with
 shortcuts of option A, which add no parameter, they do not.
 
-  python -m flaxcls.commands.sweep --sweep=experiments/sweeps/shortcuts.py
+  flaxcls sweep --sweep=shortcuts
 
 40 runs of a quarter of a minute to a minute and a half, two at a time on two cores. Run; see
 docs/ablations.md. The networks are half as wide as the paper's. The rate rises over two epochs to
@@ -16,7 +16,7 @@ from flaxcls.sweeping.definition import Sweep, zipped
 
 def get_sweep():
     return Sweep(
-        config='experiments/digits_resnet20.py',
+        config='digits_resnet20',
         overrides={
             'model.width_multiplier': 0.5,
             'optimizer.learning_rate': 0.05,

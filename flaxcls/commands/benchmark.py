@@ -1,10 +1,8 @@
 """Measures what a run does on the devices here: its steps, its loop, its compiler, its memory.
 
-  python -m flaxcls.commands.benchmark --config=experiments/digits_resnet20.py
-  python -m flaxcls.commands.benchmark --config=experiments/resnet50.py \\
-      --config.data.source=synthetic:512
-  python -m flaxcls.commands.benchmark --config=experiments/resnet50.py --steps=50 \\
-      --json=resnet50.json
+  flaxcls benchmark --config=digits_resnet20
+  flaxcls benchmark --config=resnet50 --config.data.source=synthetic:512
+  flaxcls benchmark --config=resnet50 --steps=50 --json=resnet50.json
 
 The second needs no data set: its images are noise, to be cut and augmented as the config says, but
 not read or decoded. Timed, in rounds that alternate within one process, are
@@ -21,30 +19,28 @@ import json
 import sys
 from collections.abc import Sequence
 
-from flaxcls.config.files import load_config
+from flaxcls.commands.flags import add_config
 from flaxcls.config.options import describe_options
-from flaxcls.system.cli import CommandParser, parse_overrides, run_command
-from flaxcls.system.files import require_place
-from flaxcls.system.host_memory import keep_freed_memory
+from flaxcls.system.cli import CommandParser
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = CommandParser(
-        'flaxcls.commands.benchmark', __doc__, epilog='options:\n' + describe_options()
-    )
-    parser.add_argument('--config', help='Python file with get_config(), or FILE:VARIANT')
+    parser = CommandParser('flaxcls benchmark', __doc__, epilog='options:\n' + describe_options())
+    add_config(parser)
     parser.add_argument('--steps', type=int, help='of a round; default: a second, 4 steps at least')
     parser.add_argument('--rounds', type=int, help='default: 20, or 5 at least if steps take long')
     parser.add_argument('--json', help='file for all that is measured')
-    flags, rest = parser.parse_known_args(argv)
-    known = ['--config', '--steps', '--rounds', '--json']
-    config = load_config(flags.config, parse_overrides(rest, known))
+    flags, overrides = parser.parse_with_overrides(argv)
+    from flaxcls.config.files import load_config
+    from flaxcls.system.files import require_place
+
+    config = load_config(flags.config, overrides)
     path = require_place(flags.json) if flags.json else None
     # After the checks above, since these take seconds.
-    import tqdm  # noqa: PLC0415
+    import tqdm
 
-    from flaxcls.planning.results import describe_results  # noqa: PLC0415
-    from flaxcls.planning.timing import benchmark  # noqa: PLC0415
+    from flaxcls.planning.results import describe_results
+    from flaxcls.planning.timing import benchmark
 
     with tqdm.tqdm(unit=' rounds', disable=not sys.stderr.isatty()) as bar:
         found = benchmark(config, steps=flags.steps, rounds=flags.rounds, on_round=bar.update)
@@ -53,8 +49,3 @@ def main(argv: Sequence[str]) -> None:
     if path:
         path.write_text(json.dumps(found.to_json(), indent=1) + '\n', encoding='utf-8')
         print(f'wrote {flags.json}')
-
-
-if __name__ == '__main__':
-    keep_freed_memory()
-    run_command(main)

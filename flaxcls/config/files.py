@@ -1,5 +1,6 @@
 """Loading of configs: experiment files, their variants, overrides; and where such a run lives."""
 
+import ast
 import contextlib
 import importlib.util
 import os
@@ -7,7 +8,7 @@ import pathlib
 import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -17,30 +18,97 @@ from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
 from flaxcls.system.text import did_you_mean
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_KINDS = {'config': 'experiments', 'sweep': 'experiments/sweeps'}  # Where flaxcls has its own.
+
+
+class Experiment(NamedTuple):
+    """An experiment or sweep that comes with flaxcls: its name, first line, and variants."""
+
+    name: str
+    title: str
+    variants: tuple[str, ...]
+
 
 def load_config(
     path: str | os.PathLike | None, overrides: Mapping[str, Any] | None = None
 ) -> ConfigDict:
-    """Returns the config of the experiment file `path` (None: the defaults) with overrides.
+    """Returns the config of the experiment `path` with overrides.
 
     Args:
-      path: a Python file that defines `get_config()`, or FILE:VARIANT, for one that defines
-        `VARIANTS`, their names, and `get_config(variant)`.
+      path: the name of an experiment that comes with flaxcls, such as resnet50, or a Python file
+        that defines `get_config()`. NAME:VARIANT and FILE:VARIANT choose one of its `VARIANTS`,
+        which `get_config(variant)` takes. None and default: the defaults of all options.
       overrides: dotted key -> value, or the value's text as on the command line.
 
     Raises:
-      UserError: no such file or variant, an unknown key, or a value of another type.
+      UserError: no such experiment, file or variant, an unknown key, or a value of another type.
     """
-    config = default_config() if path is None else _experiment(os.fspath(path))
+    config = default_config() if path in (None, 'default') else _experiment(os.fspath(path))
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
     return config
 
 
 def split_variant(path: str) -> tuple[str, str | None]:
-    """Returns (file, variant) of FILE:VARIANT; the variant is None in FILE."""
+    """Returns (file or name, variant); the variant is None where there is none."""
     file, colon, variant = path.rpartition(':')
     return (file, variant) if colon and not os.path.exists(path) else (path, None)
+
+
+def list_experiments(kind: str = 'config') -> list[Experiment]:
+    """Returns what comes with flaxcls, by name; nothing is imported.
+
+    Args:
+      kind: config, or sweep.
+    """
+    found = []
+    for path in sorted(_shipped_folder(kind).glob('*.py')):
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        variants = next(
+            (
+                ast.literal_eval(node.value)
+                for node in tree.body
+                if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'VARIANTS'
+            ),
+            (),
+        )
+        title = (ast.get_docstring(tree) or '').partition('\n')[0]
+        found.append(Experiment(path.stem, title, tuple(variants)))
+    return found
+
+
+def _shipped_folder(kind: str) -> pathlib.Path:
+    """Returns the folder in the installed package, or in a checkout the one beside the package."""
+    installed = _PACKAGE / _KINDS[kind]
+    return installed if installed.is_dir() else _PACKAGE.parent / _KINDS[kind]
+
+
+def _find_file(path: str, kind: str) -> str:
+    """Returns the file that a name or path stands for.
+
+    A file in its place is taken first. experiments/NAME.py, where there is none, is flaxcls's own.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    if os.path.isfile(path):
+        return path
+    shipped = {entry.name: f'{_KINDS[kind]}/{entry.name}.py' for entry in list_experiments(kind)}
+    name = pathlib.Path(path).stem
+    if path in shipped or path == shipped.get(name):
+        return str(_shipped_folder(kind) / f'{name}.py')
+    if os.path.dirname(path) or path.endswith('.py'):
+        folder = os.path.dirname(path) or '.'
+        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        names = [os.path.join(folder, file) for file in files if file.endswith('.py')]
+        raise UserError(
+            f'there is no {kind} file {path!r}{did_you_mean(path, [*names, *shipped.values()])}.'
+        )
+    raise UserError(
+        f'there is no {kind} {path!r}{did_you_mean(path, list(shipped))}; flaxcls configs lists '
+        'them, and a file ends in .py.'
+    )
 
 
 def _experiment(path: str) -> ConfigDict:
@@ -55,21 +123,17 @@ def _experiment(path: str) -> ConfigDict:
 
 
 def load_module(path: str, kind: str, function: str) -> types.ModuleType:
-    """Returns the Python file `path`, run.
+    """Returns the Python file that `path` stands for, run.
 
     Args:
-      path: the file.
-      kind: what it is, in a word for messages.
+      path: the file, or the name of one that comes with flaxcls.
+      kind: config or sweep.
       function: that it has to define.
 
     Raises:
       UserError: there is no such file, it does not run, or has no such function.
     """
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or '.'
-        files = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        names = [os.path.join(folder, name) for name in files if name.endswith('.py')]
-        raise UserError(f'there is no {kind} file {path!r}{did_you_mean(path, names)}.')
+    path = _find_file(path, kind)
     spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
     if spec is None:
         raise UserError(f'{path!r} is no Python file with a {function}() function.')
@@ -122,7 +186,7 @@ def _require_all_options(config: Any, path: str) -> None:
 def default_workdir(path: str | None, overrides: Mapping[str, str]) -> str:
     """Returns a folder below runs/ that differs wherever the experiment does.
 
-    So another override is another run, and the same command goes on with the same one.
+    So another override is another run, and the same command resumes the same one.
     """
     file, variant = split_variant(path) if path else ('default', None)
     parts = [pathlib.Path(file).stem, *([variant] if variant else [])]

@@ -5,17 +5,17 @@ which the loader is twice as fast: bilinear up to a reduction by two, where ever
 counts, by area beyond. They are cut from JPEGs decoded to within a grey level or so.
 """
 
+import functools
 import math
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from flaxcls.data import images
 
-cv2.setNumThreads(0)  # The pipeline has its own threads.
 _LEAST_REDUCTION_BY_AREA = 2.0
 BOX_TRIES = 10
 _LOG_RATIOS = math.log(3 / 4), math.log(4 / 3)
@@ -254,8 +254,18 @@ def _resize_box(
         left, width = int(left * horizontal), max(1, math.ceil(width * horizontal))
     part = images.as_rgb(image[top : top + height, left : left + width])
     by_area = min(height, width) >= _LEAST_REDUCTION_BY_AREA * size
+    cv2 = _opencv()
     return cv2.resize(
         part if image.shape[2] == 3 else np.ascontiguousarray(part),
         (size, size),
         interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR,
     )
+
+
+@functools.cache
+def _opencv() -> types.ModuleType:
+    """Returns OpenCV, which evaluation need not wait for."""
+    import cv2  # noqa: PLC0415
+
+    cv2.setNumThreads(0)  # The pipeline has its own threads.
+    return cv2

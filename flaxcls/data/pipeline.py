@@ -7,8 +7,8 @@ resuming at step k starts at k. Nothing else has to be remembered.
 import functools
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import Any
 
-import grain
 import numpy as np
 
 from flaxcls.data.crops import BOX_TRIES, EvalCrop, TrainCrop
@@ -17,7 +17,6 @@ from flaxcls.errors import UserError
 from flaxcls.system.threads import count_cores
 
 Batch = dict[str, np.ndarray]
-_READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # Counted in batches.
 _MAX_BYTES_RESIZED_IN_MEMORY = 2**31
 _ORDER, _CROPS = 0, 1  # What random numbers are drawn for, so that no two draws are the same.
 
@@ -85,8 +84,8 @@ def make_train_batches(
         uniforms = rng.random((batch_size, BOX_TRIES, 4), np.float32)
         return load(np.repeat(indices, repeats)[rows], uniforms[rows])
 
-    batches = grain.MapDataset.range(num_epochs * per_epoch).map(load_step)
-    return lambda start_step: iter(batches[start_step:].to_iter_dataset(_READ_AHEAD))
+    batches = _map(load_step, num_epochs * per_epoch)
+    return lambda start_step: _read_ahead(batches[start_step:])
 
 
 def make_eval_batches(
@@ -114,8 +113,21 @@ def make_eval_batches(
         missing = share - len(indices)
         return {k: np.pad(v, [(0, missing)] + [(0, 0)] * (v.ndim - 1)) for k, v in batch.items()}
 
-    batches = grain.MapDataset.range(0, len(split), batch_size).map(load_batch)
-    return lambda: iter(batches.to_iter_dataset(_READ_AHEAD))
+    batches = _map(load_batch, 0, len(split), batch_size)
+    return lambda: _read_ahead(batches)
+
+
+def _map(function: Callable[[int], Batch], *bounds: int) -> Any:
+    """Returns the grain.MapDataset of function(i) for each i of range(*bounds)."""
+    import grain  # noqa: PLC0415 - a third of the time in which a classifier starts
+
+    return grain.MapDataset.range(*bounds).map(function)
+
+
+def _read_ahead(batches: Any) -> Iterator[Batch]:
+    import grain  # noqa: PLC0415
+
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
 def _make_loader(

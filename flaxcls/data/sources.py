@@ -152,8 +152,7 @@ def _prepare_fashion_mnist_from_debian(data_dir: pathlib.Path) -> None:
         raise UserError(
             f'fashion_mnist is not prepared in {data_dir}; run  apt-get install '
             'dataset-fashion-mnist  on Debian or Ubuntu, or put its four idx files '
-            'into a folder DIR and run  python -m '
-            'flaxcls.commands.prepare_data --name=fashion_mnist '
+            'into a folder DIR and run  flaxcls data prepare --name=fashion_mnist '
             f'--from=DIR --data_dir={data_dir}'
         )
     print(f'Preparing Fashion-MNIST in {data_dir}, once ...', flush=True)

@@ -26,7 +26,7 @@ def default_data_dir() -> pathlib.Path:
 
 def prepare_command(name: str, data_dir: pathlib.Path) -> str:
     """Returns the command line that prepares the data set `name`."""
-    command = f'python -m flaxcls.commands.prepare_data --name={name}'
+    command = f'flaxcls data prepare --name={name}'
     return command if data_dir == default_data_dir() else f'{command} --data_dir={data_dir}'
 
 

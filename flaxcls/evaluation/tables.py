@@ -19,7 +19,7 @@ class Result(NamedTuple):
     Attributes:
       step: of the checkpoint.
       count: of the images.
-      accuracy: share of right answers.
+      accuracy: share of right predictions.
       interval: of the accuracy, 95 %.
       top_k: k, and how often the label is among the k best.
       loss: cross-entropy, in nats.
@@ -96,14 +96,14 @@ def confusions(predictions: Predictions, most: int = _MOST_CONFUSIONS) -> str:
     images = matrix.sum(1)
     np.fill_diagonal(matrix, 0)
     if not matrix.any():
-        return 'No image has a wrong answer.'
+        return 'Every prediction is right.'
     order = np.argsort(-matrix, axis=None, kind='stable')[:most]
     lines = ['most frequent confusions']
-    for truth, answer in zip(*np.unravel_index(order, matrix.shape), strict=True):
-        count = matrix[truth, answer]
+    for truth, predicted in zip(*np.unravel_index(order, matrix.shape), strict=True):
+        count = matrix[truth, predicted]
         if count:
             lines.append(
-                f'{count:>7}  {names[truth]} taken for {names[answer]} '
+                f'{count:>7}  {names[truth]} taken for {names[predicted]} '
                 f'({count / images[truth]:.1%} of its {images[truth]})'
             )
     return '\n'.join(lines)

@@ -1,5 +1,6 @@
-"""What `flaxcls.commands.explain` draws, a function for each method."""
+"""What `flaxcls explain` draws, a function for each method."""
 
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from flaxcls.explaining.plots import TitledImage, overlay
 from flaxcls.explaining.signal_propagation import feature_reuse, signal_and_gradient_norms
 from flaxcls.inference.classifier import BATCH_SIZE, Classifier
 from flaxcls.models.init import init_variables
+from flaxcls.system.files import require_place
+from flaxcls.system.text import did_you_mean
 from flaxcls.training.setup import build_setup
 from flaxcls.training.workdir import load_stored_config, require_stored_classes
 
@@ -56,7 +59,7 @@ class ExplainRequest(NamedTuple):
     workdir: pathlib.Path
     method: str
     layer: str
-    label: int | None  # The class to look for; None: each image's answer.
+    label: int | None  # The class to look for; None: each image's prediction.
     paths: Sequence[str]  # Images; none: take some of the validation images.
     out: pathlib.Path
 
@@ -119,8 +122,8 @@ def draw_heat(run: ExplainRequest) -> None:
         heat = np.minimum(heat, np.percentile(heat, 99, axis=(1, 2), keepdims=True))
     cells: list[TitledImage] = []
     for row, (image, name) in enumerate(zip(examples.images, examples.names, strict=True)):
-        answer = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
-        cells += [(image, name), (overlay(image, heat[row]), answer)]
+        title = f'{classifier.class_names[classes[row]]} ({probabilities[row, classes[row]]:.0%})'
+        cells += [(image, name), (overlay(image, heat[row]), title)]
     plots.draw_grid(_in_rows(cells, 8), run.title(run.method), run.out)
 
 
@@ -216,3 +219,65 @@ METHODS = dict.fromkeys(HEAT, draw_heat) | {
     'depth': draw_depth,
     'reuse': draw_reuse,
 }
+_SUFFIXES = ('.png', '.jpg', '.svg', '.pdf')
+
+
+def explain(
+    workdir: str | os.PathLike,
+    method: str = 'grad_cam',
+    images: Sequence[str] = (),
+    *,
+    checkpoint: str = 'newest',
+    layer: str | None = None,
+    class_name: str | None = None,
+    out: str | os.PathLike | None = None,
+) -> pathlib.Path:
+    """Draws one method's picture of a run, and returns its file.
+
+    Args:
+      workdir: of the run.
+      method: a row of METHODS.
+      images: files; none: some of the validation images.
+      checkpoint: newest, best, or a step.
+      layer: such as stage2_block1, of grad_cam and feature_maps; None: the feature map.
+      class_name: to look for; None: the predicted class of each image.
+      out: the picture; None: METHOD.png in the workdir.
+
+    Raises:
+      UserError: there is no such run, method, class or layer, or the method takes no such argument.
+    """
+    _require_sense(method, images, layer, class_name)
+    workdir = pathlib.Path(workdir).expanduser()
+    load_stored_config(workdir)  # Raises where there is no run.
+    out = require_place(out or workdir / f'{method}.png')
+    if out.suffix.lower() not in _SUFFIXES:
+        raise UserError(f'--out={out} must end in {", ".join(_SUFFIXES)}.')
+    classifier = Classifier.load(workdir, checkpoint=checkpoint, crops='center')
+    names, label = classifier.class_names, None
+    if class_name is not None:
+        _require_known('--class', class_name, names)
+        label = names.index(class_name)
+    layer = layer or 'feature_map'
+    METHODS[method](ExplainRequest(classifier, workdir, method, layer, label, images, out))
+    return out
+
+
+def _require_sense(
+    method: str, images: Sequence[str], layer: str | None, class_name: str | None
+) -> None:
+    """Raises UserError for an unknown method, and for arguments that have no effect on it."""
+    _require_known('--method', method, list(METHODS))
+    takers = {
+        '--layer': (layer, ['grad_cam', 'feature_maps']),
+        '--class': (class_name, list(HEAT)),
+        'images': (images, [*HEAT, 'feature_maps', 'neighbours']),
+    }
+    for name, (value, methods) in takers.items():
+        if value and method not in methods:
+            raise UserError(f'--method={method} takes no {name}; {", ".join(methods)} would.')
+
+
+def _require_known(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        remedy = did_you_mean(value, known) or f'; choose from {", ".join(known[:20])}'
+        raise UserError(f'{flag}={value!r} is unknown{remedy}.')

@@ -36,7 +36,7 @@ class Bounds:
     """What an exported network must keep.
 
     Attributes:
-      agreement: at least this share of the answers is the same.
+      agreement: at least this share of the predictions is the same.
       difference: no probability differs by more; None: any may.
     """
 
@@ -54,7 +54,7 @@ class Certificate:
       temperature, views: see `Classifier`; data: of which source the images are.
       file, bytes, sha256: of the exported network.
       images: how many were compared, evenly spread over the validation set.
-      agreement: share of the answers that are the same.
+      agreement: share of the predictions that are the same.
       largest_difference: between two probabilities.
       batch_difference: between an image alone and in a batch of 7, of the exported network.
       accuracy_before, accuracy_after: of flaxcls in float32, and of the exported network.
@@ -110,7 +110,7 @@ class Certificate:
         same = round(self.agreement * self.images)
         slower = self.milliseconds / self.milliseconds_jax
         return (
-            f'{self.format}: {same:,} of {self.images:,} answers are the same '
+            f'{self.format}: {same:,} of {self.images:,} predictions are the same '
             f'({self.agreement:.2%}), probabilities differ by at most '
             f'{self.largest_difference:.2g}; accuracy {self.accuracy_before:.2%} before, '
             f'{self.accuracy_after:.2%} after\n'

@@ -1,6 +1,8 @@
 """Exports a run: the file, what lies beside it, and its certificate."""
 
+import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -17,7 +19,7 @@ from flaxcls.exporting.formats import FORMATS, Request, find_format
 from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
 from flaxcls.inference.classifier import Classifier
-from flaxcls.training.restore import changed_options, open_run
+from flaxcls.training.restore import open_run, require_own_network
 from flaxcls.training.workdir import CLASSES_FILE
 
 CERTIFICATE_FILE = 'certificate.json'
@@ -40,9 +42,6 @@ _STEPS = (
 )
 
 
-IMAGES, CALIBRATION_IMAGES = 500, 200
-
-
 def export(
     workdir: str | os.PathLike,
     form: str,
@@ -51,9 +50,10 @@ def export(
     checkpoint: str = 'newest',
     crops: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    images: int = IMAGES,
-    calibration_images: int = CALIBRATION_IMAGES,
-    bounds: Bounds | None = None,
+    images: int = 500,
+    calibration_images: int = 200,
+    min_agreement: float | None = None,
+    max_difference: float | None = None,
     onnxruntime_web: str | None = None,
 ) -> Certificate:
     """Writes a run's network to a folder, with its certificate, which is returned.
@@ -66,17 +66,21 @@ def export(
       overrides: of the run's config, to find its data.
       images: how many of the validation set are compared.
       calibration_images: how many of the training set int8 is calibrated on.
-      bounds: what the certificate is to keep; None: those of the format.
+      min_agreement: share of equal predictions that the certificate has to keep; None: the
+        format's.
+      max_difference: of a probability, likewise.
       onnxruntime_web: its npm package as a file, for the format web; None: it is fetched, once.
 
     Raises:
       UserError: there is no such run, its data is not there, or the format's packages are not.
       RunError: the exported network does not keep the bounds; see above.
     """
+    _require_positive(images=images, calibration_images=calibration_images)
     wanted = find_format(form)
+    bounds = _bounds(wanted.bounds, min_agreement, max_difference)
     out = _require_folder(out)
     rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
-    _require_own_network(workdir, overrides or {})
+    require_own_network(workdir, overrides or {}, 'an export')
     loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
     classifier = loaded.in_float32()
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
@@ -101,7 +105,7 @@ def export(
             new / wanted.file,
             classifier,
             samples,
-            bounds or wanted.bounds,
+            bounds,
             tools=wanted.needs,
         )
         (new / CERTIFICATE_FILE).write_text(certificate.to_json())
@@ -110,6 +114,25 @@ def export(
             raise RunError(_rejection(certificate, rejected))
         _put(new, out)
     return certificate
+
+
+def _require_positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f'--{name}={count} must be positive.')
+
+
+def _bounds(bounds: Bounds, min_agreement: float | None, max_difference: float | None) -> Bounds:
+    """Returns a format's bounds with those that were given."""
+    if max_difference is not None:
+        if not 0 <= max_difference < math.inf:
+            raise UserError(f'--max_difference={max_difference} must be 0 or more.')
+        bounds = dataclasses.replace(bounds, difference=max_difference)
+    if min_agreement is not None:
+        if not 0 <= min_agreement <= 1:
+            raise UserError(f'--min_agreement={min_agreement} must be within 0 and 1.')
+        bounds = dataclasses.replace(bounds, agreement=min_agreement)
+    return bounds
 
 
 def _require_folder(path: str | os.PathLike) -> pathlib.Path:
@@ -152,16 +175,6 @@ def _put(new: pathlib.Path, out: pathlib.Path) -> None:
     if out.exists():
         out.rename(new.parent / 'earlier')  # Goes with the temporary folder.
     new.rename(out)
-
-
-def _require_own_network(workdir: str | os.PathLike, overrides: Mapping[str, Any]) -> None:
-    """Raises UserError for overrides that do more than find the data."""
-    wrong = changed_options(workdir, overrides)
-    if wrong:
-        raise UserError(
-            f'--config.{min(wrong)} would make another network of the run, which is exported as it '
-            'is; leave it out (TTA crops are chosen with --crops).'
-        )
 
 
 def _notes(loaded: Classifier, classifier: Classifier, asked: int, found: int) -> Iterator[str]:

@@ -16,6 +16,7 @@ from flaxcls.exporting.onnx_int8 import quantize
 from flaxcls.exporting.tflite import write_tflite
 from flaxcls.exporting.web import write_page
 from flaxcls.inference.classifier import Classifier
+from flaxcls.system.text import did_you_mean
 
 
 class Request(NamedTuple):
@@ -113,8 +114,11 @@ def find_format(name: str) -> Format:
     """Returns a row of FORMATS.
 
     Raises:
-      UserError: what it needs is not installed.
+      UserError: there is no such format, or what it needs is not installed.
     """
+    if name not in FORMATS:
+        remedy = did_you_mean(name, list(FORMATS)) or f'; choose from {", ".join(FORMATS)}'
+        raise UserError(f'--format={name} is unknown{remedy}.')
     found = FORMATS[name]
     missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
     if missing:

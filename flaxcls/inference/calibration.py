@@ -1,4 +1,4 @@
-"""The temperature that makes a network as sure as it is right (arXiv:1706.04599, section 4.2)."""
+"""Temperature scaling (arXiv:1706.04599, section 4.2)."""
 
 import json
 import math
@@ -36,9 +36,17 @@ class Calibration(NamedTuple):
     loss_after: float
     count: int
 
+    def describe(self) -> str:
+        """Returns a line with the temperature, and what it does to other images."""
+        return (
+            f'temperature {self.temperature:.4f}; on images that it was not fitted on, expected '
+            f'calibration error {self.ece_before:.2%} -> {self.ece_after:.2%}, loss '
+            f'{self.loss_before:.4f} -> {self.loss_after:.4f}'
+        )
+
 
 def calibrate(predictions: Predictions, seed: int = 0) -> Calibration:
-    """Returns the temperature for a network, from its answers to images it was not trained on.
+    """Returns the temperature for a network, from its predictions for images it was not trained on.
 
     To judge a temperature on the images that it was fitted on would flatter it. So the images are
     drawn into two halves, and each is judged with the temperature of the other.
@@ -112,6 +120,6 @@ def load_calibration(workdir: str | os.PathLike, step: int) -> Mapping[str, Any]
         return calibration if calibration['step'] == step else None
     except (ValueError, TypeError, KeyError):
         raise UserError(
-            f'{str(path)!r} is damaged; delete it, or measure anew with  python -m '
-            f'flaxcls.evaluate --calibrate --workdir={path.parent}'
+            f'{str(path)!r} is damaged; delete it, or measure it again with  flaxcls evaluate '
+            f'--calibrate --workdir={path.parent}'
         ) from None

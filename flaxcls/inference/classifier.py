@@ -12,7 +12,6 @@ import numpy as np
 
 from flaxcls.augment.transforms import make_normalize, make_tta_crops
 from flaxcls.config.config_dict import set_option
-from flaxcls.config.options import OPTIONS
 from flaxcls.config.validation import validate
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import load_temperature
@@ -31,9 +30,6 @@ Image = np.ndarray | bytes | str | os.PathLike
 
 
 BATCH_SIZE = 64
-
-
-CROPS = OPTIONS['data.eval_crops'].choices  # What `crops` may be.
 
 
 class UnreadableImage(RunError):
@@ -198,7 +194,10 @@ class Classifier:
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Returns the softmax [N, C] of logits [N, C] divided by the temperature."""
-        return np.asarray(jax.nn.softmax(jnp.asarray(logits) / self.temperature))
+        # In NumPy, since XLA would compile the few operations for each number of images.
+        scaled = np.asarray(logits, np.float32) / np.float32(self.temperature)
+        exponentials = np.exp(scaled - scaled.max(-1, keepdims=True))
+        return exponentials / exponentials.sum(-1, keepdims=True)
 
     def preprocess(self, image: Image) -> np.ndarray:
         """Returns one image as evaluation shows it to the network, uint8 [S, S, 3].

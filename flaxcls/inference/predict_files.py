@@ -3,36 +3,37 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
+import tqdm
 
 from flaxcls.data.paths import Found
-from flaxcls.errors import RunError
+from flaxcls.errors import RunError, Stopped
 from flaxcls.inference.classifier import BATCH_SIZE, Classifier, UnreadableImage
-from flaxcls.inference.writers import Prediction
+from flaxcls.inference.writers import Prediction, open_writers, printable, say
 from flaxcls.system.threads import map_in_threads
-
-TOPK = 5
 
 
 def predict_files(
     classifier: Classifier,
     files: Iterable[Found],
     *,
-    topk: int = TOPK,
+    topk: int = 5,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; threads read a few hundred ahead, no more.
 
     Args:
-      classifier: what is asked.
+      classifier: of a run.
       files: as `find_files` gives them; there may be any number.
-      topk: how many classes are told, at most as many as there are.
+      topk: how many classes a prediction has, at most as many as there are.
       batch_size: how many images go through the network at once.
 
     Raises:
-      RunError: the network's answers are no numbers.
+      RunError: the network's predictions are not finite.
     """
     prepare = functools.partial(_prepare, classifier)
     with contextlib.closing(map_in_threads(prepare, files, classifier.num_threads)) as prepared:
@@ -59,7 +60,7 @@ def _predict_batch(
         probabilities = classifier.to_probabilities(classifier.classify(np.stack(images)))
         if not np.isfinite(probabilities).all():
             raise RunError(
-                f"the network's answers are no numbers; its training has failed by step "
+                f"the network's predictions are not finite; its training has failed by step "
                 f'{classifier.step}: try another --checkpoint.'
             )
         rows = iter(probabilities)
@@ -71,3 +72,46 @@ def _predict_batch(
         order = np.argsort(-row, kind='stable')[:topk]
         names = classifier.class_names
         yield Prediction(path, tuple((names[label], float(row[label])) for label in order))
+
+
+def write_predictions(
+    classifier: Classifier,
+    files: Sequence[Found],
+    outputs: Mapping[str, str | None],
+    *,
+    topk: int,
+    batch_size: int,
+) -> int:
+    """Writes a prediction for each file as it comes, and returns how many could not be read.
+
+    Args:
+      classifier, files, topk, batch_size: as `predict_files` takes them.
+      outputs: {'json': file, - or None, 'csv': likewise}.
+
+    Raises:
+      Stopped: by Ctrl-C; what was written is whole.
+      RunError: as `predict_files`.
+    """
+    unreadable = done = 0
+    predictions = predict_files(classifier, files, topk=topk, batch_size=batch_size)
+    raw_to_terminal = '-' in outputs.values() and sys.stdout.isatty()
+    show_bar = sys.stderr.isatty() and not raw_to_terminal
+    paths = [file.path for file in files]
+    with (
+        tqdm.tqdm(total=len(files), unit=' images', disable=not show_bar, leave=False) as bar,
+        open_writers(outputs, paths, classifier.class_names) as writers,
+        contextlib.closing(predictions),
+    ):
+        try:
+            for prediction in predictions:
+                if prediction.error:
+                    unreadable += 1
+                    say(f'{printable(prediction.file)}: {prediction.error}', sys.stderr)
+                for write in writers:
+                    write(prediction)
+                done += 1
+                bar.update()
+        except KeyboardInterrupt:
+            message = f'Interrupted after {done:,} of {len(files):,} files.'
+            raise Stopped(message, signal.SIGINT) from None
+    return unreadable

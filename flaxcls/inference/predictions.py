@@ -1,4 +1,4 @@
-"""What a network answers to every validation image, and the files that keep it."""
+"""The predictions of a network for every validation image, and the files that keep them."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,17 +16,19 @@ from flaxcls.errors import UserError
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.parallel import AXIS
-from flaxcls.training.restore import Restored
 from flaxcls.training.workdir import PREDICTIONS_FILE
+
+if TYPE_CHECKING:  # All that training takes, which a classifier that loads a temperature does not.
+    from flaxcls.training.restore import Restored
 
 
 class Predictions(NamedTuple):
-    """The answers of a checkpoint to N examples of C classes, in the order of the data.
+    """The predictions of a checkpoint for N examples of C classes, in the order of the data.
 
     Attributes:
       step: of the checkpoint.
       labels: int32 [N].
-      logits: float32 [N, C]; of several views, the logarithms of their averaged probabilities.
+      logits: float32 [N, C]; of several TTA crops, the logarithms of their averaged probabilities.
       names: of each example, what a person would look for: the file, or the split's record.
       class_names: in the order of the logits.
     """
@@ -44,7 +46,7 @@ class Predictions(NamedTuple):
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the answer is the label, bool [N]."""
+        """Whether the prediction is the label, bool [N]."""
         return self.predicted == self.labels
 
     @property
@@ -58,7 +60,7 @@ class Predictions(NamedTuple):
         return softmax(self.logits.astype(np.float64) / temperature, axis=1)
 
 
-def predict_validation(run: Restored) -> Predictions:
+def predict_validation(run: 'Restored') -> Predictions:
     """Returns the predictions for all validation images, each once and in order.
 
     All processes of a run have to call it, and all are given everything. Batches and layout are
@@ -115,7 +117,7 @@ def load_predictions(workdir: str | os.PathLike) -> Predictions:
       UserError: there are none, or the file is damaged.
     """
     path = pathlib.Path(workdir).expanduser() / PREDICTIONS_FILE
-    remedy = f'run  python -m flaxcls.commands.evaluate --workdir={path.parent}'
+    remedy = f'run  flaxcls evaluate --workdir={path.parent}'
     if not path.is_file():
         raise UserError(f'there are no predictions in {str(path.parent)!r}; {remedy}')
     try:
@@ -137,7 +139,7 @@ def write_csv(
 ) -> pathlib.Path:
     """Writes a table for people, a line for each example, and returns the file.
 
-    Its columns are example, label, answer, correct (1 or 0), probability (of the answer).
+    Its columns are example, label, prediction, correct (1 or 0), probability (of the prediction).
 
     Args:
       predictions: to be written.
@@ -158,7 +160,7 @@ def write_csv(
     )
     text = io.StringIO()
     table = csv.writer(text, lineterminator='\n')
-    table.writerow(['example', 'label', 'answer', 'correct', 'probability'])
+    table.writerow(['example', 'label', 'prediction', 'correct', 'probability'])
     table.writerows(zip(*columns, strict=True))
     # Names of files need not be valid text.
     write_atomically(path, text.getvalue().encode('utf-8', 'surrogateescape'))

@@ -3,12 +3,19 @@
 import contextlib
 import csv
 import json
+import os
+import pathlib
+import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TextIO
 
 import tqdm
 from tqdm.utils import disp_len
+
+from flaxcls.data.paths import Found
+from flaxcls.errors import UserError
+from flaxcls.system.files import require_place
 
 CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error')
 _FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
@@ -123,3 +130,47 @@ def say(line: str, stream: TextIO) -> None:
     else:
         print(line, file=stream)
     stream.flush()
+
+
+def require_outputs(files: Iterable[Found], outputs: Mapping[str, str | None]) -> None:
+    """Raises UserError for outputs that cannot be written, before any is overwritten.
+
+    Args:
+      files: to read.
+      outputs: {'json': file, - or None, 'csv': likewise}.
+    """
+    if outputs['json'] and outputs['json'] == outputs['csv']:
+        raise UserError(f'--json and --csv are both {outputs["json"]}; give each its own file.')
+    for name, value in outputs.items():
+        if value in (None, '-'):
+            continue
+        path = require_place(value)
+        if path.exists() and _is_among(path, files):
+            raise UserError(f'--{name}={value} is among the files to read; name another one.')
+
+
+def _is_among(path: pathlib.Path, files: Iterable[Found]) -> bool:
+    real = os.path.realpath(path)
+    return any(os.path.realpath(file.path) == real for file in files)
+
+
+@contextlib.contextmanager
+def open_writers(
+    outputs: Mapping[str, str | None], paths: Sequence[str], class_names: Sequence[str]
+) -> Iterator[list[Write]]:
+    """Gives a writer for each output, and one for the table unless stdout is taken."""
+    with contextlib.ExitStack() as stack:
+        writers = []
+        for name, write_as in (('json', write_json), ('csv', write_csv)):
+            value, stream = outputs[name], sys.stdout
+            if value is None:
+                continue
+            if value != '-':
+                path = pathlib.Path(value).expanduser()
+                # CSV gives the bytes of names that are no valid text as they are.
+                stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
+                stack.enter_context(stream)
+            writers.append(stack.enter_context(write_as(stream)))
+        if '-' not in outputs.values():
+            writers.append(stack.enter_context(write_table(sys.stdout, paths, class_names)))
+        yield writers

@@ -123,7 +123,7 @@ def describe_results(found: BenchmarkResults) -> Iterator[str]:
     yield f'training step   {_describe_compilation(found.train_compilation)}'
     yield f'evaluation step {_describe_compilation(found.eval_compilation)}'
     rounds = len(found.step.rounds)
-    yield f'rounds          {rounds} of {found.steps} steps each, in turn'
+    yield f'rounds          {rounds} of {found.steps} steps each, alternating'
     yield f'step            {_describe_rate(found.step)}, {found.step_seconds * 1e3:.2f} ms a step'
     low, high = found.loop_to_step_middle_half
     yield (

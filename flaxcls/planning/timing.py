@@ -1,4 +1,4 @@
-"""What a run does on the devices here, by the clock; see `flaxcls.commands.benchmark`."""
+"""Timing of a run on the devices here; see `flaxcls benchmark`."""
 
 import contextlib
 import datetime

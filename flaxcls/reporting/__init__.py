@@ -1,1 +1,1 @@
-"""The parts of the page that `flaxcls.commands.report` writes."""
+"""The parts of the page that `flaxcls report` writes."""

@@ -33,13 +33,13 @@ class View(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A validation image with its answer.
+    """A validation image with its prediction.
 
     Attributes:
       name: of the file or the record.
       label: name of its class.
       answer: name of the class that the network takes it for.
-      probability: of the answer.
+      probability: of that class.
       views: the image, and the image with heat.
     """
 
@@ -61,8 +61,8 @@ class Examples(NamedTuple):
 def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarray, ...]:
     """Returns which examples to show, by index: confident mistakes, typical ones, uncertain ones.
 
-    Typical are the most confident right answers, of each class one. Uncertain are those, right or
-    wrong, with the least probable answers that are no confident mistakes already.
+    Typical are the most confident right predictions, of each class one. Uncertain are the least
+    probable predictions, right or wrong, that are no confident mistakes already.
     """
     confidence = predictions.probabilities(temperature).max(1)
     correct, predicted = predictions.correct, predictions.predicted

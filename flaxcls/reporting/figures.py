@@ -158,12 +158,12 @@ def reliability_diagram(run: ReportedRun, index: int, calibration: Mapping[str, 
         share, width = bins.count / bins.count.sum(), bins.edges[1]
         below.bar(bins.edges[:-1], share, width, align='edge', color=colour, alpha=0.7)
         axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02))
-        below.set(ylabel='images', xlabel='probability of the answer', ylim=(0, 1))
+        below.set(ylabel='images', xlabel='probability of the prediction', ylim=(0, 1))
         for each, ticks in ((axis, quarters), (below, (0, 0.5, 1))):
             each.set_yticks(ticks, _percents(ticks))
         axis.set_xticks(quarters, _percents(quarters))
         return svg_lib.render(
-            figure, f'reliability-{index}', 'Accuracy over the probability of the answer.'
+            figure, f'reliability-{index}', 'Accuracy over the probability of the prediction.'
         )
 
 

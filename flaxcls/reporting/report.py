@@ -72,14 +72,15 @@ def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
         stamp = [_stamp(workdir) for workdir in workdirs]
         if stamp != seen:
             path, runs = write_report(workdirs, out, earlier=runs, reload_after=seconds)
-            _tell(path, runs)
+            print_summary(path, runs)
             seen = stamp
         if all(run.finished for run in runs):
             return
         time.sleep(seconds)
 
 
-def _tell(path: pathlib.Path, runs: Sequence[ReportedRun]) -> None:
+def print_summary(path: pathlib.Path, runs: Sequence[ReportedRun]) -> None:
+    """Prints the table of the runs, what the page at `path` leaves out, and why."""
     print(summary(runs))
     for run in runs:
         for reason in dict.fromkeys(run.why.values()):

@@ -42,12 +42,13 @@ def list_options(run: ReportedRun) -> list[ChosenOption]:
 
 
 def repeating_command(run: ReportedRun) -> str:
-    """Returns a command for a shell that makes the same run anew in another workdir."""
-    words = ['python', '-m', 'flaxcls.main', f'--workdir={run.workdir.rstrip("/")}-again']
+    """Returns a command for a shell that repeats the run in another workdir."""
+    workdir = f'{run.workdir.rstrip("/")}-again'
+    words = ['flaxcls', 'train', '--config=default', f'--workdir={workdir}']
     for option in list_options(run):
         if option.chosen:
             words.append(f'--config.{option.key}={as_flag(option.value)}')
-    begin, *rest = shlex.join(words[:3]), *map(shlex.quote, words[3:])
+    begin, *rest = shlex.join(words[:2]), *map(shlex.quote, words[2:])
     return ' \\\n    '.join([begin, *rest])
 
 
@@ -157,7 +158,7 @@ def _strength(matrix: np.ndarray, row: int, column: int, most: int) -> float:
 
 
 class ClassRow(NamedTuple):
-    """The scores of a class; `taken_for` is its most frequent wrong answer, or ''."""
+    """The scores of a class; `taken_for` is its most frequent wrong prediction, or ''."""
 
     name: str
     support: int

@@ -1,1 +1,1 @@
-"""A trained classifier behind HTTP: `python -m flaxcls.commands.serve` is its command."""
+"""A trained classifier behind HTTP: `flaxcls serve`."""

@@ -225,7 +225,7 @@ async def _refuse(request: Request, error: HTTPException) -> Response:
 async def _fail(request: Request, error: Exception) -> Response:
     """Answers when the fault is ours; the server tells more on stderr."""
     del request, error
-    return JSONResponse({'error': 'the server has failed on this request, and goes on.'}, 500)
+    return JSONResponse({'error': 'the server has failed on this request, and continues.'}, 500)
 
 
 def _render_page(classifier: Classifier, limits: Limits) -> str:

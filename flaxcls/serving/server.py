@@ -74,7 +74,7 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
 
 def make_server(classifier: Classifier, limits: Limits):
     """Returns the uvicorn.Server, with every batch compiled; errors as `serve`."""
-    uvicorn, app = _require_installed()
+    uvicorn, app = require_installed()
     sizes = app.batch_sizes(limits.max_batch)
     print(f'Compiling batches of {", ".join(map(str, sizes))} images ...', file=sys.stderr)
     config = uvicorn.Config(
@@ -91,7 +91,8 @@ def make_server(classifier: Classifier, limits: Limits):
     return uvicorn.Server(config)
 
 
-def _require_installed():
+def require_installed():
+    """Returns uvicorn and the app; raises UserError if a package of the extra is missing."""
     try:
         import uvicorn  # noqa: PLC0415 - an extra
 

@@ -19,7 +19,8 @@ JOBS_FOLDER = 'jobs'
 
 def command_of(run: SweepRun, config: str) -> list[str]:
     """Returns the command of a run, which works as well by hand."""
-    words = [sys.executable, '-m', 'flaxcls.main', f'--config={config}', f'--workdir={run.workdir}']
+    words = [sys.executable, '-m', 'flaxcls', 'train']
+    words += [f'--config={config}', f'--workdir={run.workdir}']
     return words + [f'--config.{key}={as_flag(value)}' for key, value in run.overrides.items()]
 
 

@@ -87,9 +87,9 @@ def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterato
 
 
 def describe_state(outcome: Outcome) -> str:
-    """Returns finished, to do, at which step the run goes on, or what it lacks."""
+    """Returns finished, to do, at which step the run resumes, or what it lacks."""
     if outcome.finished:
         return 'finished'
     if outcome.lacks_metrics:
         return f'no {METRICS_FILE}'
-    return f'goes on at {outcome.step:,}' if outcome.step else 'to do'
+    return f'resumes at {outcome.step:,}' if outcome.step else 'to do'

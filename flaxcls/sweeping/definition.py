@@ -24,7 +24,7 @@ class Sweep:
     """Runs of one config that differ in the levels of named axes, and in their seeds.
 
     Attributes:
-      config: an experiment file, or FILE:VARIANT, as for `flaxcls.main --config`.
+      config: an experiment, as for `flaxcls train --config`: NAME, FILE, or either:VARIANT.
       axes: {axis: {level: {option: value}}}; runs are made of the product of all axes. `values` and
         `zipped` write levels shortly.
       overrides: {option: value} of all runs.

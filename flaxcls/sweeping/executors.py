@@ -1,4 +1,4 @@
-"""Runs that go on until all have ended, and their jobs on this machine, through submitit."""
+"""Runs until all have ended, and their jobs on this machine, through submitit."""
 
 import os
 import pathlib
@@ -79,8 +79,8 @@ def run_all(
             time.sleep(_LOOK_SECONDS)
     if cancelled is not None:
         raise Stopped(
-            f'{signal.Signals(stop.signal).name}: the runs that went on have saved and stopped; '
-            'the same command goes on from there.',
+            f'{signal.Signals(stop.signal).name}: the runs in progress have saved and stopped; '
+            'the same command resumes them.',
             stop.signal,
         )
 

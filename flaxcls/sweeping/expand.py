@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flaxcls.config.config_dict import flatten, from_json
-from flaxcls.config.files import as_user_error, load_config, load_module
+from flaxcls.config.files import as_user_error, default_workdir, load_config, load_module
 from flaxcls.config.options import keys_of
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
@@ -32,6 +32,27 @@ def load_sweep(path: str) -> Sweep:
         )
     title, _, text = (module.__doc__ or pathlib.Path(path).stem).strip().partition('\n')
     return dataclasses.replace(sweep, title=title.strip(), text=text.strip())
+
+
+def open_sweep(
+    path: str, workdir: str | None = None, overrides: Options | None = None
+) -> tuple[Sweep, list[SweepRun], pathlib.Path]:
+    """Returns a sweep, its runs, and the folder of their workdirs.
+
+    Args:
+      path: a sweep of `flaxcls configs`, or a file.
+      workdir: the folder; None: runs/sweeps/ and a name that follows from the other arguments.
+      overrides: of all runs.
+
+    Raises:
+      UserError: there is no such sweep, or something in it does not fit, or the folder has others.
+    """
+    sweep = load_sweep(path)
+    name = pathlib.Path(default_workdir(path, overrides or {})).name
+    root = pathlib.Path(workdir or f'runs/sweeps/{name}').expanduser()
+    runs = expand(sweep, root, overrides)
+    require_same_configs(runs)
+    return sweep, runs, root
 
 
 def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -> list[SweepRun]:

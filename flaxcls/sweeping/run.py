@@ -1,30 +1,117 @@
 """The runs of a sweep that are not finished, one after another or side by side."""
 
-import argparse
 import pathlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tqdm
 
+from flaxcls.errors import RunError, Stopped
+from flaxcls.sweeping import costs, page
 from flaxcls.sweeping.commands import last_line, require_submitit
-from flaxcls.sweeping.definition import SweepRun
+from flaxcls.sweeping.definition import Options, Sweep, SweepRun
 from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
 from flaxcls.sweeping.slurm import Slurm, require_slurm
+from flaxcls.system.files import locked_folder
 from flaxcls.system.text import clock
 from flaxcls.training.workdir import METRICS_FILE
 
 
-def make_executor(flags: argparse.Namespace, root: pathlib.Path, config: str) -> Executor:
-    """Returns what flags ask for; raises UserError if it is not there."""
+def make_executor(
+    name: str,
+    root: pathlib.Path,
+    config: str,
+    jobs: int | None = None,
+    slurm: Mapping[str, str] | None = None,
+) -> Executor:
+    """Returns what starts the runs.
+
+    Args:
+      name: local or slurm.
+      root: the sweep's folder.
+      config: of the sweep.
+      jobs: at a time; None: one, and with Slurm as many as there is room.
+      slurm: options of sbatch.
+
+    Raises:
+      UserError: it is not installed.
+    """
     require_submitit()
-    if flags.executor == 'local':
-        return Local(root, config, flags.jobs or 1)
+    if name == 'local':
+        return Local(root, config, jobs or 1)
     require_slurm()
-    return Slurm(root, config, flags.jobs, dict(given.split('=', 1) for given in flags.slurm))
+    return Slurm(root, config, jobs, dict(slurm or {}))
+
+
+def describe_plan(runs: Sequence[SweepRun]) -> list[str]:
+    """Returns lines with the runs of a sweep, their state, and what they cost."""
+    planned = costs.plan_cells(runs)
+    return costs.describe_runs(read_outcomes(runs), planned)
+
+
+def report(
+    sweep: Sweep, runs: Sequence[SweepRun], root: pathlib.Path, overrides: Options | None = None
+) -> None:
+    """Prints and writes the table, the plots and the page of what is there; runs nothing."""
+    planned = costs.plan_or_note(runs)
+    _uninterrupted(lambda: page.write_all(sweep, runs, root, planned, {}, overrides), _TABLES)
+
+
+def run_sweep(
+    sweep: Sweep,
+    runs: Sequence[SweepRun],
+    root: pathlib.Path,
+    executor: Executor,
+    overrides: Options | None = None,
+) -> None:
+    """Runs what is not finished, then prints and writes the table, the plots and the page.
+
+    Args:
+      sweep: of a file.
+      runs: of it.
+      root: its folder.
+      executor: of `make_executor`.
+      overrides: of all runs, besides the sweep's own.
+
+    Raises:
+      UserError: another sweep is running in the folder, or the runs cannot be started.
+      Stopped: a signal came; the tables are written nevertheless.
+      RunError: a run has failed.
+    """
+    planned = costs.plan_cells(runs)
+    failed: dict[SweepRun, str] = {}
+    stopped = None
+    with locked_folder(root, 'sweep is running'):
+        try:
+            _uninterrupted(lambda: run_unfinished(runs, executor, failed), _RUNS)
+        except Stopped as stop:  # Which does not stop the tables.
+            stopped = stop
+        _uninterrupted(
+            lambda: page.write_all(sweep, runs, root, planned, failed, overrides), _TABLES
+        )
+    if stopped:
+        raise stopped
+    if failed:
+        raise RunError(
+            f'{len(failed)} of {len(runs)} runs have failed, see above; the same command tries '
+            'them again.'
+        )
+
+
+_RUNS = 'no longer waits for the runs, which may still be saving; the same command resumes them.'
+_TABLES = 'not all tables and plots are written; the same command with --report writes them.'
+
+
+def _uninterrupted(action: Callable[[], None], otherwise: str) -> None:
+    """Calls `action`; raises Stopped, with what follows from it, if Ctrl-C interrupts it."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        raise Stopped(f'SIGINT: {otherwise}', signal.SIGINT) from None
 
 
 def run_unfinished(

@@ -45,26 +45,37 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser for `python -m MODULE`, described by its docstring; a wrong flag is a UserError."""
+    """A parser for a command such as `flaxcls train`; a wrong flag is a UserError."""
 
-    def __init__(self, module: str, description: str, **options):
+    def __init__(self, prog: str, description: str, *, epilog: str = ''):
         super().__init__(
-            f'python -m {module}',
+            prog,
             description=description,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **options,
         )
 
+    def parse_with_overrides(
+        self, argv: Sequence[str]
+    ) -> tuple[argparse.Namespace, dict[str, str]]:
+        """Returns the flags, and {KEY: VALUE} of all --config.KEY=VALUE."""
+        flags, rest = self.parse_known_args(argv)
+        return flags, parse_overrides(rest, list(self._option_string_actions))
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; {self.prog} --help lists the arguments.')
+        unknown = message.removeprefix('unrecognized arguments: ')
+        remedy = ''
+        if unknown != message:
+            remedy = did_you_mean(unknown.partition('=')[0], list(self._option_string_actions))
+        raise UserError(f'{message}{remedy}; {self.prog} --help lists the arguments.')
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
     keep_compiled_programs()
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
-    # What Orbax's readers of a damaged checkpoint report once more, when it has been told.
+    # What Orbax's readers of a damaged checkpoint report once more, when it has been reported.
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.
     sys.unraisablehook = _show_unraisable
@@ -77,7 +88,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         _exit(str(stop), stop.exit_code)
     except KeyboardInterrupt:
         _exit('Interrupted before anything was left to save.', 128 + signal.SIGINT)
-    except BrokenPipeError:  # The reader of a pipe, such as `head`, has gone; nothing to tell it.
+    except BrokenPipeError:  # The reader of a pipe, such as `head`, has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
@@ -99,7 +110,7 @@ def _show_unraisable(unraisable) -> None:
 
 def _explain(error: Exception) -> str | None:
     """Returns a sentence about what JAX reports of the world outside; None: a fault of ours."""
-    # By its name, since the mistakes above should be told without importing jax first.
+    # By its name, so that the mistakes above are reported without importing jax.
     if type(error).__name__ != 'JaxRuntimeError':
         return None
     if 'RESOURCE_EXHAUSTED' in str(error):

@@ -1,9 +1,10 @@
 """Runs of several processes: how they find one another, and what happens when one of them dies.
 
-Under srun, mpirun and on TPU pods they find one another by themselves. Anywhere else, each is told:
+Under srun, mpirun and on TPU pods they find one another by themselves. Anywhere else, each needs
+three flags:
 
-  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
-  python -m flaxcls.main ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
+  flaxcls train ... --coordinator=HOST:PORT --num_processes=2 --process_id=0
+  flaxcls train ... --coordinator=HOST:PORT --num_processes=2 --process_id=1
 
 They have to see the same files: the workdir, and the data. The first one prints and writes.
 """
@@ -33,7 +34,7 @@ _FATAL = re.compile(r'F\d{4} [\d:.]+ +\d+ ')
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that tell a process of the others."""
+    """Adds the flags by which processes find one another."""
     group = parser.add_argument_group('several processes (srun, mpirun and TPU pods need no flags)')
     group.add_argument('--coordinator', metavar='HOST:PORT', help='where the first process listens')
     group.add_argument('--num_processes', type=int, help='how many there are')

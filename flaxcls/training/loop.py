@@ -295,6 +295,6 @@ def _report_result(
         f'final: {describe_evaluation(evaluations[-1])}\n'
         f'best:  val/accuracy {best["val/accuracy"]:.2%} at epoch {best["epoch"]:g}\n'
         f'state sha256 {fingerprint(state)}\n'
-        f'python -m flaxcls.main --mode=evaluate --workdir={shlex.quote(str(workdir))}  '
-        'repeats the final line'
+        f'flaxcls evaluate --workdir={shlex.quote(str(workdir))}  '
+        'repeats the evaluation, class by class'
     )

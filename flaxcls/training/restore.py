@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from flaxcls.config.config_dict import differences
 from flaxcls.config.options import keys_of
+from flaxcls.errors import UserError
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.setup import Setup, build_setup
@@ -119,3 +120,21 @@ def changed_options(
     stored, changed = load_stored_config(workdir), load_stored_config(workdir, overrides)
     columns = ('neutral', 'same_logits', *(() if images_too else ('selects_images',)))
     return differences(stored, changed).keys() - keys_of(*columns)
+
+
+def require_own_network(
+    workdir: str | os.PathLike, overrides: Mapping[str, Any], purpose: str
+) -> None:
+    """Raises UserError for overrides that do more than say which images there are.
+
+    Args:
+      workdir: of the run.
+      overrides: of its config.
+      purpose: what takes the network as it is, for the message.
+    """
+    wrong = changed_options(workdir, overrides)
+    if wrong:
+        raise UserError(
+            f'--config.{min(wrong)} would change the network of the run, and {purpose} takes it as '
+            'it is; leave it out.'
+        )

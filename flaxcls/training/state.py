@@ -67,8 +67,8 @@ def update_ema(
 
     The decay is min(`decay`, (1 + step) / (10 + step)), so that the initial weights are soon
     forgotten. Weights and BatchNorm's running statistics are averaged alike: to first order, the
-    average of the statistics is the statistics of the average. `flaxcls.training.precise_bn`
-    computes them exactly.
+    average of the statistics is the statistics of the average. `flaxcls precise-bn` computes
+    them exactly.
     """
     if not ema:
         return ema

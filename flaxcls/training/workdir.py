@@ -36,7 +36,7 @@ def load_stored_config(
     if not path.is_file():
         raise UserError(
             f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); name the workdir of one, or '
-            'start one with  python -m flaxcls.main --config=FILE'
+            'start one with  flaxcls train --config=NAME'
         )
     config = from_json(path.read_text(encoding='utf-8'))
     for key, value in (overrides or {}).items():

@@ -34,7 +34,7 @@ def test_the_ledger_has_every_experiment_and_each_row_but_once():
 def test_the_commands_of_docstrings_make_rows(path):
     entries, _ = ledger.load_entries(ROWS, RESULTS)
     text = ast.get_docstring(ast.parse(path.read_text())).replace('\\\n', '')
-    commands = re.findall(r'python -m flaxcls\.main --config=(\S+)(.*)', text)
+    commands = re.findall(r'flaxcls train --config=(\S+)(.*)', text)
     assert commands
     for file, flags in commands:
         overrides = dict(re.findall(r'--config\.([\w.]+)=(\S+)', flags))
@@ -55,7 +55,8 @@ def test_the_readme_tells_what_the_ledger_does():
     readme = pathlib.Path('README.md').read_text(encoding='utf-8').split('## Measured')[1]
     for entry in entries:
         ours = ledger.describe_ours(entry)
-        told = [line for line in readme.splitlines() if line.startswith(f'| `{entry.row.name}` ')]
+        name = entry.row.name.replace('.py', '')
+        told = [line for line in readme.splitlines() if line.startswith(f'| `{name}` ')]
         assert len(told) == (ours != 'not run' or entry.row.at_least is not None)
         assert all(f'| {ours} |' in line for line in told)
 

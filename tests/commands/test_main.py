@@ -26,7 +26,8 @@ TINY_FLAGS = [f'--config={EXPERIMENT}', *(f'--config.{key}={v}' for key, v in TI
 
 
 def _start(module, *arguments, env=ENVIRONMENT, **options):
-    command = [sys.executable, '-m', f'flaxcls.{module}', *map(str, arguments)]
+    module = ['flaxcls.main'] if module == 'main' else ['flaxcls', *module.split()]
+    command = [sys.executable, '-m', *module, *map(str, arguments)]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen(command, env=env, **pipes, **options)
 
@@ -81,14 +82,15 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(tmp_path, arguments, says):
     ids=str,
 )
 def test_what_cannot_be_prepared_is_one_sentence_and_exit_2(arguments, says):
-    code, _, err = _run('prepare_data', *arguments)
+    code, _, err = _run('data prepare', *arguments)
     assert code == 2, err
     assert says in err
     assert err.count('\n') == 1
 
 
 def test_too_little_memory_is_one_sentence_and_exit_1():
-    code = 'import jax, flaxcls.errors as e; e.run_command(lambda a: jax.numpy.ones(2**50).sum())'
+    code = 'import jax; from flaxcls.system import cli; '
+    code += 'cli.run_command(lambda argv: jax.numpy.ones(2**50).sum())'
     result = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, text=True, check=False
     )

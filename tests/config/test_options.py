@@ -137,7 +137,7 @@ def test_experiment_is_valid_documented_and_survives_json(path):
     validate(config)
     assert dict(flatten(from_json(to_json(config)))) == dict(flatten(config))
     text = ast.get_docstring(ast.parse(path.read_text()))
-    for part in ('python -m flaxcls.main', f'experiments/{path.name}', 'Hardware', 'Expected'):
+    for part in (f'flaxcls train --config={path.stem}', 'Hardware', 'Expected'):
         assert part in text, part
     assert 'Not run.' in text or 'Run;' in text
 

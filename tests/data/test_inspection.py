@@ -1,4 +1,4 @@
-"""python -m flaxcls.commands.check_data finds what was planted, and nothing else."""
+"""`flaxcls data check` finds what was planted, and nothing else."""
 
 import io
 import json
@@ -186,7 +186,7 @@ def test_sets_in_memory_are_inspected_too():
 
 
 def _run(*arguments):
-    command = [sys.executable, '-m', 'flaxcls.commands.check_data', *map(str, arguments)]
+    command = [sys.executable, '-m', 'flaxcls', 'data', 'check', *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -435,7 +435,7 @@ def test_real_fashion_mnist_has_its_70000_images():
     [
         (
             'tfds:imagenet2012',
-            'python -m flaxcls.commands.prepare_data --name=imagenet2012 --data_dir=',
+            'flaxcls data prepare --name=imagenet2012 --data_dir=',
         ),
         ('tfds:', 'choose digits'),
         ('mnist', 'choose digits'),

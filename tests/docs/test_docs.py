@@ -1,15 +1,17 @@
 """What README.md and docs/ name exists: files, places, options, flags, tests."""
 
 import contextlib
-import importlib
 import io
 import re
 
 import pytest
 
+import flaxcls.main
+from flaxcls.__main__ import COMMANDS, main
 from flaxcls.config.config_dict import default_config, flatten, set_option
-from flaxcls.config.files import load_config
+from flaxcls.config.files import list_experiments, load_config
 from flaxcls.errors import UserError
+from flaxcls.models.registry import MODELS
 from tests.helpers.documents import (
     DOCUMENTS,
     ROOT,
@@ -31,11 +33,6 @@ _GROUPS = {key.partition('.')[0] for key in _KEYS if '.' in key}
 _WRONG = {'--config.bach_size=8'}
 # Flags of other programs, and of what stands for an option.
 _FOREIGN = {'--config.KEY=VALUE', '--help'}
-_COMMANDS = sorted(
-    path.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
-    for path in (ROOT / 'flaxcls').rglob('*.py')
-    if 'CommandParser(' in path.read_text(encoding='utf-8') and path.stem != 'errors'
-)
 
 
 def _slug(heading):
@@ -128,11 +125,14 @@ def test_what_is_named_as_a_mistake_is_one():
 def flags():
     """All flags of all commands, from what --help prints."""
     found = set()
-    for module in _COMMANDS:
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-            importlib.import_module(module).main(['--help'])
-        found |= set(re.findall(r'(?<!\S)--\w+', text.getvalue()))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        for name in COMMANDS:
+            with pytest.raises(SystemExit):
+                main([*name.split(), '--help'])
+        with pytest.raises(SystemExit):
+            flaxcls.main.main(['--help'])
+    found |= set(re.findall(r'(?<!\S)--\w+', text.getvalue()))
     return found
 
 
@@ -145,6 +145,27 @@ def test_flags_exist(document, flags):
                 assert word.partition('=')[0] in flags, text
 
 
+def test_the_page_of_models_has_what_the_registry_has():
+    named = set()
+    for line in (ROOT / 'docs/models.md').read_text(encoding='utf-8').splitlines():
+        if line.startswith('| `'):
+            first, parameters, gmacs = (cell.strip() for cell in line.split('|')[1:4])
+            names = re.findall(r'`(\w+)`', first)
+            named |= set(names)
+            rows = [MODELS[name] for name in names]
+            assert parameters.split(' / ') == [f'{row.parameters:,}' for row in rows]
+            # VGG's are equal with and without BatchNorm, and written once.
+            written = dict.fromkeys(f'{row.gmacs:.4f}' for row in rows)
+            assert gmacs.split(' / ') == list(written)
+    assert {re.sub(r'^resnet\d+_(v1|v2|d)$', r'resnet50_\1', name) for name in MODELS} == named
+
+
+def test_the_page_of_recipes_names_every_experiment():
+    text = (ROOT / 'docs/recipes.md').read_text(encoding='utf-8')
+    for entry in list_experiments():
+        assert re.search(rf'`{entry.name}(:\w+)?`', text), entry.name
+
+
 def test_prose_is_searched_and_blocks_are_for_the_shell_or_python():
     for document in DOCUMENTS:
         languages = {piece.language for piece in code(document)}
@@ -155,6 +176,12 @@ def test_prose_is_searched_and_blocks_are_for_the_shell_or_python():
         ['a b'], ['python -m d', 'make e'], ["python 'f g' h"]
     ]  # fmt: skip
     assert found[1][0].environment == {'X': '1'}
-    spans = ['python -m x y', 'x y', 'python -m flaxcls.main --config=...', '!pip install z']
+    spans = [
+        'python -m x y',
+        'x y',
+        'flaxcls train --config=...',
+        'flaxcls train',
+        '!pip install z',
+    ]
     found = [list(commands(Code('', 'prose', span))) for span in spans]
-    assert found == [[spans[0]], [], [], ['pip install z']]
+    assert found == [[spans[0]], [], [], [], ['pip install z']]

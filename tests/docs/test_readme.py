@@ -44,32 +44,32 @@ _OWN = f'{_SMALL_RESNET} --config.data.image_size=32'
 
 # What of a command -> arguments behind its own, for a run of seconds; the first that fits counts.
 LONG = [
-    (r'main --config=\S*digits_resnet20', f'{_DIGITS} --config.num_epochs=1'),
+    (r'train --config=\S*digits_resnet20', f'{_DIGITS} --config.num_epochs=1'),
     (
-        r'main --config=\S*densenet121',
+        r'(train|main) --config=\S*densenet121',
         f'{_SMALL_DENSENET} --config.num_epochs=1 --config.data.source=digits '
         '--config.data.image_size=32 --config.augment.crop_on=device',
     ),
     (
-        r'main --config=\S*cifar10_resnet',
+        r'train --config=cifar10_resnet',
         f'{_DIGITS} --config.num_epochs=1 --config.data.source=digits',
     ),
     (
-        r'main --config=\S*resnet50\.py$',
+        r'train --config=resnet50$',
         f'{_OWN} --config.num_epochs=2 --config.data.source=folder:photos --config.batch_size=64',
     ),
-    (r'main --config=\S*resnet50', f'{_OWN} --config.num_epochs=2'),
-    (r'data --config=\S*resnet50', _OWN),
-    (r'torch_weights import .*resnet50', _OWN),
+    (r'train --config=\S*resnet50', f'{_OWN} --config.num_epochs=2'),
+    (r'data show --config=resnet50', _OWN),
+    (r'weights import .*resnet50', _OWN),
     (r'plan .*densenet121', f'{_SMALL_DENSENET} --config.data.image_size=32'),
     (r'plan .*digits_resnet20', _DIGITS),
-    (r'flaxcls\.sweep ', '--dry_run'),  # test_sweep.py and a notebook run some whole.
+    (r'flaxcls sweep ', '--dry_run'),  # test_sweep.py and a notebook run some whole.
     (r'benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
 ]
 
 # Servers: what of a command -> its argument for a port, and an address that answers.
 SERVERS = {
-    r'flaxcls\.serve ': ('--port={port}', 'health'),
+    r'flaxcls serve ': ('--port={port}', 'health'),
     r'http\.server ': ('{port}', ''),
 }
 
@@ -80,7 +80,7 @@ ELSEWHERE = {
     r'make (test-slow|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
     r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}\b'),
     r'make (docs)$': ('tests/config/test_options.py', r'option_reference\.main'),
-    r'python -m flaxcls\.main .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
+    r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),
     r'pip install \.\[(onnx,serve,tflite)\]': ('Makefile', r"-e '\.\[test,{0}\]'"),
     r'pip install --no-deps (litert-converter==\S+)': ('Makefile', r'--no-deps {0}$'),
@@ -88,7 +88,7 @@ ELSEWHERE = {
     r'git clone ': ('.github/workflows/ci.yml', 'actions/checkout'),
     r'apt-get install (dataset-fashion-mnist)': ('.ci/run', r'packages=.*\b{0}\b'),
     r'sbatch .*(experiments/slurm/train\.sh)': ('tests/training/test_slurm.py', r"SCRIPT = '{0}'"),
-    r'python -m (flaxcls\.plan .*--target=tpu:\S+)': (WEEKLY, r'python -m {0}$'),
+    r'(flaxcls plan .*--target=tpu:\S+)': (WEEKLY, r'{0}$'),
     r'python -m (benchmarks\.vs_torch)': ('Makefile', r'python -m {0}$'),
 }
 
@@ -98,7 +98,7 @@ NEEDS = {
     r'--format=web': ('onnx', 'jax2onnx', 'onnxruntime'),
     r'exported/run\.py': ('onnxruntime',),
     r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer', 'litert_converter'),
-    r'flaxcls\.serve': ('starlette', 'uvicorn', 'prometheus_client'),
+    r'flaxcls serve': ('starlette', 'uvicorn', 'prometheus_client'),
 }
 
 SEQUENCES = [
@@ -225,23 +225,26 @@ def _execute(command, line):
     extra = next((more for pattern, more in LONG if re.search(pattern, str(command))), '')
     arguments += [*shlex.split(extra), *(_own_workdir(arguments) if extra else [])]
     server = next((s for pattern, s in SERVERS.items() if re.search(pattern, str(command))), None)
+    if program == 'flaxcls':
+        arguments = ['-m', 'flaxcls', *arguments]
+        program = 'python'
     assert program == 'python', f'{command} is executed by no test, and ELSEWHERE names no place'
     if server:
         _serve(arguments, *server, line.partition('#')[2].strip())
     elif command.environment or arguments[0] != '-m' or not arguments[1].startswith('flaxcls'):
         environment = ENVIRONMENT | command.environment
         subprocess.run([sys.executable, *arguments], env=environment, check=True)
-    elif re.search(r'prepare_data --name=(?!fashion_mnist)', str(command)):
+    elif re.search(r'data prepare --name=(?!fashion_mnist)', str(command)):
         with _nothing_is_downloaded():
-            _run_main(arguments[1], arguments[2:])
+            _run_main(*arguments[1:])
     else:
-        _run_main(arguments[1], arguments[2:])
+        _run_main(*arguments[1:])
 
 
 def _own_workdir(arguments):
     """Returns the flag for where the run would live without the arguments of LONG."""
     told = [argument for argument in arguments if argument.startswith('--workdir')]
-    if arguments[1] != 'flaxcls.main' or told:
+    if arguments[0] != 'train' or told:
         return []
     (path,) = [a.partition('=')[2] for a in arguments if a.startswith('--config=')]
     overrides = parse_overrides([a for a in arguments if a.startswith('--config.')], [])
@@ -259,12 +262,12 @@ def _is_elsewhere(command):
     return False
 
 
-def _run_main(module, arguments):
+def _run_main(module, *arguments):
     """Runs `python -m module arguments` within this process."""
     if importlib.util.find_spec(module).submodule_search_locations is not None:
         module = f'{module}.__main__'
     try:
-        importlib.import_module(module).main(arguments)
+        importlib.import_module(module).main([*arguments])
     except SystemExit as end:  # As --help ends.
         assert not end.code
 

@@ -184,7 +184,7 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
 
     broken = FORMATS[form]._replace(write=write)
     monkeypatch.setattr(export, 'find_format', lambda _: broken)
-    with pytest.raises(RunError, match=r'answers are the same .* kept in .*\.rejected'):
+    with pytest.raises(RunError, match=r'predictions are the same .* kept in .*\.rejected'):
         export.export(workdir, form, out, images=50)
     for name, content in before.items():
         assert (out / name).read_bytes() == content
@@ -212,9 +212,8 @@ def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
 
 
 def test_bounds_are_the_users(workdir, tmp_path):
-    strict = Bounds(agreement=1.0, difference=0.0)
     with pytest.raises(RunError, match='--min_agreement=1 and differences up to 0 allow'):
-        export.export(workdir, 'stablehlo', tmp_path, images=20, bounds=strict)
+        export.export(workdir, 'stablehlo', tmp_path, images=20, max_difference=0)
 
 
 def test_samples_are_spread_over_the_split(workdir):
@@ -243,14 +242,14 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (['--format=onxx'], 'invalid choice'),
+        (['--format=onxx'], 'did you mean onnx?'),
         (['--format=stablehlo', '--images=0'], '--images=0 must be positive'),
         (
             ['--format=stablehlo', '--min_agreement=95'],
             '--min_agreement=95.0 must be within 0 and 1',
         ),
         (['--format=stablehlo', '--max_difference=nan'], '--max_difference=nan must be 0 or more'),
-        (['--format=stablehlo', '--config.data.mean=0,0,0'], 'config.data.mean would make another'),
+        (['--format=stablehlo', '--config.data.mean=0,0,0'], 'data.mean would change the network'),
         (['--format=stablehlo', '--imges=3'], '--images'),
         (['--format=stablehlo', '--workdir=nowhere'], 'nowhere'),
     ],

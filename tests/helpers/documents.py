@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flaxcls.__main__ import COMMANDS
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     pathlib.Path('README.md'),
@@ -53,12 +55,13 @@ def prose_code(document: pathlib.Path) -> list[str]:
 def commands(piece: Code) -> Iterator[str]:
     """Yields what a shell would be given, line by line, with the comments of blocks.
 
-    A block that tells no language is for the shell; of prose, only what begins with a program is,
-    and is no pattern such as `main ...`.
+    A block that names no language is for the shell; of prose, only what begins with a program is,
+    and is neither a pattern such as `main ...` nor the mere name of a command.
     """
     if piece.language == 'prose':
         text = piece.text.removeprefix('!')
-        if text.split()[0] in PROGRAMS and ' ' in text and not text.endswith('...'):
+        named = text.removeprefix('flaxcls ') in {*COMMANDS, 'COMMAND'}
+        if text.split()[0] in PROGRAMS and ' ' in text and not text.endswith('...') and not named:
             yield text
     elif not piece.language:
         for line in piece.text.replace('\\\n', ' ').splitlines():

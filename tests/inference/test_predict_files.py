@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 import flaxcls
-from flaxcls.commands import predict
 from flaxcls.commands.predict import main
 from flaxcls.data.paths import Found, find_files
 from flaxcls.errors import RunError, Stopped, UserError
+from flaxcls.inference import predict_files as predict_files_lib
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
 from flaxcls.inference.predict_files import predict_files
@@ -326,7 +326,8 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(workdir, digits, tmp_
     command = [
         sys.executable,
         '-m',
-        'flaxcls.commands.predict',
+        'flaxcls',
+        'predict',
         f'--workdir={workdir}',
         'mixed',
         'absent',
@@ -429,7 +430,7 @@ def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch,
         yield from itertools.islice(real(*arguments, **options), 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, 'predict_files', interrupted)
+    monkeypatch.setattr(predict_files_lib, 'predict_files', interrupted)
     as_json, as_csv = tmp_path / 'a.json', tmp_path / 'a.csv'
     arguments = [f'--json={as_json}', f'--csv={as_csv}', '--topk=1', str(photos)]
     with pytest.raises(Stopped, match='after 3 of 359 files') as stopped:

@@ -16,7 +16,7 @@ import flaxcls
 from flaxcls.commands import evaluate
 from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.errors import UserError
-from flaxcls.evaluation import tables
+from flaxcls.evaluation import runs, tables
 from flaxcls.inference import calibration, scores
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
@@ -194,11 +194,11 @@ def test_the_table_for_people_has_every_example(tmp_path):
     path = write_csv(predictions, tmp_path / 'out.csv', temperature=2.0)
     with path.open(encoding='utf-8', errors='surrogateescape', newline='') as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ['example', 'label', 'answer', 'correct', 'probability']
+    assert list(rows[0]) == ['example', 'label', 'prediction', 'correct', 'probability']
     assert tuple(row['example'] for row in rows) == names
     classes = predictions.class_names
     assert [row['label'] for row in rows] == [classes[label] for label in predictions.labels]
-    assert [row['answer'] for row in rows] == [classes[answer] for answer in predictions.predicted]
+    assert [row['prediction'] for row in rows] == [classes[k] for k in predictions.predicted]
     assert [row['correct'] == '1' for row in rows] == predictions.correct.tolist()
     shown = [float(row['probability']) for row in rows]
     np.testing.assert_allclose(shown, predictions.probabilities(2.0).max(1), atol=1e-6)
@@ -369,12 +369,12 @@ def test_confusions_come_most_frequent_first():
     pairs = predictions.labels[wrong] * 5 + predictions.predicted[wrong]
     assert counts[0] == np.bincount(pairs).max()
     right = predictions._replace(labels=predictions.predicted.astype(np.int32))
-    assert tables.confusions(right) == 'No image has a wrong answer.'
+    assert tables.confusions(right) == 'Every prediction is right.'
 
 
 def test_a_temperature_that_makes_it_worse_is_not_kept(workdir, capsys, monkeypatch):
     worse = calibration.Calibration(44, 1.5, 0.01, 0.02, 0.3, 0.4, 359)
-    monkeypatch.setattr(evaluate, 'calibrate', lambda predictions: worse)
+    monkeypatch.setattr(runs, 'calibrate', lambda predictions: worse)
     _command(workdir, flags=['--calibrate'])
     assert 'It is not kept' in capsys.readouterr().out
     assert not (workdir / CALIBRATION_FILE).exists()

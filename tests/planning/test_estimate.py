@@ -253,7 +253,7 @@ def test_a_larger_tpu_changes_nothing_for_a_chip():
         }  # fmt: skip
         command = [f'--config.{key}={value}' for key, value in options.items()]
         result = subprocess.run(
-            [sys.executable, '-m', 'flaxcls.commands.plan', f'--target=tpu:v5e:{topology}',
+            [sys.executable, '-m', 'flaxcls', 'plan', f'--target=tpu:v5e:{topology}',
             *command],
             capture_output=True, text=True, check=True,
         )  # fmt: skip

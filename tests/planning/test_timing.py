@@ -175,7 +175,7 @@ def test_a_users_mistake_is_one_sentence(flags, says):
 
 
 def test_a_wrong_flag_ends_the_command_with_2():
-    command = [sys.executable, '-m', 'flaxcls.commands.benchmark', '--step=3']
+    command = [sys.executable, '-m', 'flaxcls', 'benchmark', '--step=3']
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: the argument '--step=3' is unknown")

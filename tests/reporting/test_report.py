@@ -258,8 +258,8 @@ def test_a_comparison_counts_what_only_one_has_right(cases, pages):
 def test_the_command_makes_the_same_config(cases, name):
     run = load_reported_run(str(cases[name][0]))
     words = shlex.split(tables.repeating_command(run).replace('\\\n', ' '))
-    assert words[:3] == ['python', '-m', 'flaxcls.main']
-    config = flaxcls.load_config(None, parse_overrides(words[4:], []))
+    assert words[:3] == ['flaxcls', 'train', '--config=default']
+    config = flaxcls.load_config('default', parse_overrides(words[4:], []))
     config.model.num_classes = run.options['model.num_classes']
     assert dict(flatten(config)) == run.options
 

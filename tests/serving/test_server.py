@@ -365,7 +365,7 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, workdir, number):
-    command = [sys.executable, '-m', 'flaxcls.commands.serve', f'--workdir={workdir}', '--port=0',
+    command = [sys.executable, '-m', 'flaxcls', 'serve', f'--workdir={workdir}', '--port=0',
                '--max_batch=8', '--max_wait_ms=2500']  # fmt: skip
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     with subprocess.Popen(command, env=with_devices(1), **pipes) as process:

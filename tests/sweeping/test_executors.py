@@ -155,7 +155,7 @@ def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
         (runs[0], 'error: too hot', False),
         (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; go on', True),
         (runs[2], 'error: the disk is full', True),
-        (runs[3], '$ python -m flaxcls.main', True),
+        (runs[3], '$ python -m flaxcls train', True),
     ]
     executor, failed = Script(ends), {}
     with pytest.raises(Stopped, match='SIGINT'):

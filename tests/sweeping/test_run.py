@@ -1,4 +1,4 @@
-"""Sweeps that run: interrupted, killed, and on a Slurm cluster, they go on where they stopped."""
+"""Sweeps that run: interrupted, killed, and on a Slurm cluster, they resume where they stopped."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def _start(*words):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         return subprocess.Popen(
-            [sys.executable, '-m', 'flaxcls.commands.sweep', *map(str, words)],
+            [sys.executable, '-m', 'flaxcls', 'sweep', *map(str, words)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tm
     said, _ = command.communicate(timeout=WAIT)
     assert command.returncode == 130, said
     assert 'SIGINT: stopping 2 runs' in said
-    assert 'SIGINT' in said.splitlines()[-1] and 'goes on' in said.splitlines()[-1]
+    assert 'SIGINT' in said.splitlines()[-1] and 'resumes' in said.splitlines()[-1]
     record = _records(root)[str(good / 'record.json')]
     saved = record['step']
     assert 0 < saved < record['total_steps']

@@ -41,7 +41,7 @@ def test_a_run_finds_the_programs_of_the_one_before(tmp_path):
     ]  # fmt: skip
     kept = []
     for workdir in ('first', 'second'):
-        command = [sys.executable, '-m', 'flaxcls.main', f'--workdir={tmp_path / workdir}']
+        command = [sys.executable, '-m', 'flaxcls', 'train', f'--workdir={tmp_path / workdir}']
         subprocess.run([*command, *options], check=True, env=environment, capture_output=True)
         kept.append({file.name for file in (tmp_path / 'cache' / 'flaxcls').rglob('*-cache')})
     assert kept[0] and kept[1] == kept[0]

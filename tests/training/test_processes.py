@@ -32,28 +32,21 @@ FLAGS += ['--config.batch_norm.group_size=16', '--config.augment.mixup=0.2']
 ENDS_WITHIN = 90  # Seconds; a process that hangs is a fault.
 
 
-def _start(workdir, *flags, devices):
-    command = [
-        sys.executable,
-        '-m',
-        'flaxcls.main',
-        f'--config={EXPERIMENT}',
-        *FLAGS,
-        f'--workdir={workdir}',
-        *flags,
-    ]
+def _start(workdir, *flags, devices, door=('-m', 'flaxcls', 'train')):
+    flags = [f'--config={EXPERIMENT}', *FLAGS, f'--workdir={workdir}', *flags]
+    command = [sys.executable, *door, *flags]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     return subprocess.Popen(command, env=with_devices(devices), **pipes)
 
 
-def _start_two(workdir, *flags):
+def _start_two(workdir, *flags, **door):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
     return [
         _start(
             workdir, f'--coordinator={address}', '--num_processes=2', f'--process_id={index}',
-            *flags, devices=2,
+            *flags, devices=2, **door,
         )
         for index in (0, 1)
     ]  # fmt: skip
@@ -164,8 +157,12 @@ def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, c
     assert capsys.readouterr().err == says
 
 
-def test_a_mistake_is_told_by_both_and_ends_both(tmp_path):
-    ends = _finish(_start_two(tmp_path / 'run', '--config.model.growth_rate=7'))
+@pytest.mark.parametrize('door', ['-m flaxcls train', '-m flaxcls.main', 'script train'])
+def test_a_mistake_is_told_by_both_and_ends_both(tmp_path, door):
+    script = tmp_path / 'flaxcls'  # As pip writes it.
+    script.write_text('from flaxcls.__main__ import run\nrun()\n')
+    door = door.replace('script', str(script)).split()
+    ends = _finish(_start_two(tmp_path / 'run', '--config.model.growth_rate=7', door=door))
     for code, _, err in ends:
         assert code == 2
         assert 'no meaning for resnet20' in err

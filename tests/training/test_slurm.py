@@ -45,8 +45,9 @@ def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     stopped = int(text.split('stopped and saved at step ')[1].split()[0])
     assert f'Resuming at step {stopped}.' in text
     assert 'of 2 processes' in text
+    command = [sys.executable, '-m', 'flaxcls', 'train', *experiment]
     straight = subprocess.run(
-        [sys.executable, '-m', 'flaxcls.main', *experiment, f'--workdir={tmp_path / "straight"}'],
+        [*command, f'--workdir={tmp_path / "straight"}'],
         env=with_devices(2),
         check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip

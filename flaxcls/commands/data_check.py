@@ -1,7 +1,7 @@
 """Looks at every image of a data set before anything is trained on it.
 
-  python -m flaxcls.commands.check_data --source=folder:photos
-  python -m flaxcls.commands.check_data --source=folder:photos --json=report.json --sheets=sheets
+  flaxcls data check --source=folder:photos
+  flaxcls data check --source=folder:photos --json=report.json --sheets=sheets
 
 Exit code 1 if something is wrong: files that cannot be read, the same picture in training and in
 validation, or under different labels. Other duplicates, near duplicates, classes with few images
@@ -13,25 +13,25 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import tqdm
-
-from flaxcls.config.files import load_config
-from flaxcls.config.validation import validate
-from flaxcls.data.contact_sheets import write_sheets
-from flaxcls.data.inspection import describe_report, inspect_dataset
 from flaxcls.errors import RunError
-from flaxcls.system.cli import CommandParser, parse_overrides, run_command
-from flaxcls.system.files import require_place
-from flaxcls.training.dataset import open_configured_dataset
+from flaxcls.system.cli import CommandParser
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = CommandParser('flaxcls.commands.check_data', __doc__)
+    parser = CommandParser('flaxcls data check', __doc__)
     parser.add_argument('--source', required=True, help='folder:PATH, manifest:FILE, tfds:NAME ...')
     parser.add_argument('--json', help='file for the whole report')
     parser.add_argument('--sheets', help='folder for a contact sheet of each class')
-    flags, rest = parser.parse_known_args(argv)
-    overrides = parse_overrides(rest, ['--source', '--json', '--sheets'])
+    flags, overrides = parser.parse_with_overrides(argv)
+    import tqdm
+
+    from flaxcls.config.files import load_config
+    from flaxcls.config.validation import validate
+    from flaxcls.data.contact_sheets import write_sheets
+    from flaxcls.data.inspection import describe_report, inspect_dataset
+    from flaxcls.system.files import require_place
+    from flaxcls.training.dataset import open_configured_dataset
+
     config = load_config(None, {'data.source': flags.source, 'data.image_size': 32} | overrides)
     validate(config)
     if flags.json:
@@ -54,7 +54,3 @@ def main(argv: Sequence[str]) -> None:
         print(f'wrote {len(paths)} contact sheets to {flags.sheets}')
     if report.is_wrong:
         raise RunError(f'{flags.source} has faults, listed above.')
-
-
-if __name__ == '__main__':
-    run_command(main)
