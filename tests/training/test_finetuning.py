@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 import flaxcls
 from benchmarks.parity_cases import make_tensor
-from flaxcls.config.files import load_config
 from flaxcls.config.config_dict import set_option
+from flaxcls.config.files import load_config
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.patterns import matches
