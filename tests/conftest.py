@@ -18,7 +18,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
-from tests.helpers.configs import TINY  # noqa: E402
+from tests.helpers.configs import TINY, TRAINED  # noqa: E402
+from tests.helpers.runs import common_folder, list_files, train_once  # noqa: E402
 from tests.helpers.slurm_cluster import cluster  # noqa: E402, F401 - a fixture
 
 
@@ -37,6 +38,40 @@ def tiny_config():
     return lambda **overrides: flaxcls.load_config(
         None, TINY | {key.replace('__', '.'): value for key, value in overrides.items()}
     )
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+    """The finished run that most tests look at, and none writes into."""
+    yield from _shared_run(tmp_path_factory, 'ünder a space', TRAINED)
+
+
+@pytest.fixture(scope='session')
+def finished_other(tmp_path_factory):
+    """Another one, of another network and seed, on the same images."""
+    other = {'seed': 1, 'num_epochs': 1, 'model.width_multiplier': 0.125}
+    yield from _shared_run(tmp_path_factory, 'other', TRAINED | other)
+
+
+def _shared_run(tmp_path_factory, name, options):
+    run = train_once(common_folder(tmp_path_factory), name, options)
+    before = list_files(run.workdir)
+    yield run
+    assert list_files(run.workdir) == before, 'a test has written into a run that all look at'
+
+
+@pytest.fixture
+def workdir(finished, tmp_path_factory):
+    """A copy of the finished run's, for tests that may write into it."""
+    return shutil.copytree(finished.workdir, tmp_path_factory.mktemp('run') / 'finished')
+
+
+@pytest.fixture(scope='session')
+def classifier(finished):
+    """That of the finished run."""
+    from flaxcls.inference.classifier import Classifier
+
+    return Classifier.load(finished.workdir)
 
 
 @pytest.fixture

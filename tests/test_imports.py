@@ -97,7 +97,9 @@ def test_no_module_needs_tensorflow_or_torch_or_takes_the_devices():
 
 def test_networks_are_described_without_taking_the_devices():
     """Which another run may hold, or be about to."""
-    describe = 'from flaxcls.models import tables as t; t.model_table(); t.layer_table("resnet20")'
+    describe = (
+        'from flaxcls.planning import networks as t; t.model_table(); t.layer_table("resnet20")'
+    )
     _modules_after(f'{describe}; {_REFUSED_ONCE_DEVICES_ARE_TAKEN}')
 
 

@@ -19,6 +19,6 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     if flags.image_size is not None and (flags.name is None or flags.image_size < 1):
         raise UserError(f'--image_size={flags.image_size} needs a network, and a positive size.')
-    from flaxcls.models.tables import layer_table, model_table
+    from flaxcls.planning.networks import layer_table, model_table
 
     print(layer_table(flags.name, flags.image_size) if flags.name else model_table())

@@ -16,6 +16,7 @@ given four hours at a time.
 """
 
 import argparse
+import functools
 from collections.abc import Sequence
 
 from flaxcls.errors import UserError
@@ -41,17 +42,18 @@ def main(argv: Sequence[str]) -> None:
     import jax
 
     jax.config.update('jax_platforms', 'cpu')  # The accelerators are for the runs.
-    from flaxcls.sweeping import run
+    from flaxcls.sweeping import page, run
 
+    conclude = functools.partial(page.write_all, sweep, runs, root, overrides=overrides)
     if flags.dry_run:
         for line in run.describe_plan(runs):
             print(line)
     elif flags.report:
-        run.report(sweep, runs, root, overrides)
+        run.report(runs, conclude)
     else:
         slurm = dict(given.split('=', 1) for given in flags.slurm)
         executor = run.make_executor(flags.executor, root, sweep.config, flags.jobs, slurm)
-        run.run_sweep(sweep, runs, root, executor, overrides)
+        run.run_sweep(runs, root, executor, conclude)
 
 
 def _require_sense(flags: argparse.Namespace) -> None:

@@ -51,8 +51,8 @@ def run(parser: CommandParser, flags: argparse.Namespace, overrides: Mapping[str
     # A mistake is reported before the imports below, which take seconds.
     config = load_config(flags.config, overrides)
     distributed.start(flags)
+    from flaxcls.config.workdir import load_stored_config
     from flaxcls.training.loop import train_and_evaluate
-    from flaxcls.training.workdir import load_stored_config
 
     if flags.workdir and not flags.config:
         config = load_stored_config(flags.workdir, overrides)

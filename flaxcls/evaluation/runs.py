@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flaxcls.config.options import keys_of
+from flaxcls.config.workdir import require_different
 from flaxcls.evaluation import tables
 from flaxcls.inference.calibration import (
     Calibration,
@@ -20,7 +21,6 @@ from flaxcls.inference.predictions import (
     save_predictions,
 )
 from flaxcls.training.restore import changed_options, load_run
-from flaxcls.training.workdir import require_different
 
 
 class EvaluatedRun(NamedTuple):

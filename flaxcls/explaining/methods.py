@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from flaxcls.config.workdir import load_stored_config, require_stored_classes
 from flaxcls.data.datasets import Dataset, Split, Subset
 from flaxcls.data.pipeline import Batch, make_eval_batches
 from flaxcls.errors import UserError
@@ -32,7 +33,6 @@ from flaxcls.models.init import init_variables
 from flaxcls.system.files import require_place
 from flaxcls.system.text import did_you_mean
 from flaxcls.training.setup import build_setup
-from flaxcls.training.workdir import load_stored_config, require_stored_classes
 
 _SHOWN = 12  # Validation images where none are given.
 

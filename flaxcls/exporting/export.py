@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from flaxcls.config.workdir import CLASSES_FILE
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify
@@ -20,7 +21,6 @@ from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import open_run, require_own_network
-from flaxcls.training.workdir import CLASSES_FILE
 
 CERTIFICATE_FILE = 'certificate.json'
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flaxcls.config.workdir import CALIBRATION_FILE
 from flaxcls.errors import UserError
 from flaxcls.inference.predictions import Predictions
 from flaxcls.inference.scores import expected_calibration_error, fit_temperature
 from flaxcls.system.files import write_atomically
-from flaxcls.training.workdir import CALIBRATION_FILE
 
 
 class Calibration(NamedTuple):

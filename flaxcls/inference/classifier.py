@@ -13,6 +13,7 @@ import numpy as np
 from flaxcls.augment.transforms import make_normalize, make_tta_crops
 from flaxcls.config.config_dict import set_option
 from flaxcls.config.validation import validate
+from flaxcls.config.workdir import load_class_names, load_stored_config
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import load_temperature
 from flaxcls.inference.export_function import Inference, make_inference
@@ -23,7 +24,6 @@ from flaxcls.system.xla_options import compiler_options
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.from_config import EvalImages, create_network, eval_images
 from flaxcls.training.steps import make_classify
-from flaxcls.training.workdir import load_class_names, load_stored_config
 
 # An array uint8 [H, W, 1 or 3], the bytes of an image file, or its path.
 Image = np.ndarray | bytes | str | os.PathLike

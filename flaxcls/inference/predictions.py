@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from jax import lax
 
+from flaxcls.config.workdir import PREDICTIONS_FILE
 from flaxcls.errors import UserError
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.training import parallel
 from flaxcls.training.parallel import AXIS
-from flaxcls.training.workdir import PREDICTIONS_FILE
 
 if TYPE_CHECKING:  # All that training takes, which a classifier that loads a temperature does not.
     from flaxcls.training.restore import Restored

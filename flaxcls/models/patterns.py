@@ -9,3 +9,8 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
     parts = path.split('/')
     folders = ['/'.join(parts[:end]) for end in range(1, len(parts) + 1)]
     return any(fnmatch.fnmatchcase(folder, pattern) for folder in folders for pattern in patterns)
+
+
+def parse_patterns(text: str) -> tuple[str, ...]:
+    """Returns the patterns of config.freeze, such as 'stem,stage[12]*'."""
+    return tuple(pattern.strip() for pattern in text.split(',') if pattern.strip())

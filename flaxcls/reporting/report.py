@@ -5,16 +5,16 @@ import pathlib
 import time
 from collections.abc import Sequence
 
-from flaxcls.reporting import page
-from flaxcls.reporting.runs import ReportedRun, load_reported_run
-from flaxcls.system.files import require_place, write_atomically
-from flaxcls.system.text import table
-from flaxcls.training.workdir import (
+from flaxcls.config.workdir import (
     CHECKPOINTS_FOLDER,
     REPORT_FILE,
     load_stored_config,
     require_different,
 )
+from flaxcls.reporting import page
+from flaxcls.reporting.runs import ReportedRun, load_reported_run
+from flaxcls.system.files import require_place, write_atomically
+from flaxcls.system.text import table
 
 
 def summary(runs: Sequence[ReportedRun]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flaxcls.config.config_dict import flatten
+from flaxcls.config.workdir import load_class_names, load_stored_config
 from flaxcls.errors import RunError, UserError
 from flaxcls.evaluation.tables import Result, result_of
 from flaxcls.inference.calibration import load_calibration
@@ -19,7 +20,6 @@ from flaxcls.training.logging import Record, read_metrics
 from flaxcls.training.restore import open_run, restore_run
 from flaxcls.training.run_record import read_record
 from flaxcls.training.setup import Setup
-from flaxcls.training.workdir import load_class_names, load_stored_config
 
 
 @dataclasses.dataclass(frozen=True)

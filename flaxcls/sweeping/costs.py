@@ -8,9 +8,8 @@ from flaxcls.data.datasets import Dataset
 from flaxcls.errors import UserError
 from flaxcls.planning.estimate import create_plan, open_or_published
 from flaxcls.sweeping.definition import Cell, SweepRun
-from flaxcls.sweeping.results import Outcome, remaining_seconds
+from flaxcls.sweeping.results import Outcome, describe_state, remaining_seconds
 from flaxcls.system.text import clock, table
-from flaxcls.training.workdir import METRICS_FILE
 
 Costs = Mapping[Cell, Mapping[str, float]]
 
@@ -84,12 +83,3 @@ def describe_runs(outcomes: Mapping[SweepRun, Outcome], costs: Costs) -> Iterato
         yield f'{took} for what is left, one run at a time, as long as the finished ones took'
     elif left:
         yield 'How long they take is known when the first has finished.'
-
-
-def describe_state(outcome: Outcome) -> str:
-    """Returns finished, to do, at which step the run resumes, or what it lacks."""
-    if outcome.finished:
-        return 'finished'
-    if outcome.lacks_metrics:
-        return f'no {METRICS_FILE}'
-    return f'resumes at {outcome.step:,}' if outcome.step else 'to do'

@@ -10,10 +10,10 @@ from flaxcls.config.config_dict import flatten, from_json
 from flaxcls.config.files import as_user_error, default_workdir, load_config, load_module
 from flaxcls.config.options import keys_of
 from flaxcls.config.validation import validate
+from flaxcls.config.workdir import CONFIG_FILE
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Cell, Options, Sweep, SweepRun
 from flaxcls.sweeping.validation import check_sweep
-from flaxcls.training.workdir import CONFIG_FILE
 
 
 def load_sweep(path: str) -> Sweep:

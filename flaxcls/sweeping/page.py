@@ -10,9 +10,17 @@ from markupsafe import Markup
 import flaxcls
 from flaxcls.reporting.page import environment, percent
 from flaxcls.sweeping import figures, tables
-from flaxcls.sweeping.costs import Costs, describe_state
+from flaxcls.sweeping.costs import Costs
 from flaxcls.sweeping.definition import Options, Sweep, SweepRun, axis_file
-from flaxcls.sweeping.results import ACCURACY, SHOWN, Outcome, SweepRow, read_outcomes, tabulate
+from flaxcls.sweeping.results import (
+    ACCURACY,
+    SHOWN,
+    Outcome,
+    SweepRow,
+    describe_state,
+    read_outcomes,
+    tabulate,
+)
 from flaxcls.system import svg as svg_lib
 from flaxcls.system.files import write_atomically
 

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flaxcls.config.workdir import CHECKPOINTS_FOLDER, METRICS_FILE
 from flaxcls.sweeping.definition import Cell, Sweep, SweepRun
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.run_record import read_record
-from flaxcls.training.workdir import CHECKPOINTS_FOLDER
 
 CONFIDENCE = 0.95
 
@@ -71,6 +71,15 @@ class Outcome(NamedTuple):
     def lacks_metrics(self) -> bool:
         """Whether all steps are made, and metrics.jsonl does not tell of them."""
         return not self.values and self.step == self.total_steps
+
+
+def describe_state(outcome: Outcome) -> str:
+    """Returns finished, to do, at which step the run resumes, or what it lacks."""
+    if outcome.finished:
+        return 'finished'
+    if outcome.lacks_metrics:
+        return f'no {METRICS_FILE}'
+    return f'resumes at {outcome.step:,}' if outcome.step else 'to do'
 
 
 def read_outcomes(runs: Sequence[SweepRun]) -> dict[SweepRun, Outcome]:

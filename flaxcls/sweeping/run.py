@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tqdm
 
+from flaxcls.config.workdir import METRICS_FILE
 from flaxcls.errors import RunError, Stopped
-from flaxcls.sweeping import costs, page
+from flaxcls.sweeping import costs
 from flaxcls.sweeping.commands import last_line, require_submitit
-from flaxcls.sweeping.definition import Options, Sweep, SweepRun
+from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.executors import Executor, Local, run_all
 from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.sweeping.results import ACCURACY, Outcome, read_outcome, read_outcomes
 from flaxcls.sweeping.slurm import Slurm, require_slurm
 from flaxcls.system.files import locked_folder
 from flaxcls.system.text import clock
-from flaxcls.training.workdir import METRICS_FILE
 
 
 def make_executor(
@@ -53,29 +53,27 @@ def describe_plan(runs: Sequence[SweepRun]) -> list[str]:
     return costs.describe_runs(read_outcomes(runs), planned)
 
 
-def report(
-    sweep: Sweep, runs: Sequence[SweepRun], root: pathlib.Path, overrides: Options | None = None
-) -> None:
-    """Prints and writes the table, the plots and the page of what is there; runs nothing."""
+# Prints and writes the tables, the plots and the page, of the costs and of the runs that failed;
+# see `page.write_all`.
+Conclude = Callable[[costs.Costs, Mapping[SweepRun, str]], None]
+
+
+def report(runs: Sequence[SweepRun], conclude: Conclude) -> None:
+    """Concludes from what is there; runs nothing."""
     planned = costs.plan_or_note(runs)
-    _uninterrupted(lambda: page.write_all(sweep, runs, root, planned, {}, overrides), _TABLES)
+    _uninterrupted(lambda: conclude(planned, {}), _TABLES)
 
 
 def run_sweep(
-    sweep: Sweep,
-    runs: Sequence[SweepRun],
-    root: pathlib.Path,
-    executor: Executor,
-    overrides: Options | None = None,
+    runs: Sequence[SweepRun], root: pathlib.Path, executor: Executor, conclude: Conclude
 ) -> None:
-    """Runs what is not finished, then prints and writes the table, the plots and the page.
+    """Runs what is not finished, then concludes.
 
     Args:
-      sweep: of a file.
-      runs: of it.
+      runs: of a sweep.
       root: its folder.
       executor: of `make_executor`.
-      overrides: of all runs, besides the sweep's own.
+      conclude: prints and writes the tables, the plots and the page.
 
     Raises:
       UserError: another sweep is running in the folder, or the runs cannot be started.
@@ -90,9 +88,7 @@ def run_sweep(
             _uninterrupted(lambda: run_unfinished(runs, executor, failed), _RUNS)
         except Stopped as stop:  # Which does not stop the tables.
             stopped = stop
-        _uninterrupted(
-            lambda: page.write_all(sweep, runs, root, planned, failed, overrides), _TABLES
-        )
+        _uninterrupted(lambda: conclude(planned, failed), _TABLES)
     if stopped:
         raise stopped
     if failed:

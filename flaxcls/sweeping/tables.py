@@ -5,7 +5,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flaxcls.sweeping.costs import describe_state
 from flaxcls.sweeping.definition import Sweep, SweepRun
 from flaxcls.sweeping.results import (
     ACCURACY,
@@ -16,6 +15,7 @@ from flaxcls.sweeping.results import (
     Outcome,
     Summary,
     SweepRow,
+    describe_state,
 )
 from flaxcls.system.text import table
 

@@ -13,9 +13,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from flaxcls.config.workdir import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.distributed import on_first
-from flaxcls.training.workdir import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 
 BEST_BY = 'val/accuracy'
 _RESTORE = 'put back a copy, or train in a new workdir'

@@ -10,11 +10,6 @@ from flaxcls.models.patterns import matches
 from flaxcls.system.text import did_you_mean
 
 
-def parse_patterns(text: str) -> tuple[str, ...]:
-    """Returns the patterns of config.freeze, such as 'stem,stage[12]*'."""
-    return tuple(pattern.strip() for pattern in text.split(',') if pattern.strip())
-
-
 def split_frozen(params: Any, patterns: Sequence[str]) -> tuple[Any, Any]:
     """Returns (trained, frozen): two trees like `params`, with None for what is in the other.
 

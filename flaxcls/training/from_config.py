@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import SplitSpec
 from flaxcls.models.batch_norm import BatchNorm
+from flaxcls.models.patterns import parse_patterns
 from flaxcls.models.registry import ATTRIBUTES, create_model
-from flaxcls.training.freezing import parse_patterns
 
 
 def create_network(config: ConfigDict, *, axis_name: str | None = None) -> nn.Module:

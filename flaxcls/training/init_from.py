@@ -5,9 +5,9 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxcls.config.workdir import load_stored_config
 from flaxcls.errors import UserError
 from flaxcls.training.checkpoints import Checkpoints
-from flaxcls.training.workdir import load_stored_config
 
 
 def take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:

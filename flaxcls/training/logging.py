@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
+from flaxcls.config.workdir import METRICS_FILE
 from flaxcls.errors import UserError
 from flaxcls.system.files import write_atomically
-from flaxcls.training.workdir import METRICS_FILE
 
 Record = Mapping[str, float]
 

@@ -16,6 +16,12 @@ from ml_collections import ConfigDict
 
 from flaxcls.config.config_dict import differences, flatten, to_json
 from flaxcls.config.options import keys_of
+from flaxcls.config.workdir import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    load_stored_config,
+    require_stored_classes,
+)
 from flaxcls.errors import RunError, Stopped, UserError
 from flaxcls.system.distributed import on_first
 from flaxcls.system.files import locked_folder, write_atomically
@@ -28,12 +34,6 @@ from flaxcls.training.progress import BriefReporter, Progress, Reporter
 from flaxcls.training.run_record import RunRecord
 from flaxcls.training.setup import Setup, build_setup, resolve
 from flaxcls.training.state import TrainState
-from flaxcls.training.workdir import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    load_stored_config,
-    require_stored_classes,
-)
 
 
 def train_and_evaluate(

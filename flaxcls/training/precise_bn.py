@@ -14,6 +14,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from flaxcls.config.config_dict import to_json
+from flaxcls.config.workdir import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    load_stored_config,
+    require_stored_classes,
+)
 from flaxcls.data import pipeline
 from flaxcls.errors import UserError
 from flaxcls.ops.batch_norm import Moments, merge_moments, unbiased
@@ -23,12 +29,6 @@ from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.parallel import AXIS
 from flaxcls.training.setup import Setup, build_setup, resolve
-from flaxcls.training.workdir import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    load_stored_config,
-    require_stored_classes,
-)
 
 
 def compute_precise_bn(setup: Setup, variables: dict[str, Any]) -> dict[str, Any]:

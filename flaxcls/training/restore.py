@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from flaxcls.config.config_dict import differences
 from flaxcls.config.options import keys_of
+from flaxcls.config.workdir import load_stored_config, require_stored_classes
 from flaxcls.errors import UserError
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.setup import Setup, build_setup
-from flaxcls.training.workdir import load_stored_config, require_stored_classes
 
 
 class Restored(NamedTuple):

@@ -13,10 +13,10 @@ import jax
 
 from flaxcls.config.option import require_choice
 from flaxcls.config.options import OPTIONS, keys_of
+from flaxcls.config.workdir import RECORD_FILE
 from flaxcls.models.registry import MODELS
 from flaxcls.system import files
 from flaxcls.system.host_info import describe_devices, find_commit, find_versions
-from flaxcls.training.workdir import RECORD_FILE
 
 
 def experiment_options(options: Mapping[str, Any]) -> dict[str, Any]:

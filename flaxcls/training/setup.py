@@ -16,6 +16,7 @@ from flaxcls.data import pipeline
 from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import Dataset
 from flaxcls.models.init import Initialization
+from flaxcls.models.patterns import parse_patterns
 from flaxcls.models.registry import MODELS, require_image_size
 from flaxcls.system.xla_options import compiler_options
 from flaxcls.training import freezing, optimizers, parallel, steps
@@ -197,7 +198,7 @@ def build_setup(
         per_epoch = pipeline.steps_per_epoch(dataset.train, config.batch_size)
     else:  # A set to evaluate may be as small as it is.
         per_epoch = max(1, len(dataset.train) // config.batch_size)
-    frozen = freezing.parse_patterns(config.freeze)
+    frozen = parse_patterns(config.freeze)
     params = initialization.abstract['params']
     freezing.require_trained(params, frozen)
     trained, _ = freezing.split_frozen(params, frozen)

@@ -16,20 +16,21 @@ from flaxcls.config.config_dict import set_option, to_json
 from flaxcls.config.files import load_config
 from flaxcls.config.option import require_choice
 from flaxcls.config.validation import validate
+from flaxcls.config.workdir import (
+    CLASSES_FILE,
+    CONFIG_FILE,
+    IMPORT_FILE,
+    load_stored_config,
+)
 from flaxcls.errors import UserError
 from flaxcls.models.init import init_variables
+from flaxcls.models.patterns import parse_patterns
 from flaxcls.models.registry import MODELS, require_image_size
 from flaxcls.system.files import write_atomically
 from flaxcls.training import freezing, optimizers
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.from_config import create_network, optimizer_options
 from flaxcls.training.state import create_train_state
-from flaxcls.training.workdir import (
-    CLASSES_FILE,
-    CONFIG_FILE,
-    IMPORT_FILE,
-    load_stored_config,
-)
 from flaxcls.weights.files import (
     StateDict,
     normalize_names,
@@ -86,7 +87,7 @@ def import_weights(
         head_notes = [f'{head_notes[0]} of {model.num_classes}, drawn with seed {config.seed}.']
     tensors, dtype_notes = _as_float32(tensors)
     variables = from_state_dict(tensors, entries)
-    patterns = freezing.parse_patterns(config.freeze)
+    patterns = parse_patterns(config.freeze)
     freezing.require_trained(variables['params'], patterns)
     trained, _ = freezing.split_frozen(variables['params'], patterns)
     schedule = optax.constant_schedule(0.0)

@@ -1,5 +1,6 @@
-"""The command line as a person meets it: each test runs real processes."""
+"""The command line as a person meets it, in processes of its own."""
 
+import json
 import os
 import pathlib
 import random
@@ -38,53 +39,86 @@ def _run(module, *arguments, **options):
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'says'),
-    [
-        (['--config.bach_size=8'], 'did you mean batch_size?'),
-        (['--confg=experiments/alexnet.py'], 'did you mean --config?'),
-        (['--config=experiments/alexnte.py'], 'did you mean experiments/alexnet.py?'),
-        (['--config.batch_size'], '--config.batch_size=VALUE'),
-        (['--config.data.source=folder:no/such'], "no folder 'no/such'"),
-        (
-            ['--config=experiments/resnet50.py', '--config.data.data_dir=none'],
-            '--name=imagenet2012',
-        ),
-        (
-            ['--config=experiments/digits_alexnet.py', '--config.data.image_size=62'],
-            'the smallest is 63 pixels',
-        ),
-        (['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
-        (['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
-        (['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'], 'leave it out'),
-        (['--checkpoint=best'], 'belongs to --mode=evaluate'),
-        (['--mode=evalute'], "invalid choice: 'evalute'"),
-    ],
-    ids=str,
-)
-def test_a_users_mistake_is_one_sentence_and_exit_2(tmp_path, arguments, says):
+# (what `python -m` runs, its arguments), and what is said of the mistake in them.
+MISTAKES = [
+    ('main', ['--config.bach_size=8'], 'did you mean batch_size?'),
+    ('main', ['--confg=experiments/alexnet.py'], 'did you mean --config?'),
+    ('main', ['--config=experiments/alexnte.py'], 'did you mean experiments/alexnet.py?'),
+    ('main', ['--config.batch_size'], '--config.batch_size=VALUE'),
+    ('main', ['--config.data.source=folder:no/such'], "no folder 'no/such'"),
+    (
+        'main',
+        ['--config=experiments/resnet50.py', '--config.data.data_dir=none'],
+        '--name=imagenet2012',
+    ),
+    (
+        'main',
+        ['--config=experiments/digits_alexnet.py', '--config.data.image_size=62'],
+        'the smallest is 63 pixels',
+    ),
+    ('main', ['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
+    ('main', ['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
+    (
+        'main',
+        ['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'],
+        'leave it out',
+    ),
+    ('main', ['--checkpoint=best'], 'belongs to --mode=evaluate'),
+    ('main', ['--mode=evalute'], "invalid choice: 'evalute'"),
+    (
+        'commands.prepare_data',
+        ['--name=cifar10', '--from=idx'],
+        '--from=idx is for --name=fashion_mnist',
+    ),
+    (
+        'commands.prepare_data',
+        ['--name=fashion_mnist', '--from=idx', '--manual_dir=m'],
+        'leave --manual_dir out',
+    ),
+    (
+        'commands.prepare_data',
+        ['--name=fashion_mnist', '--from=no/such'],
+        'no train-images-idx3-ubyte or',
+    ),
+]
+# Runs commands one after the other, each as a process would; most of what that takes is imports.
+ONE_BY_ONE = """
+import contextlib, io, json, runpy, sys
+ends = []
+for module, arguments in json.loads(sys.argv[1]):
+    sys.argv, code = [module, *arguments], 0
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_module(module, run_name='__main__', alter_sys=True)
+        except SystemExit as end:
+            code = end.code
+    ends.append([code, err.getvalue()])
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope='module')
+def ends_of_mistakes(tmp_path_factory):
+    """Returns (exit code, stderr) of each of them."""
     # Relative to another folder, so that no run can come to lie in the project.
-    (tmp_path / 'experiments').symlink_to(os.path.dirname(EXPERIMENT))
-    code, _, err = _run('main', *arguments, cwd=tmp_path)
+    folder = tmp_path_factory.mktemp('mistakes')
+    (folder / 'experiments').symlink_to(os.path.dirname(EXPERIMENT))
+    commands = [(f'flaxcls.{module}', arguments) for module, arguments, _ in MISTAKES]
+    result = subprocess.run(
+        [sys.executable, '-c', ONE_BY_ONE, json.dumps(commands)],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, '')
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize('index', range(len(MISTAKES)), ids=lambda index: MISTAKES[index][2])
+def test_a_users_mistake_is_one_sentence_and_exit_2(ends_of_mistakes, index):
+    (code, err), says = ends_of_mistakes[index], MISTAKES[index][2]
     assert code == 2, err
     assert says in err
     assert err.startswith('error: ')
-    assert err.count('\n') == 1
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'says'),
-    [
-        (['--name=cifar10', '--from=idx'], '--from=idx is for --name=fashion_mnist'),
-        (['--name=fashion_mnist', '--from=idx', '--manual_dir=m'], 'leave --manual_dir out'),
-        (['--name=fashion_mnist', '--from=no/such'], 'no train-images-idx3-ubyte or'),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_prepared_is_one_sentence_and_exit_2(arguments, says):
-    code, _, err = _run('data prepare', *arguments)
-    assert code == 2, err
-    assert says in err
     assert err.count('\n') == 1
 
 
@@ -115,9 +149,6 @@ def test_train_in_a_relative_workdir_then_evaluate_and_report(tmp_path):
     code, out, err = _run('main', '--mode=evaluate', f'--workdir={workdir}', cwd=tmp_path)
     assert (code, err) == (0, '')
     assert out.strip() == final.replace('final:', 'step 44:')
-    code, out, err = _run('main', f'--workdir={workdir}', cwd=tmp_path)
-    assert code == 0
-    assert 'already finished' in out
     code, out, err = _run('report', f'--workdir={workdir}', cwd=tmp_path)
     assert code == 0, err
     assert '%' in out
@@ -132,37 +163,37 @@ def test_train_in_a_relative_workdir_then_evaluate_and_report(tmp_path):
     assert err.count('\n') == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGUSR1])
-def test_signals_save_and_the_same_command_goes_on(tmp_path, number):
-    command = [*TINY_FLAGS, '--config.num_epochs=2000', f'--workdir={tmp_path}']
-    process = _start('main', *command)
-    for line in process.stdout:
-        if line.startswith('step '):
-            break
-    process.send_signal(number)
-    _, err = process.communicate()
-    assert process.returncode == {signal.SIGINT: 130, signal.SIGUSR1: 75}[number]
-    assert err.startswith(f'{number.name}: stopped and saved at step')
-    assert err.count('\n') == 1
-    step = int(err.split('at step ')[1].split()[0])
-    process = _start('main', *command)
+def _read_until_a_step(process):
+    """Returns the lines up to that of the first step."""
     seen = []
     for line in process.stdout:
         seen.append(line)
         if line.startswith('step '):
             break
-    process.kill()
-    process.communicate()
-    assert f'Resuming at step {step}.\n' in seen
+    return seen
+
+
+def test_signals_save_and_the_same_command_goes_on(tmp_path):
+    command = [*TINY_FLAGS, '--config.num_epochs=2000', f'--workdir={tmp_path}']
+    step = None
+    for number, code in ((signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)):
+        process = _start('main', *command)
+        seen = _read_until_a_step(process)
+        process.send_signal(number)
+        _, err = process.communicate()
+        assert process.returncode == code
+        assert step is None or f'Resuming at step {step}.\n' in seen
+        if code > 0:
+            assert err.startswith(f'{number.name}: stopped and saved at step')
+            assert err.count('\n') == 1
+            step = int(err.split('at step ')[1].split()[0])
 
 
 def _kill_after_a_save(command, folder, *, during_save, delay):
     """Kills the run `delay` seconds after its first new checkpoint, or within the next save."""
     steps = lambda: {name for name in os.listdir(folder) if name.isdecimal()}  # noqa: E731
     process = _start('main', *command, env=OPTIMIZED)
-    for line in process.stdout:
-        if line.startswith('step '):
-            break
+    _read_until_a_step(process)
     before = steps()
     while steps() <= before:
         assert process.poll() is None, 'the run ended before it was killed'

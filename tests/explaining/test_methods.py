@@ -1,5 +1,7 @@
 """What a trained network sees, on networks and images whose answer is known."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,11 +280,13 @@ def test_curves_show_loss_and_accuracy_of_every_run(tmp_path):
 
 
 @pytest.fixture(scope='module', params=BY_MEANS)
-def workdir(request, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp(request.param)
+def workdir(request, finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / request.param
+    if request.param == 'resnet':
+        return shutil.copytree(finished.workdir, folder)
     options = TINY | {'num_epochs': 1, 'batch_size': 256} | NETWORKS[request.param]
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, options), workdir)
-    return workdir
+    flaxcls.train_and_evaluate(flaxcls.load_config(None, options), folder)
+    return folder
 
 
 def _run(workdir, *arguments):

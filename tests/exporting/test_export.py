@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flaxcls
 from flaxcls.commands import export as export_command
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import export, formats, run
@@ -23,7 +22,6 @@ from flaxcls.exporting.formats import FORMATS, Request
 from flaxcls.exporting.samples import Samples, take_samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run
-from tests.helpers.configs import TINY
 from tests.helpers.networks import NETWORKS, draw_images, draw_variables, make_config
 from tests.helpers.unpack import classifier_of
 
@@ -60,19 +58,10 @@ def make_classifier(name):
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    """A run that is right about most digits."""
-    workdir = tmp_path_factory.mktemp('run')
-    options = {'num_epochs': 6, 'data.image_size': 8, 'model.width_multiplier': 0.5}
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, TINY | options), workdir)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def exported(workdir, tmp_path_factory):
+def exported(finished, tmp_path_factory):
     """The folder of a StableHLO export of that run, and its certificate."""
     folder = tmp_path_factory.mktemp('exported') / 'out'
-    return folder, export.export(workdir, 'stablehlo', folder, images=20)
+    return folder, export.export(finished.workdir, 'stablehlo', folder, images=20)
 
 
 @pytest.mark.parametrize(('name', 'form'), ANSWERING)
@@ -144,14 +133,14 @@ def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
     assert abs(stored['accuracy_before'] - stored['accuracy_after']) <= 0.02
     assert stored['accuracy_before'] > 0.5
     assert json.loads((folder / 'class_names.json').read_text()) == list('0123456789')
-    assert json.loads((folder / 'preprocessing.json').read_text())['side'] == 8
+    assert json.loads((folder / 'preprocessing.json').read_text())['side'] == 12
 
 
 def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
     pytest.importorskip('jax2onnx')
     export.export(workdir, 'onnx', tmp_path, images=20)
     classifier = Classifier.load(workdir)
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8)
     np.save(tmp_path / 'images.npy', images)
     code = (
         'import sys, runpy; sys.modules["flaxcls"] = sys.modules["jax"] = None;'
@@ -198,7 +187,7 @@ def test_a_wrong_export_is_rejected_and_the_good_one_before_stays(
 def test_one_wrong_weight_is_enough(scale, workdir, tmp_path):
     classifier = Classifier.load(workdir)
     samples = Samples(
-        np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8), np.zeros(20, np.int32)
+        np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3), np.uint8), np.zeros(20, np.int32)
     )
     params = jax.tree.map(np.array, classifier.variables['params'])
     kernel = params['stem']['kernel']
@@ -218,7 +207,7 @@ def test_bounds_are_the_users(workdir, tmp_path):
 
 def test_samples_are_spread_over_the_split(workdir):
     classifier = Classifier.load(workdir)
-    images = np.arange(100, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None] * np.ones((12, 12, 3), np.uint8)
 
     class Split:
         def __len__(self):
@@ -353,9 +342,9 @@ def test_pictures_are_named_without_flaxcls(exported, workdir, tmp_path, capsys)
 @pytest.mark.parametrize(
     ('images', 'says'),
     [
-        (np.zeros((2, 8, 8, 3), np.float32), r'float32 \[2, 8, 8, 3\]; give uint8'),
-        (np.zeros((8, 8, 3), np.uint8), r'uint8 \[8, 8, 3\]'),
-        (np.zeros((0, 8, 8, 3), np.uint8), r'uint8 \[0, 8, 8, 3\]'),
+        (np.zeros((2, 12, 12, 3), np.float32), r'float32 \[2, 12, 12, 3\]; give uint8'),
+        (np.zeros((12, 12, 3), np.uint8), r'uint8 \[12, 12, 3\]'),
+        (np.zeros((0, 12, 12, 3), np.uint8), r'uint8 \[0, 12, 12, 3\]'),
         (np.zeros((2, 9, 9, 3), np.uint8), 'error: '),
     ],
     ids=['float', 'one image', 'no image', 'another side'],

@@ -17,14 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flaxcls
 from flaxcls.data.crops import resize_and_center_crop
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import web
 from flaxcls.exporting.export import export
-from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run
-from tests.helpers.configs import TINY
 from tests.helpers.environment import INSECURE_HOST
 
 SIDE, SHORTER = 16, 20
@@ -650,14 +647,13 @@ def test_mistakes_are_one_sentence(package, model_file, tmp_path):
     assert not (tmp_path / 'page').exists()
 
 
-def test_an_exported_run_reads_digits_as_the_classifier_does(runtime, open_page, tmp_path):
+def test_an_exported_run_reads_digits_as_the_classifier_does(
+    runtime, open_page, finished, classifier, tmp_path
+):
     pytest.importorskip('jax2onnx')
-    options = {'num_epochs': 6, 'data.image_size': 8, 'model.width_multiplier': 0.5}
-    config = flaxcls.load_config(None, TINY | options)
-    flaxcls.train_and_evaluate(config, tmp_path / 'run')
-    export(tmp_path / 'run', 'web', tmp_path / 'page', images=50)
-    images = load_run(tmp_path / 'run')[0].dataset.val.images
-    probabilities = Classifier.load(tmp_path / 'run').predict(images[:5])
+    export(finished.workdir, 'web', tmp_path / 'page', images=50)
+    images = load_run(finished.workdir)[0].dataset.val.images
+    probabilities = classifier.predict(images[:5])
     with _served(tmp_path / 'page') as (port, _):
         view = open_page(f'http://127.0.0.1:{port}/')
         for image, expected in zip(images, probabilities, strict=False):

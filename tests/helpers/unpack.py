@@ -8,10 +8,10 @@ from flaxcls.augment import mixup, transforms
 from flaxcls.config.config_dict import flatten
 from flaxcls.data import pipeline
 from flaxcls.inference.classifier import Classifier
+from flaxcls.models.patterns import parse_patterns
 from flaxcls.models.registry import MODELS
 from flaxcls.training import (
     dataset,
-    freezing,
     from_config,
     learning_rate,
     optimizers,
@@ -128,7 +128,7 @@ def make_train_step(config, model, optimizer):
         seed=config.seed,
         top_k=min(config.top_k, config.model.num_classes),
         label_smoothing=config.label_smoothing,
-        frozen=freezing.parse_patterns(config.freeze),
+        frozen=parse_patterns(config.freeze),
         ema_decay=config.ema.decay,
         remat=config.model.remat,
     )

@@ -8,31 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import flaxcls
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run
-from tests.helpers.configs import TINY
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    config = flaxcls.load_config(None, TINY | {'data.image_size': 12, 'num_epochs': 1})
-    flaxcls.train_and_evaluate(config, workdir)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def classifier(workdir):
-    return Classifier.load(workdir)
-
-
-@pytest.fixture(scope='module')
-def digits(workdir):
+def digits(finished):
     """Validation images as they come, and the run's own logits of them."""
-    setup, _, variables = load_run(workdir)
+    setup, _, variables = load_run(finished.workdir)
     batches, classify = list(setup.make_eval_batches()()), jax.jit(setup.classify)
     logits = [classify(variables, batch['image'])[batch['mask']] for batch in batches]
     return setup.dataset.val.images, np.concatenate(logits)
@@ -44,7 +29,7 @@ def test_it_answers_as_evaluation_does(classifier, digits):
     probabilities = classifier.predict(images[:70])
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits[:70]), rtol=1e-4, atol=1e-6)
     assert classifier.class_names == tuple('0123456789')
-    assert classifier.features(images[:3]).shape == (3, 8)
+    assert classifier.features(images[:3]).shape == (3, 16)
 
 
 def test_arrays_bytes_and_paths_are_alike_whatever_comes_with_them(classifier, digits, tmp_path):
@@ -94,27 +79,20 @@ def test_features_of_ten_crops_are_those_of_the_center(workdir, tmp_path, digits
 def test_a_measured_temperature_is_that_of_its_checkpoint_alone(workdir, digits):
     images, logits = digits
     path = workdir / CALIBRATION_FILE
-    try:
-        for step, temperature in ((22, 2.0), (21, 1.0)):
-            path.write_text(json.dumps({'step': step, 'temperature': 2.0}))
-            probabilities = Classifier.load(workdir).predict(images[:5])
-            expected = jax.nn.softmax(logits[:5] / temperature)
-            np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
-    finally:
-        path.unlink()
+    for step, temperature in ((44, 2.0), (43, 1.0)):
+        path.write_text(json.dumps({'step': step, 'temperature': 2.0}))
+        probabilities = Classifier.load(workdir).predict(images[:5])
+        expected = jax.nn.softmax(logits[:5] / temperature)
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    'text', ['', '{"step": 22', '[]', '{"temperature": 2.0}', '{"step": 22, "temperature": -1}']
+    'text', ['', '{"step": 44', '[]', '{"temperature": 2.0}', '{"step": 44, "temperature": -1}']
 )
 def test_a_damaged_calibration_is_told_in_a_sentence(workdir, text):
-    path = workdir / CALIBRATION_FILE
-    path.write_text(text)
-    try:
-        with pytest.raises(UserError, match=r'calibration.json. is damaged; delete it'):
-            Classifier.load(workdir)
-    finally:
-        path.unlink()
+    (workdir / CALIBRATION_FILE).write_text(text)
+    with pytest.raises(UserError, match=r'calibration.json. is damaged; delete it'):
+        Classifier.load(workdir)
 
 
 def test_the_exported_program_needs_jax_alone(classifier, digits, tmp_path):
@@ -150,11 +128,6 @@ def test_a_file_that_cannot_be_read_is_named(classifier, tmp_path):
 
 @pytest.mark.parametrize('text', ['', '{}', '["a", "b"]'])
 def test_damaged_class_names_are_told_in_a_sentence(workdir, text):
-    path = workdir / 'class_names.json'
-    names = path.read_text()
-    path.write_text(text)
-    try:
-        with pytest.raises(UserError, match='is missing or damaged, and should list 10 names'):
-            Classifier.load(workdir)
-    finally:
-        path.write_text(names)
+    (workdir / 'class_names.json').write_text(text)
+    with pytest.raises(UserError, match='is missing or damaged, and should list 10 names'):
+        Classifier.load(workdir)

@@ -28,10 +28,8 @@ from flaxcls.inference.classifier import Classifier
 from flaxcls.inference.predict_files import predict_files
 from flaxcls.inference.writers import CSV_COLUMNS, Prediction, write_csv, write_json, write_table
 from flaxcls.system.threads import ITEMS_AHEAD, map_in_threads
-from tests.helpers.configs import TINY
 from tests.helpers.unpack import open_dataset
 
-CONFIG = TINY | {'data.image_size': 12, 'num_epochs': 6, 'optimizer.learning_rate': 0.1}
 ODD_NAMES = (
     'plain.png',
     'Äpfel, "süß".png',
@@ -44,20 +42,8 @@ ODD_NAMES = (
 
 
 @pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, CONFIG), workdir)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def classifier(workdir):
-    return Classifier.load(workdir)
-
-
-@pytest.fixture(scope='module')
-def digits():
-    return open_dataset(flaxcls.load_config(None, CONFIG)).val
+def digits(finished):
+    return open_dataset(finished.config).val
 
 
 @pytest.fixture(scope='module')
@@ -358,17 +344,13 @@ def test_views_are_chosen_and_the_temperature_is_told(workdir, photos, run):
     plain = run('--json=-', file)
     assert plain.err == ''
     path.write_text(json.dumps({'step': Classifier.load(workdir).step, 'temperature': 50.0}))
-    try:
-        for flags in ([], ['--crops=center']):  # The run's own.
-            calibrated = run('--json=-', *flags, file)
-            assert calibrated.err == (
-                'Note: the probabilities are calibrated, with a temperature of 50.\n'
-            )
-            shares = [answer['probability'] for answer in _answers(calibrated)]
-            assert shares[0] < _answers(plain)[0]['probability']
-        flipped = run('--json=-', '--topk=99', '--crops=flip', file)
-    finally:
-        path.unlink()
+    for flags in ([], ['--crops=center']):  # The run's own.
+        calibrated = run('--json=-', *flags, file)
+        said = 'Note: the probabilities are calibrated, with a temperature of 50.\n'
+        assert calibrated.err == said
+        shares = [answer['probability'] for answer in _answers(calibrated)]
+        assert shares[0] < _answers(plain)[0]['probability']
+    flipped = run('--json=-', '--topk=99', '--crops=flip', file)
     assert flipped.err == ''  # It was measured without.
     row = Classifier.load(workdir, crops='flip').predict(file)[0]
     shares = [answer['probability'] for answer in _answers(flipped)]
@@ -383,12 +365,12 @@ def test_files_without_end_are_read_only_as_far_as_they_are_asked_for(classifier
     """What makes memory independent of their number: images in it are those ahead, and a batch."""
     asked, prepared = itertools.count(), []
 
-    def prepare(path):
+    def preprocess(path):
         image = np.zeros((12, 12, 3), np.uint8)
         prepared.append(weakref.ref(image))
         return image
 
-    monkeypatch.setattr(classifier, 'prepare', prepare)
+    monkeypatch.setattr(classifier, 'preprocess', preprocess)
     endless = (Found(f'{index}.png') for index in asked)
     predictions = predict_files(classifier, endless, batch_size=16)
     for done in range(1, 1200):

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-import flaxcls
 from flaxcls.commands import evaluate
+from flaxcls.config.workdir import load_stored_config
 from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.errors import UserError
 from flaxcls.evaluation import runs, tables
@@ -31,39 +31,12 @@ from flaxcls.inference.predictions import (
 from flaxcls.training import restore
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.setup import build_setup
-from flaxcls.training.workdir import load_stored_config
-from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
 
 
 @pytest.fixture(scope='module')
-def trained(tmp_path_factory):
-    """Two runs that differ in their seed, of 22 steps."""
-    workdirs = []
-    for seed in (0, 1):
-        workdirs.append(tmp_path_factory.mktemp('run'))
-        config = flaxcls.load_config(None, TINY | {'num_epochs': 1, 'seed': seed})
-        flaxcls.train_and_evaluate(config, workdirs[-1])
-    return workdirs
-
-
-@pytest.fixture
-def workdirs(trained, tmp_path):
-    """Copies of them, so that no test meets the files of another."""
-    copies = [tmp_path / name for name in ('one', 'other')]
-    for source, copy in zip(trained, copies, strict=True):
-        shutil.copytree(source, copy)
-    return copies
-
-
-@pytest.fixture
-def workdir(workdirs):
-    return workdirs[0]
-
-
-@pytest.fixture(scope='module')
-def predictions(trained):
-    return predict_validation(restore.load_run(trained[0]))
+def predictions(finished):
+    return predict_validation(restore.load_run(finished.workdir))
 
 
 def _random(count=200, classes=5, factor=1.0, seed=0):
@@ -84,8 +57,8 @@ def _command(*workdirs, flags=()):
     evaluate.main([*(f'--workdir={workdir}' for workdir in workdirs), *flags])
 
 
-def test_they_repeat_the_last_evaluation_of_training(trained):
-    for workdir in trained:
+def test_they_repeat_the_last_evaluation_of_training(finished, finished_other):
+    for workdir in (finished.workdir, finished_other.workdir):
         predictions = predict_validation(restore.load_run(workdir))
         labels, logits = predictions.labels, predictions.logits
         last = read_metrics(workdir)[-1]
@@ -106,14 +79,14 @@ def test_probabilities_sum_to_one_and_answers_stay_at_any_temperature(prediction
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
 @pytest.mark.parametrize('devices', [1, 2])
-def test_every_layout_gives_every_example_once_in_order(trained, mode, devices):
+def test_every_layout_gives_every_example_once_in_order(finished, mode, devices):
     """23 examples in batches of 8, the last of which is not full, in an order of their own."""
-    config = load_stored_config(trained[0], {'parallel.mode': mode, 'batch_size': 8})
+    config = load_stored_config(finished.workdir, {'parallel.mode': mode, 'batch_size': 8})
     digits = build_setup(config, for_training=False).dataset
     rows = np.random.default_rng(0).permutation(len(digits.val))[:23]
     dataset = Dataset(digits.train, Subset(digits.val, rows), digits.class_names)
     setup = build_setup(config, dataset=dataset, devices=jax.devices()[:devices])
-    run = restore.restore_run(setup, trained[0])
+    run = restore.restore_run(setup, finished.workdir)
     got = predict_validation(run)
     assert got.names == tuple(f'example {row}' for row in rows)
     np.testing.assert_array_equal(got.labels, digits.val.labels[rows])
@@ -174,7 +147,7 @@ def test_the_file_gives_them_back(predictions, tmp_path):
 
 
 def test_a_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(UserError, match=r'no predictions in .*flaxcls\.evaluate --workdir='):
+    with pytest.raises(UserError, match=r'no predictions in .*\bevaluate --workdir='):
         load_predictions(tmp_path)
     path = save_predictions(_random(), tmp_path)
     whole = path.read_bytes()
@@ -281,7 +254,8 @@ def test_predictions_of_other_images_leave_the_runs_own(workdir, write_images, c
     assert (stored['count'], stored['source']) == (10, flag.split('=')[1])
 
 
-def test_several_runs_are_compared_with_the_first(workdirs, capsys):
+def test_several_runs_are_compared_with_the_first(workdir, finished_other, tmp_path, capsys):
+    workdirs = workdir, shutil.copytree(finished_other.workdir, tmp_path / 'other')
     one, other = (predict_validation(restore.load_run(workdir)) for workdir in workdirs)
     assert one.accuracy != other.accuracy
     _command(*workdirs)

@@ -26,7 +26,7 @@ from flaxcls.models.resnet import (
     ResNet,
 )
 from flaxcls.models.summary import count_cost, list_layers
-from flaxcls.models.tables import layer_table, model_table
+from flaxcls.planning.networks import layer_table, model_table
 
 # What references say of rows and of options: trainable parameters, and 10**9 multiply-adds of
 # convolutions and fully connected layers where they are known.

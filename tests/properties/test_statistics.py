@@ -9,6 +9,7 @@ import pytest
 
 import flaxcls
 from flaxcls.config.files import load_config
+from flaxcls.config.workdir import load_stored_config
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
@@ -17,7 +18,6 @@ from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
 from flaxcls.training.restore import evaluate_workdir, open_run
 from flaxcls.training.setup import build_setup, resolve
 from flaxcls.training.state import update_ema
-from flaxcls.training.workdir import load_stored_config
 from tests.helpers.configs import TINY
 from tests.helpers.unpack import (
     create_layout,

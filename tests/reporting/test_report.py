@@ -14,6 +14,7 @@ from justhtml import JustHTML
 import flaxcls
 from flaxcls.commands import report as report_command
 from flaxcls.config.config_dict import flatten
+from flaxcls.config.workdir import CLASSES_FILE
 from flaxcls.errors import UserError
 from flaxcls.inference import calibration
 from flaxcls.inference.predictions import Predictions, save_predictions
@@ -24,7 +25,6 @@ from flaxcls.reporting.runs import load_reported_run
 from flaxcls.system import svg
 from flaxcls.system.cli import parse_overrides
 from flaxcls.training.restore import evaluate_workdir
-from flaxcls.training.workdir import CLASSES_FILE
 from tests.helpers.configs import TINY
 
 SECTIONS = ('run', 'curves', 'results', 'confusions', 'calibration', 'mistakes', 'typical',
@@ -40,19 +40,15 @@ HOSTILE = (
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """A finished run, which leaves something to be mistaken."""
-    workdir = tmp_path_factory.mktemp('finished')
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, TINY), workdir)
-    return workdir
+def one(finished, tmp_path_factory):
+    """A run of which the other cases are copies, as the report writes into its workdir."""
+    return _copy(finished.workdir, tmp_path_factory.mktemp('one') / 'run')
 
 
 @pytest.fixture(scope='module')
-def other(tmp_path_factory):
+def other(finished_other, tmp_path_factory):
     """Another one, of another network, on the same images; calibrated."""
-    workdir = tmp_path_factory.mktemp('other')
-    options = TINY | {'num_epochs': 1, 'model.width_multiplier': 0.125}
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, options), workdir)
+    workdir = _copy(finished_other.workdir, tmp_path_factory.mktemp('other') / 'run')
     predictions = load_reported_run(str(workdir)).predictions
     found = calibration.calibrate(predictions)
     calibration.save_calibration(found, workdir, source='digits')
@@ -87,10 +83,10 @@ def _copy(workdir, folder, *left_out):
 
 
 @pytest.fixture(scope='module')
-def cases(finished, other, hostile, tmp_path_factory):
+def cases(one, other, hostile, tmp_path_factory):
     """{name: workdirs} of runs in every condition."""
     folder = tmp_path_factory.mktemp('cases')
-    unevaluated = _copy(finished, folder / 'unevaluated', 'checkpoints', 'record.json')
+    unevaluated = _copy(one, folder / 'unevaluated', 'checkpoints', 'record.json')
     lines = (unevaluated / 'metrics.jsonl').read_text().splitlines()
     (unevaluated / 'metrics.jsonl').write_text(lines[0] + '\n')
     gone = _copy(hostile, folder / 'gone')
@@ -101,17 +97,17 @@ def cases(finished, other, hostile, tmp_path_factory):
     save_predictions(load_reported_run(str(hostile)).predictions, kept)
     begun = _copy(unevaluated, folder / 'begun', 'metrics.jsonl')
     return {
-        'finished': [finished],
+        'finished': [one],
         'calibrated': [other],
-        'compared': [finished, other, unevaluated],
+        'compared': [one, other, unevaluated],
         'hostile': [hostile],
         'begun': [begun],
         'not evaluated': [unevaluated],
-        'no checkpoint': [_copy(finished, folder / 'no checkpoint', 'checkpoints')],
-        'no metrics': [_copy(finished, folder / 'no metrics', 'metrics.jsonl', 'record.json')],
+        'no checkpoint': [_copy(one, folder / 'no checkpoint', 'checkpoints')],
+        'no metrics': [_copy(one, folder / 'no metrics', 'metrics.jsonl', 'record.json')],
         'no data': [gone],
         'no data, predictions kept': [kept],
-        'two that cannot be compared': [finished, hostile],
+        'two that cannot be compared': [one, hostile],
     }
 
 
@@ -170,9 +166,9 @@ def test_every_page_is_valid_complete_and_needs_no_other_file(pages, name):
 
 
 @pytest.mark.parametrize('name', ['finished', 'calibrated', 'no checkpoint', 'no metrics'])
-def test_the_numbers_are_those_of_the_run(cases, pages, finished, name):
+def test_the_numbers_are_those_of_the_run(cases, pages, one, name):
     workdir = cases[name][0]
-    source = finished if name in ('no checkpoint', 'no metrics') else workdir
+    source = one if name in ('no checkpoint', 'no metrics') else workdir
     values = evaluate_workdir(source)
     document = JustHTML(pages(name).read_text(encoding='utf-8'), sanitize=False)
     shown = _text(document.query('#results')).replace('\N{NO-BREAK SPACE}', '')
@@ -312,9 +308,9 @@ def test_a_plot_takes_colours_and_font_of_the_page(cases):
     assert {panel.name for panel in PANELS} == {'loss', 'accuracy', 'rate', 'speed'}
 
 
-def test_watching_writes_the_page_again_until_the_run_is_finished(finished, tmp_path, monkeypatch):
-    workdir = _copy(finished, tmp_path / 'run', 'record.json')
-    record = (finished / 'record.json').read_text()
+def test_watching_writes_the_page_again_until_the_run_is_finished(one, tmp_path, monkeypatch):
+    workdir = _copy(one, tmp_path / 'run', 'record.json')
+    record = (one / 'record.json').read_text()
     stages = [
         lambda: (workdir / 'record.json').write_text(json.dumps(json.loads(record) | {'step': 22})),
         lambda: None,
@@ -337,21 +333,19 @@ def test_watching_writes_the_page_again_until_the_run_is_finished(finished, tmp_
     assert len(set(texts)) == 3
 
 
-def test_what_is_left_out_is_told_on_the_terminal_as_well(finished, tmp_path, capsys):
-    workdir = tmp_path / 'run'
-    shutil.copytree(finished, workdir)
+def test_what_is_left_out_is_told_on_the_terminal_as_well(workdir, capsys):
     shutil.rmtree(workdir / 'checkpoints')
     report_command.main([f'--workdir={workdir}'])
     assert f'Note: in {workdir}, the run in' in capsys.readouterr().out
 
 
-def test_mistakes_are_one_sentence(finished, tmp_path):
+def test_mistakes_are_one_sentence(workdir, tmp_path):
     for arguments, says in (
         ([f'--workdir={tmp_path}'], 'there is no run in'),
-        ([f'--workdir={finished}', '--watch=0'], 'give seconds above 0'),
-        ([f'--workdir={finished}', f'--out={tmp_path}/no/page.html'], 'there is no folder'),
-        ([f'--workdir={finished}', f'--out={tmp_path}'], 'is a folder; name a file'),
-        ([f'--workdir={finished}', f'--workdir={finished}/.'], 'are one run; give different'),
+        ([f'--workdir={workdir}', '--watch=0'], 'give seconds above 0'),
+        ([f'--workdir={workdir}', f'--out={tmp_path}/no/page.html'], 'there is no folder'),
+        ([f'--workdir={workdir}', f'--out={tmp_path}'], 'is a folder; name a file'),
+        ([f'--workdir={workdir}', f'--workdir={workdir}/.'], 'are one run; give different'),
     ):
         with pytest.raises(UserError, match=says):
             report_command.main(arguments)

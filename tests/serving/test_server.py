@@ -20,7 +20,6 @@ import pytest
 from justhtml import JustHTML
 from PIL import Image
 
-import flaxcls
 from flaxcls.commands import serve
 from flaxcls.errors import RunError, UserError
 from flaxcls.inference.classifier import Classifier
@@ -28,24 +27,11 @@ from flaxcls.serving import server as server_lib
 from flaxcls.serving.app import Server, batch_sizes
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
-from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
 
 SMALL = Limits(max_batch=4, max_wait_ms=20, max_bytes=100_000, max_pixels=10_000)
 PATIENCE = 30  # In seconds, after which a test has failed instead of waiting on.
 HOSTILE = '<img src=http://x/y onerror=alert(1)>'
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp('run')
-    flaxcls.train_and_evaluate(flaxcls.load_config(None, TINY | {'num_epochs': 1}), workdir)
-    return workdir
-
-
-@pytest.fixture(scope='module')
-def classifier(workdir):
-    return Classifier.load(workdir)
 
 
 @contextlib.contextmanager
@@ -192,7 +178,8 @@ def test_no_batch_is_of_a_size_that_has_not_been_compiled(classifier, caplog):
     ]
     server = Server(classifier, SMALL._replace(max_batch=7))
     server.compile_batches()
-    images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    side = classifier.side
+    images = np.random.default_rng(0).integers(0, 256, (7, side, side, 3), dtype=np.uint8)
     expected = classifier.predict(images)
     with jax.log_compiles():
         for count in range(1, 8):
@@ -200,7 +187,7 @@ def test_no_batch_is_of_a_size_that_has_not_been_compiled(classifier, caplog):
                 server.compute(images[:count]), expected[:count], rtol=1e-4, atol=1e-6
             )
         assert not caplog.records
-        server.compute(np.zeros((9, 8, 8, 3), np.uint8))  # Such would be seen.
+        server.compute(np.zeros((9, side, side, 3), np.uint8))  # Such would be seen.
     assert caplog.records
 
 
@@ -381,7 +368,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
     assert process.returncode == 0, err
     assert out == 'Stopped.\n'
     assert err == 'Compiling batches of 1, 2, 4, 8 images ...\n'
-    assert 'resnet20 of step 22 with 10 classes: batches of up to 8 images' in line
+    assert 'resnet20 of step 44 with 10 classes: batches of up to 8 images' in line
     with pytest.raises(ConnectionRefusedError):
         _request(port, 'GET', '/health')
 
@@ -431,9 +418,9 @@ def test_what_is_not_installed_is_named(workdir, monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def hostile(workdir):
+def hostile(finished):
     """The port of a server whose classes have a name that is HTML."""
-    loaded = Classifier.load(workdir)
+    loaded = Classifier.load(finished.workdir)
     loaded.class_names = tuple(HOSTILE + name for name in loaded.class_names)
     with _serving(loaded, SMALL) as port:
         yield port
