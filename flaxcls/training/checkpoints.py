@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from flaxcls.config.workdir import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.distributed import on_first
+from flaxcls.system.signals import interrupts_left_alone
 
 BEST_BY = 'val/accuracy'
 _RESTORE = 'put back a copy, or train in a new workdir'
@@ -23,7 +24,7 @@ _MAKE_ROOM = 'make room, and start the same command again'
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, which does not ask JAX's preemption service; see `processes` for why it is off."""
+    """Orbax's, which does not ask JAX's preemption service: distributed.py has it off."""
 
     def reached_preemption(self, step: int) -> bool:
         """Returns False; a run finds out by itself, and Orbax before 0.12 cannot ask in vain."""
@@ -214,7 +215,8 @@ class Checkpoints:
     @contextlib.contextmanager
     def _access(self, verb: str, remedy: str) -> Iterator[None]:
         try:
-            yield
+            with interrupts_left_alone():
+                yield
         except Exception as error:  # Orbax and TensorStore have many for damage and full disks.
             if is_peer_lost(error):  # All processes take part in a save.
                 raise RunError(PEER_LOST) from error
