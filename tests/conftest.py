@@ -6,6 +6,9 @@ import shutil
 
 from tests.helpers.environment import COMPILED_FAST, INSECURE_HOST, with_devices
 
+# The processes of tests import what the tests do, wherever another flaxcls is installed.
+_ROOT = str(pathlib.Path(__file__).resolve().parents[1])
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [_ROOT, os.environ.get('PYTHONPATH')]))
 # Before jax is imported: the devices, and where compiled programs are kept between runs.
 for _name, _value in (COMPILED_FAST | {'XLA_FLAGS': with_devices(8)['XLA_FLAGS']}).items():
     os.environ.setdefault(_name, _value)

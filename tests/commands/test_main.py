@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -39,47 +40,50 @@ def _run(module, *arguments, **options):
     return process.returncode, out, err
 
 
-# (what `python -m` runs, its arguments), and what is said of the mistake in them.
+# What `python -m` runs, its arguments, and what is said of the mistake in them.
 MISTAKES = [
-    ('main', ['--config.bach_size=8'], 'did you mean batch_size?'),
-    ('main', ['--confg=experiments/alexnet.py'], 'did you mean --config?'),
-    ('main', ['--config=experiments/alexnte.py'], 'did you mean experiments/alexnet.py?'),
-    ('main', ['--config.batch_size'], '--config.batch_size=VALUE'),
-    ('main', ['--config.data.source=folder:no/such'], "no folder 'no/such'"),
+    ('flaxcls.main', ['--config.bach_size=8'], 'did you mean batch_size?'),
+    ('flaxcls.main', ['--confg=experiments/alexnet.py'], 'did you mean --config?'),
+    ('flaxcls.main', ['--config=experiments/alexnte.py'], 'did you mean experiments/alexnet.py?'),
+    ('flaxcls.main', ['--config.batch_size'], '--config.batch_size=VALUE'),
+    ('flaxcls.main', ['--config.data.source=folder:no/such'], "no folder 'no/such'"),
     (
-        'main',
+        'flaxcls.main',
         ['--config=experiments/resnet50.py', '--config.data.data_dir=none'],
         '--name=imagenet2012',
     ),
     (
-        'main',
+        'flaxcls.main',
         ['--config=experiments/digits_alexnet.py', '--config.data.image_size=62'],
         'the smallest is 63 pixels',
     ),
-    ('main', ['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
-    ('main', ['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
+    ('flaxcls.main', ['--config.batch_size=1439'], 'larger than the training set of 1438 examples'),
+    ('flaxcls.main', ['--mode=evaluate', '--workdir=no/such'], "no run in 'no/such'"),
     (
-        'main',
+        'flaxcls.main',
         ['--mode=evaluate', '--workdir=a', '--config=experiments/alexnet.py'],
         'leave it out',
     ),
-    ('main', ['--checkpoint=best'], 'belongs to --mode=evaluate'),
-    ('main', ['--mode=evalute'], "invalid choice: 'evalute'"),
-    (
-        'commands.prepare_data',
-        ['--name=cifar10', '--from=idx'],
-        '--from=idx is for --name=fashion_mnist',
+    ('flaxcls.main', ['--checkpoint=best'], 'belongs to --mode=evaluate'),
+    ('flaxcls.main', ['--mode=evalute'], "invalid choice: 'evalute'"),
+    *(
+        ('flaxcls', ['data', 'prepare', *arguments], says)
+        for arguments, says in (
+            (['--name=cifar10', '--from=idx'], '--from=idx is for --name=fashion_mnist'),
+            (['--name=fashion_mnist', '--from=idx', '--manual_dir=m'], 'leave --manual_dir out'),
+            (['--name=fashion_mnist', '--from=no/such'], 'no train-images-idx3-ubyte or'),
+        )
     ),
-    (
-        'commands.prepare_data',
-        ['--name=fashion_mnist', '--from=idx', '--manual_dir=m'],
-        'leave --manual_dir out',
+    *(
+        ('flaxcls', ['data', 'check', *arguments], says)
+        for arguments, says in (
+            (['--source=folder:no/such'], 'there is no folder'),
+            (['--soruce=digits'], 'arguments are required: --source'),
+            (['--source=digits', '--jsn=x'], 'did you mean --json?'),
+            (['--source=digits', '--json=no/such/folder/x.json'], 'there is no folder'),
+        )
     ),
-    (
-        'commands.prepare_data',
-        ['--name=fashion_mnist', '--from=no/such'],
-        'no train-images-idx3-ubyte or',
-    ),
+    ('flaxcls', ['benchmark', '--step=3'], "the argument '--step=3' is unknown"),
 ]
 # Runs commands one after the other, each as a process would; most of what that takes is imports.
 ONE_BY_ONE = """
@@ -104,7 +108,7 @@ def ends_of_mistakes(tmp_path_factory):
     # Relative to another folder, so that no run can come to lie in the project.
     folder = tmp_path_factory.mktemp('mistakes')
     (folder / 'experiments').symlink_to(os.path.dirname(EXPERIMENT))
-    commands = [(f'flaxcls.{module}', arguments) for module, arguments, _ in MISTAKES]
+    commands = [(module, arguments) for module, arguments, _ in MISTAKES]
     result = subprocess.run(
         [sys.executable, '-c', ONE_BY_ONE, json.dumps(commands)],
         cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False,
@@ -113,7 +117,9 @@ def ends_of_mistakes(tmp_path_factory):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize('index', range(len(MISTAKES)), ids=lambda index: MISTAKES[index][2])
+@pytest.mark.parametrize(
+    'index', range(len(MISTAKES)), ids=lambda index: shlex.join(MISTAKES[index][1])
+)
 def test_a_users_mistake_is_one_sentence_and_exit_2(ends_of_mistakes, index):
     (code, err), says = ends_of_mistakes[index], MISTAKES[index][2]
     assert code == 2, err

@@ -218,22 +218,6 @@ def test_command_reports_writes_and_exits_by_what_it_found(clean, tmp_path):
     assert json.loads((tmp_path / 'r.json').read_text())['is_wrong'] is True
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'says'),
-    [
-        (['--source=folder:no/such'], 'there is no folder'),
-        (['--soruce=digits'], '--source'),
-        (['--source=digits', '--jsn=x'], 'did you mean --json?'),
-        (['--source=digits', '--json=no/such/folder/x.json'], 'there is no folder'),
-    ],
-)
-def test_mistakes_are_one_sentence_and_exit_2(arguments, says):
-    result = _run(*arguments)
-    assert result.returncode == 2
-    assert says in result.stderr
-    assert result.stderr.count('\n') == 1
-
-
 def test_long_lists_are_cut_for_the_terminal(clean):
     for index in range(30):
         (clean / 'train/a' / f'bad{index}.jpg').write_bytes(io.BytesIO().getvalue())
