@@ -33,14 +33,6 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def image_size(config: ConfigDict, *, training: bool) -> int:
-    """Returns the side in pixels of the images that training, or evaluation, gives the network.
-
-    `data.image_size` has to be filled in.
-    """
-    return (training and config.data.train_image_size) or config.data.image_size
-
-
 def flatten(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, value) of every option."""
     for key in config:

@@ -1,10 +1,9 @@
-"""The learning rate that a config describes, over the whole run."""
+"""The learning rate over a whole run."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import optax
-from ml_collections import ConfigDict
 
 from flaxcls.training import schedules
 
@@ -28,16 +27,26 @@ class LearningRate(NamedTuple):
     milestones: Sequence[float]
 
 
-def make_learning_rate(config: ConfigDict, steps_per_epoch: int) -> LearningRate:
-    """Returns what config.optimizer and config.schedule say of it; errors as `make_schedule`."""
-    rate, base = config.optimizer.learning_rate, config.optimizer.base_batch_size
-    peak = schedules.peak_learning_rate(rate, config.batch_size, base)
-    schedule = schedules.make_schedule(
-        peak=peak,
-        num_epochs=config.num_epochs,
-        steps_per_epoch=steps_per_epoch,
-        **config.schedule,
+def make_learning_rate(
+    rate: float,
+    base_batch_size: int | None,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    steps_per_epoch: int,
+    schedule: Mapping[str, Any],
+) -> LearningRate:
+    """Returns the learning rate over the run; errors as `make_schedule`.
+
+    Args:
+      rate, base_batch_size: see `schedules.peak_learning_rate`.
+      batch_size, num_epochs, steps_per_epoch: of the run.
+      schedule: the further arguments of `make_schedule`.
+    """
+    peak = schedules.peak_learning_rate(rate, batch_size, base_batch_size)
+    function = schedules.make_schedule(
+        peak=peak, num_epochs=num_epochs, steps_per_epoch=steps_per_epoch, **schedule
     )
-    scaling = f' = {rate:g} x {config.batch_size} / {base}' if base else ''
-    epochs = config.schedule
-    return LearningRate(schedule, rate, peak, scaling, epochs.warmup_epochs, epochs.milestones)
+    scaling = f' = {rate:g} x {batch_size} / {base_batch_size}' if base_batch_size else ''
+    turns = schedule['warmup_epochs'], schedule['milestones']
+    return LearningRate(function, rate, peak, scaling, *turns)

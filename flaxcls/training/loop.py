@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import pathlib
 import shlex
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from flaxcls.config.config_dict import differences, flatten, to_json
@@ -22,12 +20,13 @@ from flaxcls.config.workdir import (
     load_stored_config,
     require_stored_classes,
 )
-from flaxcls.errors import RunError, Stopped, UserError
+from flaxcls.errors import Stopped, UserError
 from flaxcls.system.distributed import on_first
 from flaxcls.system.files import locked_folder, write_atomically
 from flaxcls.system.signals import SignalFlag
 from flaxcls.training import logging, parallel
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
+from flaxcls.training.divergence import require_finite, require_finite_state
 from flaxcls.training.evaluation import describe_evaluation, make_evaluate
 from flaxcls.training.meter import StepMeter
 from flaxcls.training.progress import BriefReporter, Progress, Reporter
@@ -61,7 +60,8 @@ def train_and_evaluate(
     with _locked(workdir), Checkpoints(workdir) as checkpoints:
         newest = checkpoints.newest_step
         if newest is not None:
-            _require_same_run(config, setup, workdir, newest)
+            changed = differences(load_stored_config(workdir), config)
+            _require_same_run(changed, setup, workdir, newest)
         # Weights that are to be taken from elsewhere are looked for before anything is written.
         state = setup.init_state() if newest is None else setup.abstract_state()
         on_first(lambda: _store(to_json(config), setup.dataset.class_names, workdir))
@@ -93,9 +93,18 @@ def _store(config: str, class_names: tuple[str, ...], workdir: pathlib.Path) -> 
     write_atomically(workdir / CLASSES_FILE, json.dumps(class_names, indent=1) + '\n')
 
 
-def _require_same_run(config: ConfigDict, setup: Setup, workdir: pathlib.Path, newest: int) -> None:
-    """Refuses to resume another experiment's run; a longer one is allowed, with a warning."""
-    for key, (old, new) in differences(load_stored_config(workdir), config).items():
+def _require_same_run(
+    changed: Mapping[str, tuple[Any, Any]], setup: Setup, workdir: pathlib.Path, newest: int
+) -> None:
+    """Refuses to resume another experiment's run; a longer one is allowed, with a warning.
+
+    Args:
+      changed: {option: (as stored, as wanted now)}.
+      setup: of the run that is wanted now.
+      workdir: of the run that is to resume.
+      newest: the step of its newest checkpoint.
+    """
+    for key, (old, new) in changed.items():
         if key == 'num_epochs' and setup.total_steps < newest:
             raise UserError(
                 f'config.num_epochs={new} ends at step {setup.total_steps}, and the run in '
@@ -245,43 +254,6 @@ def _stopped(number: int | None, step: int, total_steps: int) -> Stopped:
 
 def _where(setup: Setup, step: int) -> dict[str, float]:
     return {'step': step, 'epoch': step / setup.steps_per_epoch}
-
-
-def require_finite(
-    record: Mapping[str, float], name: str, learning_rate: float, checkpoints: Checkpoints
-) -> None:
-    """Raises RunError unless the metric `name` of a record is finite; the checkpoints stay."""
-    if not math.isfinite(record[name]):
-        raise RunError(
-            f'{name} is {record[name]} at step {record["step"]}; '
-            f'{_after_divergence(learning_rate, checkpoints)}'
-        )
-
-
-def require_finite_state(
-    state: TrainState, step: int, learning_rate: float, checkpoints: Checkpoints
-) -> None:
-    """Raises RunError unless all weights of the state are finite; the checkpoints stay."""
-    if not _all_finite(state.params):
-        raise RunError(
-            f'a weight is not finite at step {step}; '
-            f'{_after_divergence(learning_rate, checkpoints)}'
-        )
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def _after_divergence(learning_rate: float, checkpoints: Checkpoints) -> str:
-    checkpoints.wait()
-    saved = checkpoints.newest_step
-    kept = 'nothing has been saved' if saved is None else f'the checkpoint of step {saved} stays'
-    return (
-        f'{kept}. Try a lower config.optimizer.learning_rate than {learning_rate:g}, or a longer '
-        'config.schedule.warmup_epochs.'
-    )
 
 
 def _report_result(

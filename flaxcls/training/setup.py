@@ -182,7 +182,13 @@ def build_setup(
     validate(config)
     if config.tensorboard:
         require_tensorboard()
-    layout = _create_layout(config, devices)
+    devices = devices or jax.devices()
+    layout = parallel.create_layout(
+        devices,
+        **config.parallel,
+        compiler_options=compiler_options(config.model.name, devices[0].platform),
+    )
+    parallel.require_equal_shares(layout, config.batch_size)
     create_network(config)  # Names and options of the model, before any data is read.
     optimizers.parse_rules(config.optimizer.rules)
     config = config.copy_and_resolve_references().unlock()
@@ -192,9 +198,15 @@ def build_setup(
     config.model.num_classes = count_classes(dataset, config.model.num_classes, config.data.source)
     config.lock()
     model = create_network(config, axis_name=parallel.AXIS)
-    initialization = _trace_initialization(config, model)
+    initialization = require_image_size(model, config.model.name, config.data.image_size)
+    if (size := config.data.train_image_size) is not None:
+        require_image_size(model, config.model.name, size, 'data.train_image_size')
     if for_training:
-        _require_one_result(config, layout, 'batch_stats' in initialization.abstract)
+        if 'batch_stats' in initialization.abstract:
+            group_size = config.batch_norm.group_size
+            parallel.require_whole_groups(layout, config.batch_size, group_size)
+        if config.augment.mixup or config.augment.cutmix:
+            parallel.require_partners(layout, config.batch_size, config.augment.repeats)
         per_epoch = pipeline.steps_per_epoch(dataset.train, config.batch_size)
     else:  # A set to evaluate may be as small as it is.
         per_epoch = max(1, len(dataset.train) // config.batch_size)
@@ -202,7 +214,14 @@ def build_setup(
     params = initialization.abstract['params']
     freezing.require_trained(params, frozen)
     trained, _ = freezing.split_frozen(params, frozen)
-    learning_rate = make_learning_rate(config, per_epoch)
+    learning_rate = make_learning_rate(
+        config.optimizer.learning_rate,
+        config.optimizer.base_batch_size,
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=per_epoch,
+        schedule=config.schedule,
+    )
     optimizer = optimizers.make_optimizer(
         trained, learning_rate.schedule, **optimizer_options(config)
     )
@@ -270,31 +289,3 @@ def resolve(config: ConfigDict, setup: Setup) -> ConfigDict:
 def tta_crops_of(crop: EvalCrop) -> Callable[[jax.Array], jax.Array] | None:
     """Returns images -> their TTA crops; None: they are looked at as they are."""
     return None if crop.tta == 'center' else make_tta_crops(crop.tta, crop.size)
-
-
-def _create_layout(config: ConfigDict, devices: Sequence[Any] | None) -> parallel.Layout:
-    devices = devices or jax.devices()
-    layout = parallel.create_layout(
-        devices,
-        mode=config.parallel.mode,
-        accumulation_steps=config.parallel.accumulation_steps,
-        compiler_options=compiler_options(config.model.name, devices[0].platform),
-    )
-    parallel.require_equal_shares(layout, config.batch_size)
-    return layout
-
-
-def _trace_initialization(config: ConfigDict, model: nn.Module) -> Initialization:
-    name, train_size = config.model.name, config.data.train_image_size
-    initialization = require_image_size(model, name, config.data.image_size)
-    if train_size is not None:
-        require_image_size(model, name, train_size, 'data.train_image_size')
-    return initialization
-
-
-def _require_one_result(config: ConfigDict, layout: parallel.Layout, batch_norm: bool) -> None:
-    """Raises UserError if training would give another result than on one device."""
-    if batch_norm:
-        parallel.require_whole_groups(layout, config.batch_size, config.batch_norm.group_size)
-    if config.augment.mixup or config.augment.cutmix:
-        parallel.require_partners(layout, config.batch_size, config.augment.repeats)

@@ -87,7 +87,14 @@ def make_classify(config, model):
 
 
 def make_schedule(config, steps_per_epoch):
-    return learning_rate.make_learning_rate(config, steps_per_epoch).schedule
+    return learning_rate.make_learning_rate(
+        config.optimizer.learning_rate,
+        config.optimizer.base_batch_size,
+        batch_size=config.batch_size,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=steps_per_epoch,
+        schedule=config.schedule,
+    ).schedule
 
 
 def peak_learning_rate(config):
