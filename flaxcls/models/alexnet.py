@@ -21,10 +21,10 @@ from flaxcls.models.layers import (
     Intermediate,
     adaptive_avg_pool,
     dense,
-    local_response_norm,
     max_pool,
 )
 from flaxcls.ops.dtypes import at_least_float32
+from flaxcls.ops.local_response_norm import local_response_norm
 
 _INITIALIZERS = {'paper': normal(0.01), 'he': he_normal_fan_in, 'filters': normal_per_filter}
 

@@ -1,1 +1,1 @@
-"""Convolution, pooling, batch statistics: each with its reference form and its fast ones."""
+"""Convolution, pooling, batch statistics, LRN: each with its reference form and its fast ones."""

@@ -13,12 +13,12 @@ from flaxcls.models.layers import (
     StochasticDepth,
     adaptive_avg_pool,
     avg_pool,
-    local_response_norm,
     max_pool,
 )
 from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import in_one_reading, mean_and_var, normalize
 from flaxcls.ops.convolution import convolve, native_convolve
+from flaxcls.ops.local_response_norm import local_response_norm
 from flaxcls.ops.pooling import native_gradient
 
 
