@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxcls.errors import UserError
+from flaxcls.evaluation.mcnemar import mcnemar
 from flaxcls.inference import scores
 from flaxcls.inference.predictions import Predictions
 from flaxcls.system.text import table
@@ -132,7 +133,7 @@ def comparison(runs: Sequence[tuple[str, Predictions]], top_k: int) -> str:
     lines = table(rows, '<>>>>>>')
     lines.append(f"against {first_name} on the same {len(first.labels)} images, McNemar's test:")
     for name, run in runs[1:]:
-        test = scores.mcnemar(first.correct, run.correct)
+        test = mcnemar(first.correct, run.correct)
         lines.append(
             f'  {name} alone is right on {test.only_b}, {first_name} alone on {test.only_a}: '
             f'p = {test.p_value:.2g}'

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcls.augment.transforms import make_normalize, make_tta_crops
+from flaxcls.augment.transforms import make_normalize
+from flaxcls.augment.tta import make_tta_crops
 from flaxcls.config.config_dict import set_option
 from flaxcls.config.validation import validate
 from flaxcls.config.workdir import load_class_names, load_stored_config

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flaxcls.augment.transforms import make_normalize, make_tta_crops
+from flaxcls.augment.transforms import make_normalize
+from flaxcls.augment.tta import make_tta_crops
 from flaxcls.inference.fold_batch_norm import fold_batch_norm
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.intermediates import apply_with_intermediates

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcls.errors import UserError
 from flaxcls.models import init
 from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import (
@@ -17,6 +16,7 @@ from flaxcls.ops.batch_norm import (
     merge_over_devices,
     moments,
     normalize,
+    split_of_group,
     unbiased,
 )
 
@@ -76,7 +76,7 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(running_var.value + self.eps)
             return _normalize(x, running_mean.value, factor, bias).astype(self.dtype)
 
-        local, span = _group(x.shape[0], self.group_size, self.axis_name)
+        local, span = split_of_group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
         group = own = own or self.group_moments(x, running_mean.value)
         if span > 1:
@@ -102,7 +102,7 @@ class BatchNorm(nn.Module):
         They depend on settings that all layers of a network share, and not on the layer; `around`,
         see `moments`, on neither.
         """
-        local, _ = _group(x.shape[0], self.group_size, self.axis_name)
+        local, _ = split_of_group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
         mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
         return moments(grouped, mask, around)
@@ -110,29 +110,3 @@ class BatchNorm(nn.Module):
     def _update(self, running: nn.Variable, new: jax.Array) -> None:
         new = jnp.mean(new, axis=0)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
-
-
-def devices_of_a_group(group_size: int, local: int, devices: int) -> int:
-    """Returns over how many devices a group lies; 0 if it is not made of whole devices.
-
-    Args:
-      group_size: examples that share statistics.
-      local: consecutive examples that each device has.
-      devices: their number.
-    """
-    if local % group_size == 0:
-        return 1
-    span = group_size // local
-    return span if group_size % local == 0 and devices % span == 0 else 0
-
-
-def _group(local: int, group_size: int | None, axis_name: str | None) -> tuple[int, int]:
-    """Returns (examples of a group on this device, devices of a group); see BatchNorm."""
-    devices = lax.axis_size(axis_name) if axis_name else 1
-    span = devices_of_a_group(group_size or local * devices, local, devices)
-    if not span:
-        raise UserError(
-            f'BatchNorm: groups of {group_size} examples fit neither into the {local} of each of '
-            f'{devices} devices nor a whole number of devices.'
-        )
-    return (group_size if group_size and span == 1 else local), span

@@ -1,4 +1,4 @@
-"""Batch statistics, and normalisation by them."""
+"""Batch statistics of groups of examples, also across devices, and normalisation by them."""
 
 import math
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from flaxcls.errors import UserError
 from flaxcls.ops.dtypes import at_least_float32
 from flaxcls.ops.remat import STATISTICS
 
@@ -168,3 +169,29 @@ def merge_over_devices(own: Moments, span: int, axis_name: str, around: jax.Arra
     offset, square, within = jnp.split(values, [channels, 2 * channels], axis=-1)
     between = jnp.maximum(square - jnp.square(offset), 0)
     return Moments(count[:, 0], around + offset, within + between)
+
+
+def devices_of_a_group(group_size: int, local: int, devices: int) -> int:
+    """Returns over how many devices a group lies; 0 if it is not made of whole devices.
+
+    Args:
+      group_size: examples that share statistics.
+      local: consecutive examples that each device has.
+      devices: their number.
+    """
+    if local % group_size == 0:
+        return 1
+    span = group_size // local
+    return span if group_size % local == 0 and devices % span == 0 else 0
+
+
+def split_of_group(local: int, group_size: int | None, axis_name: str | None) -> tuple[int, int]:
+    """Returns (examples of a group on this device, devices of a group); see BatchNorm."""
+    devices = lax.axis_size(axis_name) if axis_name else 1
+    span = devices_of_a_group(group_size or local * devices, local, devices)
+    if not span:
+        raise UserError(
+            f'BatchNorm: groups of {group_size} examples fit neither into the {local} of each of '
+            f'{devices} devices nor a whole number of devices.'
+        )
+    return (group_size if group_size and span == 1 else local), span

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from flaxcls.augment.transforms import make_tta_crops
+from flaxcls.augment.tta import make_tta_crops
 from flaxcls.data.datasets import Dataset
 from flaxcls.data.known_sizes import dataset_of_published_size
 from flaxcls.errors import RunError, UserError

@@ -9,9 +9,10 @@ import numpy as np
 from flaxcls.config.option import as_flag
 from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
+from flaxcls.evaluation.mcnemar import McNemar, mcnemar
 from flaxcls.evaluation.tables import require_same_examples
 from flaxcls.inference.predictions import Predictions
-from flaxcls.inference.scores import McNemar, class_scores, confusion_matrix, mcnemar
+from flaxcls.inference.scores import class_scores, confusion_matrix
 from flaxcls.reporting.runs import ReportedRun
 
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60

@@ -13,14 +13,13 @@ import jax
 from ml_collections import ConfigDict
 
 from flaxcls.config.config_dict import differences, flatten, to_json
-from flaxcls.config.options import keys_of
 from flaxcls.config.workdir import (
     CLASSES_FILE,
     CONFIG_FILE,
     load_stored_config,
     require_stored_classes,
 )
-from flaxcls.errors import Stopped, UserError
+from flaxcls.errors import Stopped
 from flaxcls.system.distributed import on_first
 from flaxcls.system.files import locked_folder, write_atomically
 from flaxcls.system.signals import SignalFlag
@@ -30,6 +29,7 @@ from flaxcls.training.divergence import require_finite, require_finite_state
 from flaxcls.training.evaluation import describe_evaluation, make_evaluate
 from flaxcls.training.meter import StepMeter
 from flaxcls.training.progress import BriefReporter, Progress, Reporter
+from flaxcls.training.resume import require_same_run
 from flaxcls.training.run_record import RunRecord
 from flaxcls.training.setup import Setup, build_setup, resolve
 from flaxcls.training.state import TrainState
@@ -61,7 +61,8 @@ def train_and_evaluate(
         newest = checkpoints.newest_step
         if newest is not None:
             changed = differences(load_stored_config(workdir), config)
-            _require_same_run(changed, setup, workdir, newest)
+            require_same_run(changed, workdir, newest, setup.total_steps)
+            require_stored_classes(workdir, setup.dataset.class_names, setup.source)
         # Weights that are to be taken from elsewhere are looked for before anything is written.
         state = setup.init_state() if newest is None else setup.abstract_state()
         on_first(lambda: _store(to_json(config), setup.dataset.class_names, workdir))
@@ -91,36 +92,6 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 def _store(config: str, class_names: tuple[str, ...], workdir: pathlib.Path) -> None:
     write_atomically(workdir / CONFIG_FILE, config)
     write_atomically(workdir / CLASSES_FILE, json.dumps(class_names, indent=1) + '\n')
-
-
-def _require_same_run(
-    changed: Mapping[str, tuple[Any, Any]], setup: Setup, workdir: pathlib.Path, newest: int
-) -> None:
-    """Refuses to resume another experiment's run; a longer one is allowed, with a warning.
-
-    Args:
-      changed: {option: (as stored, as wanted now)}.
-      setup: of the run that is wanted now.
-      workdir: of the run that is to resume.
-      newest: the step of its newest checkpoint.
-    """
-    for key, (old, new) in changed.items():
-        if key == 'num_epochs' and setup.total_steps < newest:
-            raise UserError(
-                f'config.num_epochs={new} ends at step {setup.total_steps}, and the run in '
-                f'{str(workdir)!r} has made {newest} already; choose another --workdir.'
-            )
-        if key == 'num_epochs':
-            print(
-                f'Warning: num_epochs was {old} and is {new}; the learning rate follows the '
-                'new schedule.'
-            )
-        elif key not in keys_of('neutral'):
-            raise UserError(
-                f'config.{key} is {new!r}, but the run in {str(workdir)!r} has {old!r}; choose '
-                'another --workdir, or leave --config out to resume that run.'
-            )
-    require_stored_classes(workdir, setup.dataset.class_names, setup.source)
 
 
 def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:

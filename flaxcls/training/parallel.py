@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxcls.errors import UserError
-from flaxcls.models.batch_norm import devices_of_a_group
+from flaxcls.ops.batch_norm import devices_of_a_group
 from flaxcls.system.host_memory import garbage_collection_paused
 
 AXIS = 'devices'  # The named axis of the steps over the devices.

@@ -10,7 +10,8 @@ import optax
 from ml_collections import ConfigDict
 
 from flaxcls.augment.mixup import make_mix
-from flaxcls.augment.transforms import make_augment, make_normalize, make_tta_crops
+from flaxcls.augment.transforms import make_augment, make_normalize
+from flaxcls.augment.tta import make_tta_crops
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
 from flaxcls.data.crops import EvalCrop, TrainCrop

@@ -17,11 +17,12 @@ from jax.flatten_util import ravel_pytree
 
 from flaxcls.augment.mixup import Mixed
 from flaxcls.ops.remat import remat as with_remat
+from flaxcls.training.ema import update_ema
 from flaxcls.training.freezing import merge_frozen, split_frozen
 from flaxcls.training.losses import Loss, softmax_cross_entropy
 from flaxcls.training.metrics import Sums, loss_and_metrics
 from flaxcls.training.parallel import AXIS
-from flaxcls.training.state import TrainState, update_ema
+from flaxcls.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 

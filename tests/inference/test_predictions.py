@@ -17,6 +17,7 @@ from flaxcls.config.workdir import load_stored_config
 from flaxcls.data.datasets import Dataset, Subset
 from flaxcls.errors import UserError
 from flaxcls.evaluation import runs, tables
+from flaxcls.evaluation.mcnemar import mcnemar
 from flaxcls.inference import calibration, scores
 from flaxcls.inference.calibration import CALIBRATION_FILE
 from flaxcls.inference.classifier import Classifier
@@ -260,7 +261,7 @@ def test_several_runs_are_compared_with_the_first(workdir, finished_other, tmp_p
     assert one.accuracy != other.accuracy
     _command(*workdirs)
     printed = capsys.readouterr().out
-    test = scores.mcnemar(one.correct, other.correct)
+    test = mcnemar(one.correct, other.correct)
     assert f'on {test.only_b}, {workdirs[0]} alone on {test.only_a}: p = {test.p_value:.2g}' in (
         printed
     )

@@ -7,6 +7,7 @@ import sklearn.metrics
 from scipy.special import softmax
 from scipy.stats import binomtest
 
+from flaxcls.evaluation.mcnemar import mcnemar
 from flaxcls.inference import scores
 
 # Examples, classes, noise: few and many, two classes, classes without examples, all right.
@@ -180,7 +181,7 @@ def test_mcnemar_asks_who_is_right_alone():
     rng = np.random.default_rng(0)
     for count, share in ((1, 0.5), (20, 0.3), (2000, 0.9)):
         one, other = rng.random((2, count)) < share
-        test, mirrored = scores.mcnemar(one, other), scores.mcnemar(other, one)
+        test, mirrored = mcnemar(one, other), mcnemar(other, one)
         assert (test.only_a, test.only_b) == (mirrored.only_b, mirrored.only_a)
         assert test.p_value == mirrored.p_value
         assert test.only_a - test.only_b == one.sum() - other.sum()
@@ -188,7 +189,7 @@ def test_mcnemar_asks_who_is_right_alone():
         if different:
             assert test.p_value == binomtest(test.only_b, different).pvalue
         both = np.concatenate([np.ones(50, bool), one]), np.concatenate([np.ones(50, bool), other])
-        assert scores.mcnemar(*both) == test  # What both have right says nothing.
-        assert scores.mcnemar(one, one) == (0, 0, 1.0)
-    better = scores.mcnemar(np.ones(10, bool), np.zeros(10, bool))
+        assert mcnemar(*both) == test  # What both have right says nothing.
+        assert mcnemar(one, one) == (0, 0, 1.0)
+    better = mcnemar(np.ones(10, bool), np.zeros(10, bool))
     assert better == (10, 0, pytest.approx(2 / 2**10))

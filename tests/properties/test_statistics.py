@@ -14,10 +14,10 @@ from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
 from flaxcls.training import parallel
+from flaxcls.training.ema import update_ema
 from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
 from flaxcls.training.restore import evaluate_workdir, open_run
 from flaxcls.training.setup import build_setup, resolve
-from flaxcls.training.state import update_ema
 from tests.helpers.configs import TINY
 from tests.helpers.unpack import (
     create_layout,
