@@ -63,12 +63,19 @@ class CommandParser(argparse.ArgumentParser):
         flags, rest = self.parse_known_args(argv)
         return flags, parse_overrides(rest, list(self._option_string_actions))
 
+    def parse_known_args(self, args=None, namespace=None):
+        self._argv = list(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix('unrecognized arguments: ')
-        remedy = ''
-        if unknown != message:
-            remedy = did_you_mean(unknown.partition('=')[0], list(self._option_string_actions))
-        raise UserError(f'{message}{remedy}; {self.prog} --help lists the arguments.')
+        # A misspelt flag explains what is missing without it.
+        flags = [word.partition('=')[0] for word in self._argv if re.match(r'--\w', word)]
+        for flag in flags:
+            if flag not in self._option_string_actions and not flag.startswith('--config.'):
+                remedy = did_you_mean(flag, list(self._option_string_actions))
+                message = f'the argument {flag} is unknown{remedy}'
+                break
+        raise UserError(f'{message}; {self.prog} --help lists the arguments.')
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:

@@ -106,6 +106,10 @@ def test_help_of_a_group_lists_its_commands(argv, capsys):
         (['recalibrate'], 'flaxcls precise-bn$'),
         (['precise_bn'], 'flaxcls precise-bn$'),
         (['report', '--workdri=a', '--workdir=b'], r'did you mean --workdir\?'),
+        (
+            ['evaluate', '--workdri=a'],
+            r'--workdri is unknown \(did you mean --workdir\?\); flaxcls',
+        ),
         (['weights', 'import'], 'required: --model, --weights, --workdir; flaxcls weights import'),
     ],
     ids=str,
