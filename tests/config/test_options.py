@@ -8,7 +8,6 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-import flaxcls
 from benchmarks import option_reference
 from flaxcls.config.config_dict import (
     default_config,
@@ -22,6 +21,7 @@ from flaxcls.config.files import load_config
 from flaxcls.config.options import OPTIONS, describe_options
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
+from flaxcls.training.setup import build_setup
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
 
@@ -230,7 +230,7 @@ def test_the_reference_is_written_by_its_command(tmp_path):
         option_reference.main([f'--out={tmp_path}'])
 
 
-def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
+def test_every_option_is_read(tiny_config, monkeypatch, write_images):
     """Nothing may be configurable without effect: a module beside config has to look at it."""
     read = set()
     get_item = ConfigDict.__getitem__
@@ -258,9 +258,8 @@ def test_every_option_is_read(tiny_config, tmp_path, monkeypatch, write_images):
         },
     ]
     monkeypatch.setattr(ConfigDict, '__getitem__', recording)
-    for index, overrides in enumerate(runs):
-        config = tiny_config(num_epochs=1, **overrides)
-        flaxcls.train_and_evaluate(config, tmp_path / f'run{index}')
+    for overrides in runs:
+        build_setup(tiny_config(num_epochs=1, **overrides))
     monkeypatch.undo()
 
     config = default_config()

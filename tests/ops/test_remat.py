@@ -16,18 +16,26 @@ from tests.helpers.unpack import create_layout, make_train_step
 NETWORKS = {
     'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
     'vgg16': {'data.image_size': 28, 'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
-    'resnet20': {'model.stage_sizes': (1, 1), 'model.stochastic_depth_rate': 0.5},
-    'resnet50': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
-    'resnet50_v2': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
-    'densenet121': {'model.block_sizes': (2, 2), 'model.dropout_rate': 0.2},
-    'densenet_40_12': {'model.block_sizes': (2, 2)},
+    'resnet20': {
+        'model.width_multiplier': 0.25,
+        'model.stage_sizes': (2,),
+        'model.stochastic_depth_rate': 0.5,
+    },
+    'resnet50': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1,)},
+    'resnet50_v2': {'model.width_multiplier': 0.05, 'model.stage_sizes': (1,)},
+    'densenet121': {
+        'model.growth_rate': 4,
+        'model.block_sizes': (2, 1),
+        'model.dropout_rate': 0.2,
+    },
+    'densenet_40_12': {'model.growth_rate': 4, 'model.block_sizes': (2,)},
 }
 
 
 def _config(name, **options):
     options = {
-        'model.name': name, 'data.source': 'synthetic:32', 'batch_size': 16,
-        'data.image_size': 16, 'batch_norm.group_size': 8,
+        'model.name': name, 'data.source': 'synthetic:32', 'batch_size': 8,
+        'data.image_size': 8, 'batch_norm.group_size': 4,
     } | NETWORKS[name] | options  # fmt: skip
     return load_config(None, options)
 
@@ -53,8 +61,8 @@ def _state_after_a_step(config, setup, remat):
     state = jax.tree.map(widen, setup._replace(layout=layout).init_state())
     rng = np.random.default_rng(0)
     size = setup.eval_crop.size
-    images = rng.integers(0, 256, (16, size, size, 3), np.uint8)
-    batch = {'image': images, 'label': rng.integers(0, 10, 16).astype(np.int32)}
+    images = rng.integers(0, 256, (8, size, size, 3), np.uint8)
+    batch = {'image': images, 'label': rng.integers(0, 10, 8).astype(np.int32)}
     return step(state, next(parallel.microbatches_to_devices(iter([batch]), layout)))
 
 

@@ -24,7 +24,7 @@ from tests.helpers.unpack import (
     make_train_step,
 )
 
-BATCH, STEPS = 32, 20
+BATCH, STEPS = 32, 8
 FAMILIES = {
     'alexnet_bn': {'model.width_multiplier': 0.02, 'data.image_size': 63},  # With dropout.
     'resnet20': {
