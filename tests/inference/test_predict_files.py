@@ -421,8 +421,8 @@ def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch,
     assert all(file in out for file in files)
 
 
-def test_answers_that_are_no_numbers_are_refused(workdir, photos):
+def test_predictions_that_are_not_finite_are_refused(workdir, photos):
     classifier = Classifier.load(workdir)
     classifier.variables = jax.tree.map(lambda x: x * np.nan, classifier.variables)
-    with pytest.raises(RunError, match='no numbers'):
+    with pytest.raises(RunError, match='are not finite'):
         list(predict_files(classifier, find_files([str(photos)])))

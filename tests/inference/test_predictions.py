@@ -292,8 +292,8 @@ def test_runs_of_other_images_are_not_compared(change, says):
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (['--calibrate', '--config.data.eval_crops=flip'], 'of --config.data.eval_crops; leave it'),
-        (['--workdir=OTHER', '--csv=x.csv'], 'answers of one run'),
+        (['--calibrate', '--config.data.eval_crops=flip'], 'eval_crops would change the network'),
+        (['--workdir=OTHER', '--csv=x.csv'], 'predictions of one run'),
         (['--workdir=DIR/.'], 'are one run; give different ones'),
         (['--csv=DIR/absent/x.csv'], "no folder '.*absent' for x.csv"),
         (['--csv=DIR'], 'is a folder'),
