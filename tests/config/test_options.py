@@ -3,10 +3,8 @@
 import ast
 import json
 import pathlib
-import sys
 
 import pytest
-from ml_collections import ConfigDict
 
 from benchmarks import option_reference
 from flaxcls.config.config_dict import (
@@ -21,7 +19,6 @@ from flaxcls.config.files import load_config
 from flaxcls.config.options import OPTIONS, describe_options
 from flaxcls.config.validation import validate
 from flaxcls.errors import UserError
-from flaxcls.training.setup import build_setup
 
 EXPERIMENTS = sorted(pathlib.Path('experiments').glob('*.py'))
 
@@ -228,44 +225,3 @@ def test_the_reference_is_written_by_its_command(tmp_path):
     assert (tmp_path / 'config.md').read_text() == option_reference.to_markdown()
     with pytest.raises(UserError, match='is a folder'):
         option_reference.main([f'--out={tmp_path}'])
-
-
-def test_every_option_is_read(tiny_config, monkeypatch, write_images):
-    """Nothing may be configurable without effect: a module beside config has to look at it."""
-    read = set()
-    get_item = ConfigDict.__getitem__
-
-    def recording(self, key):
-        frame = sys._getframe(1)
-        while frame.f_globals['__name__'].startswith('ml_collections'):
-            frame = frame.f_back
-        module = frame.f_globals['__name__']
-        if module.startswith('flaxcls.') and not module.startswith('flaxcls.config.'):
-            read.add((frozenset(self.keys()), key))  # A section is known by its keys.
-        return get_item(self, key)
-
-    folder = write_images({f'images/{name}/{i}.png': (9, 9) for name in 'ab' for i in range(8)})
-    runs = [
-        {'augment.crop': 'pad', 'schedule.name': 'step', 'schedule.milestones': '0.5'}
-        | {'schedule.warmup_epochs': 0.25, 'augment.policy': 'randaugment'}
-        | {'optimizer.name': 'lars'},
-        {
-            'data.source': f'folder:{folder / "images"}',
-            'augment.crop': 'random_resized',
-            'batch_size': 8,
-            'ema.decay': 0.9,
-            'schedule.name': 'polynomial',
-        },
-    ]
-    monkeypatch.setattr(ConfigDict, '__getitem__', recording)
-    for overrides in runs:
-        build_setup(tiny_config(num_epochs=1, **overrides))
-    monkeypatch.undo()
-
-    config = default_config()
-    for key, _ in flatten(config):
-        *parents, name = key.split('.')
-        section = config
-        for parent in parents:
-            section = section[parent]
-        assert (frozenset(section.keys()), name) in read, f'nothing reads config.{key}'

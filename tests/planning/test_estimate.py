@@ -158,10 +158,10 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
         _make_plan(None, **{k.replace('.', '__'): v for k, v in TINY.items()})
     )
     assert found.least_seconds_per_step == {}
-    found = found._replace(target=found.target._replace(chip=chip))
+    found = found._replace(hardware=found.hardware._replace(chip=chip))
     limits = found.least_seconds_per_step
     assert limits['FLOPs'] == found.flops_per_step / 2 / chip.flops
-    assert limits['memory traffic'] == found.needs.traffic / chip.bandwidth
+    assert limits['memory traffic'] == found.resources.traffic / chip.bandwidth
     text = '\n'.join(estimate.describe_resources(found))
     assert f'limited by {max(limits, key=limits.get)}' in text
     assert 'fits in 16.00 GiB' in text
