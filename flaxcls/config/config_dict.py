@@ -64,8 +64,6 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """Returns the config written by `to_json`, by this version or an earlier one.
 
-    An option that had no effect beside the others has its default, whatever was stored.
-
     Raises:
       UserError: the text is no JSON, or has a key that this version does not know.
     """
@@ -81,10 +79,6 @@ def from_json(text: str) -> ConfigDict:
         if isinstance(value, bool):
             value = _STORED_AS.get(key, {}).get(value, value)
         set_option(config, key, value)
-    values = dict(flatten(config))
-    for key, row in OPTIONS.items():
-        if row.lacks(values):
-            set_option(config, key, row.default)
     return config
 
 

@@ -29,7 +29,8 @@ class Option:
       choices: the values that it may have.
       at_least, above, below, at_most: bounds of a number.
       must_be: (requirement in words, test of a value), for what bounds cannot say.
-      only_with: {key: value or values} that another option needs, or this one has no effect.
+      only_with: {key: value or values} of another option, without which this one is refused; not
+        for what a config file often sets beside what a flag then switches off, as augment.pad.
       attribute: it is an attribute of the network's module, in the families that have it.
       neutral: it leaves the result alone, so a resumed run may change it.
       varies: beside what is neutral, runs of one experiment may differ in it.

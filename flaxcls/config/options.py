@@ -13,7 +13,6 @@ _POSITIVE_INTS = (
     lambda x: len(x) > 0 and all(isinstance(v, int) and v > 0 for v in x),
 )
 _ADAM_LIKE = ('lamb', 'adamw', 'muon')
-_WITH_MOMENTUM = {'optimizer.name': ('sgd', 'lars', 'muon')}
 
 # What the sections of the config are for.
 SECTIONS = {
@@ -123,10 +122,9 @@ _ROWS = (
 
     Option('augment.crop', 'none', choices=('none', 'pad', 'random_resized', 'random'),
            help='none, pad (zero-pad and crop), random_resized or random.'),
-    Option('augment.pad', 4, at_least=1, only_with={'augment.crop': 'pad'},
+    Option('augment.pad', 4, at_least=1,
            help='Pixels on each side.'),
     Option('augment.min_area', 0.08, above=0, at_most=1,
-           only_with={'augment.crop': 'random_resized'},
            help='Smallest share of the image that a crop takes.'),
     Option('augment.crop_on', 'host', choices=('host', 'device'),
            only_with={'augment.crop': 'random_resized'},
@@ -141,10 +139,8 @@ _ROWS = (
     Option('augment.policy', 'none', choices=('none', 'randaugment', 'trivialaugment'),
            help='none, randaugment or trivialaugment (Wide).'),
     Option('augment.randaugment_layers', 2, at_least=1,
-           only_with={'augment.policy': 'randaugment'},
            help='Operations applied to each image.'),
     Option('augment.randaugment_magnitude', 9.0, at_least=0, at_most=30,
-           only_with={'augment.policy': 'randaugment'},
            help='Strength of these operations.'),
     Option('augment.erase', 0.0, at_least=0, at_most=1,
            help='Probability that a rectangle is erased.'),
@@ -161,9 +157,9 @@ _ROWS = (
            help='Peak, for a batch of base_batch_size examples.'),
     Option('optimizer.base_batch_size', 0, at_least=0,
            help='Peak scales with batch_size / this; 0: it does not.'),
-    Option('optimizer.momentum', 0.9, **_SHARE, only_with=_WITH_MOMENTUM,
+    Option('optimizer.momentum', 0.9, **_SHARE,
            help='Share of the last update that is kept.'),
-    Option('optimizer.nesterov', True, only_with=_WITH_MOMENTUM,
+    Option('optimizer.nesterov', True,
            help='Momentum as Nesterov has it.'),
     Option('optimizer.beta1', float, **_SHARE,
            only_with={'optimizer.name': ('lion', *_ADAM_LIKE)}, help='None: as in optax.'),
@@ -200,7 +196,7 @@ _ROWS = (
     Option('schedule.milestones', (), only_with={'schedule.name': 'step'},
            must_be=('in rising order', lambda x: list(x) == sorted(set(x))),
            help='Epochs at which the rate is multiplied by decay_factor.'),
-    Option('schedule.decay_factor', 0.1, above=0, below=1, only_with={'schedule.name': 'step'},
+    Option('schedule.decay_factor', 0.1, above=0, below=1,
            help='What the rate is multiplied by at each milestone.'),
     Option('schedule.final', 0.0, at_least=0, at_most=1,
            only_with={'schedule.name': ('cosine', 'polynomial', 'one_cycle')},

@@ -58,7 +58,7 @@ def _refuse_schedule(values: _Values) -> None:
 
 
 def _refuse_nesterov_without_momentum(values: _Values) -> None:
-    has_momentum = not OPTIONS['optimizer.momentum'].lacks(values)
+    has_momentum = values['optimizer.name'] in ('sgd', 'lars', 'muon')
     if has_momentum and values['optimizer.nesterov'] and not values['optimizer.momentum']:
         raise UserError(
             'config.optimizer.nesterov=True needs momentum above 0; '
