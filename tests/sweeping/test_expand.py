@@ -29,7 +29,7 @@ def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
     found = expand.load_sweep(str(path))
     runs = expand.expand(found, ROOT)  # Validates every config.
     assert 'arXiv' in path.read_text() or 'NIPS' in path.read_text()
-    assert found.title and 'Claim' in found.text and f'--sweep={path}' in found.text
+    assert found.title and 'Claim' in found.text and f'--sweep={path.stem}' in found.text
     assert f'{len(runs)} runs' in found.text
     assert len({run.workdir for run in runs}) == len({str(run) for run in runs}) == len(runs)
     assert all(re.fullmatch(r'[\w.=,+-]+', run.cell.folder) for run in runs)
