@@ -55,7 +55,7 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
 
     Raises:
       UserError: the limits make no sense.
-      RunError: the network's answers are no numbers.
+      RunError: the network's predictions are not finite.
     """
     server = Server(classifier, (limits or Limits()).require_sensible())
     server.compile_batches()
@@ -102,7 +102,7 @@ class Server:
         for size in batch_sizes(self._limits.max_batch):
             if not np.isfinite(self.compute(np.zeros((size, side, side, 3), np.uint8))).all():
                 raise RunError(
-                    f"the network's answers are no numbers; its training has failed by step "
+                    f"the network's predictions are not finite; its training has failed by step "
                     f'{self._classifier.step}: try another --checkpoint.'
                 )
 

@@ -59,7 +59,7 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
 
     Raises:
       UserError: what it needs is not installed, or the limits make no sense.
-      RunError: the network's answers are no numbers.
+      RunError: the network's predictions are not finite.
       Stopped: by a second signal, without answering those who wait.
     """
     server = make_server(classifier, limits)

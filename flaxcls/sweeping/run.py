@@ -1,10 +1,11 @@
 """The runs of a sweep that are not finished, one after another or side by side."""
 
+import contextlib
 import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tqdm
 
@@ -61,7 +62,8 @@ Conclude = Callable[[costs.Costs, Mapping[SweepRun, str]], None]
 def report(runs: Sequence[SweepRun], conclude: Conclude) -> None:
     """Concludes from what is there; runs nothing."""
     planned = costs.plan_or_note(runs)
-    _uninterrupted(lambda: conclude(planned, {}), _TABLES)
+    with _stopped_by_ctrl_c(_TABLES):
+        conclude(planned, {})
 
 
 def run_sweep(
@@ -84,11 +86,13 @@ def run_sweep(
     failed: dict[SweepRun, str] = {}
     stopped = None
     with locked_folder(root, 'sweep is running'):
-        try:
-            _uninterrupted(lambda: run_unfinished(runs, executor, failed), _RUNS)
-        except Stopped as stop:  # Which does not stop the tables.
-            stopped = stop
-        _uninterrupted(lambda: conclude(planned, failed), _TABLES)
+        with _stopped_by_ctrl_c(_RUNS):
+            try:
+                run_unfinished(runs, executor, failed)
+            except Stopped as stop:  # All have saved, which does not stop the tables.
+                stopped = stop
+        with _stopped_by_ctrl_c(_TABLES):
+            conclude(planned, failed)
     if stopped:
         raise stopped
     if failed:
@@ -102,10 +106,11 @@ _RUNS = 'no longer waits for the runs, which may still be saving; the same comma
 _TABLES = 'not all tables and plots are written; the same command with --report writes them.'
 
 
-def _uninterrupted(action: Callable[[], None], otherwise: str) -> None:
-    """Calls `action`; raises Stopped, with what follows from it, if Ctrl-C interrupts it."""
+@contextlib.contextmanager
+def _stopped_by_ctrl_c(otherwise: str) -> Iterator[None]:
+    """Raises Stopped, with what follows from it, if Ctrl-C interrupts the block."""
     try:
-        action()
+        yield
     except KeyboardInterrupt:
         raise Stopped(f'SIGINT: {otherwise}', signal.SIGINT) from None
 

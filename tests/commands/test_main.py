@@ -78,7 +78,7 @@ MISTAKES = [
         ('flaxcls', ['data', 'check', *arguments], says)
         for arguments, says in (
             (['--source=folder:no/such'], 'there is no folder'),
-            (['--soruce=digits'], 'arguments are required: --source'),
+            (['--soruce=digits'], 'did you mean --source?'),
             (['--source=digits', '--jsn=x'], 'did you mean --json?'),
             (['--source=digits', '--json=no/such/folder/x.json'], 'there is no folder'),
         )

@@ -64,7 +64,7 @@ LONG = [
     (r'plan .*densenet121', f'{_SMALL_DENSENET} --config.data.image_size=32'),
     (r'plan .*digits_resnet20', _DIGITS),
     (r'flaxcls sweep ', '--dry_run'),  # test_sweep.py and a notebook run some whole.
-    (r'benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
+    (r'flaxcls benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
 ]
 
 # Servers: what of a command -> its argument for a port, and an address that answers.

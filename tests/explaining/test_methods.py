@@ -326,7 +326,7 @@ def test_files_layers_and_classes_may_be_named(workdir, write_images):
         (['--method=occlusion', '--layer=stem'], 'takes no --layer; grad_cam, feature_maps would'),
         (['--method=filters', '--class=3'], 'takes no --class; grad_cam, cam'),
         (['--method=depth', 'a.png'], 'takes no images; grad_cam'),
-        (['--metod=cam'], '--metod=cam'),
+        (['--metod=cam'], 'did you mean --method?'),
     ],
 )
 def test_a_wrong_name_is_refused_naming_the_nearest(workdir, flags, says):

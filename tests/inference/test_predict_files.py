@@ -263,7 +263,7 @@ def test_what_cannot_be_opened_is_found_with_its_problem(tree):
         (['a.png', '--crops=nine'], "invalid choice: 'nine'"),
         (['a.png', '--crops=ten'], 'ten crops would all be the same'),
         (['a.png', '--checkpoint=7'], '--checkpoint=7 is not in .* it has '),
-        (['a.png', '--no_such=1'], 'unrecognized arguments: --no_such=1'),
+        (['a.png', '--no_such=1'], 'the argument --no_such is unknown'),
         (['a.png', '--json=no/such/a.json'], "there is no folder 'no/such'"),
         (['a.png', '--csv=sub'], "'sub' is a folder"),
         (['a.png', 'b.png', '--json=b.png'], '--json=b.png is among the files to read'),

@@ -303,7 +303,7 @@ def test_a_failure_of_ours_is_told_and_survived(classifier, monkeypatch):
 
 def test_answers_that_are_no_numbers_are_told_before_anything_is_served(classifier, monkeypatch):
     monkeypatch.setattr(classifier, 'to_probabilities', lambda logits: np.asarray(logits) * np.nan)
-    with pytest.raises(RunError, match='no numbers; its training has failed'):
+    with pytest.raises(RunError, match='not finite; its training has failed'):
         server_lib.make_server(classifier, SMALL)
 
 
@@ -390,7 +390,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         (['--max_bytes=0'], '--max_bytes=0 is out of range'),
         (['--max_pixels=1000000000'], 'give 1 to 178956970'),
         (['--max_waiting=0'], '--max_waiting=0 is out of range'),
-        (['--max_batches=2'], 'unrecognized arguments'),
+        (['--max_batches=2'], 'did you mean --max_batch?'),
     ],
     ids=str,
 )
