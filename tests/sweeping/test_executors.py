@@ -179,7 +179,7 @@ def _write_sweep(folder, source):
     return [f'--sweep={file}', f'--workdir={folder / "runs"}']
 
 
-def _interrupted(*_):
+def _interrupted(*_, **__):
     raise KeyboardInterrupt
 
 

@@ -29,7 +29,7 @@ def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
     found = expand.load_sweep(str(path))
     runs = expand.expand(found, ROOT)  # Validates every config.
     assert 'arXiv' in path.read_text() or 'NIPS' in path.read_text()
-    assert found.title and 'Claim' in found.text and f'--sweep={path}' in found.text
+    assert found.title and 'Claim' in found.text and f'--sweep={path.stem}' in found.text
     assert f'{len(runs)} runs' in found.text
     assert len({run.workdir for run in runs}) == len({str(run) for run in runs}) == len(runs)
     assert all(re.fullmatch(r'[\w.=,+-]+', run.cell.folder) for run in runs)
@@ -77,7 +77,10 @@ TYPO = {'axes': {'width': {'1': {'model.with_multiplier': 1.0}}}}
 TWICE = {'depth': DEPTH, 'again': values('model.stage_sizes', [(1,), (2,)])}
 MISTAKES = {
     'an unknown option': (TYPO, 'did you mean model.width_multiplier'),
-    'a value out of range': ({'axes': {'rate': values('optimizer.learning_rate', [-1.0])}}, 'posi'),
+    'a value out of range': (
+        {'axes': {'rate': values('optimizer.learning_rate', [-1.0])}},
+        'above 0',
+    ),
     'a value of another type': ({'axes': {'epochs': values('num_epochs', ['many'])}}, 'whole numb'),
     'an override': ({'overrides': {'bach_size': 8}}, 'did you mean batch_size'),
     'no axes': ({'axes': {}}, 'no axes'),
