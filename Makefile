@@ -5,7 +5,7 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
+.PHONY: demo check test test-slow lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
 	$(BIN)/flaxcls train --config=digits_resnet20 --workdir=runs/demo
@@ -13,6 +13,10 @@ demo: .venv/.ready
 
 test: .venv/.tested
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+# For the hand: lint, and the tests that compile no network; see tests/helpers/costs.py.
+check: lint .venv/.tested
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not compiles'
 
 # The deepest networks, whose training steps take XLA minutes to compile; one at a time.
 test-slow: .venv/.tested

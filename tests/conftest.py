@@ -21,9 +21,27 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
+from flaxcls.training import parallel  # noqa: E402
 from tests.helpers.configs import TINY, TRAINED  # noqa: E402
+from tests.helpers.costs import compiles  # noqa: E402
 from tests.helpers.runs import common_folder, list_files, train_once  # noqa: E402
 from tests.helpers.slurm_cluster import cluster  # noqa: E402, F401 - a fixture
+
+
+@pytest.hookimpl(tryfirst=True)  # Before -m looks at the markers.
+def pytest_collection_modifyitems(items):
+    for item in items:
+        path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
+        if compiles(path, item.name, set(item.fixturenames)):
+            item.add_marker('compiles')
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained_unmarked(request, monkeypatch):
+    """Keeps `make check` short."""
+    if not request.node.get_closest_marker('compiles'):
+        told = 'a test that trains is to be named in tests/helpers/costs.py'
+        monkeypatch.setattr(parallel, 'parallelize_train_step', lambda *_: pytest.fail(told))
 
 
 @pytest.fixture(scope='session', autouse=True)

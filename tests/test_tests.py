@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from tests.helpers.costs import COMPILING
+
 FOLDER = pathlib.Path(__file__).parent
 TREES = {path: ast.parse(path.read_text(encoding='utf-8')) for path in FOLDER.rglob('*.py')}
 TESTS = sorted(path for path in TREES if path.name.startswith('test_'))
@@ -67,6 +69,13 @@ def test_no_test_imports_another_or_what_is_private(path):
         for name in names:
             assert not name.startswith(('test_', 'conftest')), name
             assert not name.startswith('_') or name.startswith('__'), name
+
+
+def test_what_compiles_is_there():
+    for place in COMPILING:
+        path, _, name = place.partition('::')
+        assert (FOLDER / path).exists()
+        assert not name or name in _functions(FOLDER / path)
 
 
 def test_a_test_that_asserts_nothing_is_found():

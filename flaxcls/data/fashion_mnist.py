@@ -26,8 +26,8 @@ def prepare_fashion_mnist(idx_dir: pathlib.Path, data_dir: pathlib.Path) -> None
       UserError: a file is missing, or is no idx file.
     """
     parts = {
-        'train': (_read_idx(idx_dir, 'train-images-idx3'), _read_idx(idx_dir, 'train-labels-idx1')),
-        'test': (_read_idx(idx_dir, 't10k-images-idx3'), _read_idx(idx_dir, 't10k-labels-idx1')),
+        'train': (read_idx(idx_dir, 'train-images-idx3'), read_idx(idx_dir, 'train-labels-idx1')),
+        'test': (read_idx(idx_dir, 't10k-images-idx3'), read_idx(idx_dir, 't10k-labels-idx1')),
     }
     import tensorflow_datasets as tfds  # noqa: PLC0415
     from PIL import Image  # noqa: PLC0415
@@ -59,7 +59,7 @@ def prepare_fashion_mnist(idx_dir: pathlib.Path, data_dir: pathlib.Path) -> None
     builder.download_and_prepare()
 
 
-def _read_idx(folder: pathlib.Path, stem: str) -> np.ndarray:
+def read_idx(folder: pathlib.Path, stem: str) -> np.ndarray:
     """Returns the array of an idx file: two zeros, type, rank, sizes (big-endian), then values."""
     candidates = [folder / f'{stem}-ubyte{suffix}' for suffix in ('', '.gz')]
     path = next((path for path in candidates if path.is_file()), None)

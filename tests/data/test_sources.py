@@ -12,7 +12,7 @@ from flaxcls.config.files import load_config
 from flaxcls.data import crops
 from flaxcls.data import images as images_lib
 from flaxcls.data.datasets import ArraySplit, Subset
-from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
+from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist, read_idx
 from flaxcls.data.tfds import find_prepared
 from flaxcls.errors import RunError, UserError
 from tests.helpers.unpack import make_eval_batches, make_train_batches, open_dataset
@@ -422,7 +422,21 @@ def test_damaged_idx_file_is_named(tmp_path):
         prepare_fashion_mnist(tmp_path / 'idx', tmp_path / 'tfds')
 
 
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason='Debian package is not installed')
+_needs_fashion_mnist = pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(), reason='Debian package is not installed'
+)
+
+
+@_needs_fashion_mnist
+def test_files_of_the_real_fashion_mnist_have_its_70000_images():
+    for prefix, count in (('train', 60_000), ('t10k', 10_000)):
+        assert read_idx(DEBIAN_FASHION_MNIST, f'{prefix}-images-idx3').shape == (count, 28, 28)
+        labels = read_idx(DEBIAN_FASHION_MNIST, f'{prefix}-labels-idx1')
+        assert (np.bincount(labels) == count // 10).all()
+
+
+@pytest.mark.slow  # Half a minute of decoding.
+@_needs_fashion_mnist
 def test_real_fashion_mnist_has_its_70000_images():
     source = open_dataset(_config(**{'data.source': 'fashion_mnist'}))
     assert (len(source.train), len(source.val)) == (60_000, 10_000)

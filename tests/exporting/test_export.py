@@ -22,7 +22,9 @@ from flaxcls.exporting.formats import FORMATS, Request
 from flaxcls.exporting.samples import Samples, take_samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run
+from tests.helpers.configs import TRAINED
 from tests.helpers.networks import NETWORKS, draw_images, draw_variables, make_config
+from tests.helpers.runs import common_folder, train_once
 from tests.helpers.unpack import classifier_of
 
 
@@ -55,6 +57,13 @@ def make_classifier(name):
     config = make_config(name)
     names = [f'class {index}' for index in range(10)]
     return classifier_of(config, draw_variables(config), names, temperature=1.5)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """Trained for longer, since eight bits leave only the sure predictions as they are."""
+    options = TRAINED | {'num_epochs': 6}
+    return train_once(common_folder(tmp_path_factory), 'longer', options)
 
 
 @pytest.fixture(scope='module')
