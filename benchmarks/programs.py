@@ -119,7 +119,7 @@ def list_programs(flags: argparse.Namespace, platform: str) -> list[Program]:
       UserError: a flag cannot be.
     """
     if not flags.target.startswith(f'{platform}:'):
-        raise UserError(f'--target={flags.target} is no {platform}:...; choose one of these.')
+        raise UserError(f'--target={flags.target} is not a {platform}:...; choose one of these.')
     if flags.per_chip < 1:
         raise UserError(f'--per_chip={flags.per_chip} must be positive.')
     effort = getattr(flags, 'effort', 0.0)

@@ -67,7 +67,7 @@ def from_json(text: str) -> ConfigDict:
     An option that had no effect beside the others has its default, whatever was stored.
 
     Raises:
-      UserError: the text is no JSON, or has a key that this version does not know.
+      UserError: the text is not JSON, or has a key that this version does not know.
     """
     try:
         stored = dict(flatten(ConfigDict(json.loads(text))))

@@ -41,7 +41,7 @@ def grad_cam(
       layer: whose output is a map [h, w, channels], see `apply_with_intermediates`.
 
     Raises:
-      UserError: there is no such layer, or its output is no map.
+      UserError: there is no such layer, or its output is not a map.
     """
     classes = require_classes(classifier, images, classes)
     function = classifier.compiled(_make_grad_cam, layer)
@@ -227,7 +227,7 @@ def _make_drop(classifier: Classifier, window: int) -> Callable[..., jax.Array]:
 
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
-        raise UserError(f'{name}={value} is no positive number.')
+        raise UserError(f'{name}={value} is not a positive number.')
 
 
 def choose(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -239,8 +239,8 @@ def require_map(layer: str, shape: tuple[int, ...]) -> None:
     """Raises UserError unless the output of a layer has pixels."""
     if len(shape) != 4:
         raise UserError(
-            f'layer {layer!r} puts out {list(shape[1:])} for an image, which is no map; choose an '
-            "earlier one, such as 'feature_map'."
+            f'layer {layer!r} puts out {list(shape[1:])} for an image, which is not a map; choose '
+            "an earlier one, such as 'feature_map'."
         )
 
 

@@ -164,7 +164,7 @@ def draw_neighbours(run: ExplainRequest) -> None:
     )
     queries = layer_outputs(run.classifier, examples.images, 'features')
     found = nearest_neighbours(features, queries, min(_NEIGHBOURS + 1, len(features)))
-    if examples.places is not None:  # An image is no neighbour of itself.
+    if examples.places is not None:  # An image is not a neighbour of itself.
         pairs = zip(found, examples.places, strict=True)
         found = np.stack([places[places != own][: found.shape[1] - 1] for places, own in pairs])
     found = found[:, :_NEIGHBOURS]

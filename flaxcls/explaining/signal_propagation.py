@@ -97,7 +97,7 @@ def feature_reuse(params: Mapping[str, Any]) -> list[np.ndarray]:
       convolution; NaN where a source comes after its target.
 
     Raises:
-      UserError: the network is no DenseNet.
+      UserError: the network is not a DenseNet.
     """
     if 'block1_layer1' not in params:
         raise UserError(

@@ -90,7 +90,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether the bounds are kept; a difference that is no number keeps none."""
+        """Whether the bounds are kept; a difference that is not a number keeps none."""
         allowed = math.inf if self.bounds.difference is None else self.bounds.difference
         differences = (self.largest_difference, self.batch_difference)
         return self.agreement >= self.bounds.agreement and all(
@@ -98,7 +98,7 @@ class Certificate:
         )
 
     def to_json(self) -> str:
-        """Returns the fields and `passed` as JSON, which has null for what is no number."""
+        """Returns the fields and `passed` as JSON, which has null for what is not a number."""
         fields = dataclasses.asdict(self) | {'passed': self.passed}
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):

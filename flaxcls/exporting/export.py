@@ -146,8 +146,8 @@ def _require_folder(path: str | os.PathLike) -> pathlib.Path:
     strangers = _strangers(path)
     if strangers:
         raise UserError(
-            f'--out={given}: {path.name} has files that are no export, such as {strangers[0]}; '
-            'name a new folder.'
+            f'--out={given}: {path.name} has files that are not part of an export, such as '
+            f'{strangers[0]}; name a new folder.'
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

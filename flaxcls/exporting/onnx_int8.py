@@ -37,7 +37,7 @@ def quantize(
         def get_next(self):
             return next(self._batches, None)
 
-    logging.disable(logging.WARNING)  # Of shapes, which are no numbers to quantize.
+    logging.disable(logging.WARNING)  # Of shapes, which are not numbers to quantize.
     try:
         # What is zero for all images is divided by its range.
         with np.errstate(invalid='ignore', divide='ignore'), full_disk_told(path):

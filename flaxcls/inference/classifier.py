@@ -170,7 +170,7 @@ class Classifier:
             is decoded, resized and cut as in evaluation.
 
         Raises:
-          UserError: an array is no uint8 image.
+          UserError: an array is not a uint8 image.
           RunError: a file cannot be read.
         """
         return self.to_probabilities(self.logits(images))
@@ -203,7 +203,7 @@ class Classifier:
         """Returns one image as evaluation shows it to the network, uint8 [S, S, 3].
 
         Raises:
-          UserError: an array is no uint8 image.
+          UserError: an array is not a uint8 image.
           UnreadableImage: a file cannot be read; a RunError.
         """
         if isinstance(image, np.ndarray | jax.Array):

@@ -36,7 +36,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     """Returns int64 [C, C]: how many examples of the row's class were answered with the column's.
 
     Raises:
-      ValueError: a label or an answer is no class.
+      ValueError: a label or an answer is not a class.
     """
     from sklearn import metrics  # noqa: PLC0415 - slow to import
 

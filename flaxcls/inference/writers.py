@@ -45,7 +45,7 @@ def write_json(stream: TextIO) -> Iterator[Write]:
 
     def write(prediction: Prediction) -> None:
         nonlocal separator
-        # Only ASCII, which has escapes for names that are no valid text. At once, and so that the
+        # Only ASCII, which has escapes for names that are not valid text. At once, and so that the
         # end fits wherever an interrupt has come.
         stream.write(separator + json.dumps(_to_json(prediction)))
         separator = ',\n'
@@ -167,7 +167,7 @@ def open_writers(
                 continue
             if value != '-':
                 path = pathlib.Path(value).expanduser()
-                # CSV gives the bytes of names that are no valid text as they are.
+                # CSV gives the bytes of names that are not valid text as they are.
                 stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
                 stack.enter_context(stream)
             writers.append(stack.enter_context(write_as(stream)))

@@ -62,7 +62,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     """Returns which examples to show, by index: confident mistakes, typical ones, uncertain ones.
 
     Typical are the most confident right predictions, of each class one. Uncertain are the least
-    probable predictions, right or wrong, that are no confident mistakes already.
+    probable predictions, right or wrong, that are not confident mistakes already.
     """
     confidence = predictions.probabilities(temperature).max(1)
     correct, predicted = predictions.correct, predictions.predicted

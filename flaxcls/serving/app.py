@@ -55,7 +55,7 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
 
     Raises:
       UserError: the limits make no sense.
-      RunError: the network's answers are no numbers.
+      RunError: the network's answers are not numbers.
     """
     server = Server(classifier, (limits or Limits()).require_sensible())
     server.compile_batches()
@@ -102,7 +102,7 @@ class Server:
         for size in batch_sizes(self._limits.max_batch):
             if not np.isfinite(self.compute(np.zeros((size, side, side, 3), np.uint8))).all():
                 raise RunError(
-                    f"the network's answers are no numbers; its training has failed by step "
+                    f"the network's answers are not numbers; its training has failed by step "
                     f'{self._classifier.step}: try another --checkpoint.'
                 )
 
@@ -150,7 +150,7 @@ class Server:
         image = await loop.run_in_executor(self._pool, self._decode, data)
         probabilities = await asyncio.wrap_future(self._batcher.submit(image))
         if not np.isfinite(probabilities).all():
-            raise HTTPException(500, "the network's answer to this image is no number.")
+            raise HTTPException(500, "the network's answer to this image is not a number.")
         names = self._classifier.class_names
         order = np.argsort(-probabilities, kind='stable')[:top_k]
         predictions = [
@@ -211,7 +211,7 @@ def _top_k(request: Request) -> int:
         raise HTTPException(400, f'{unknown[0]!r} is unknown; /predict takes top_k alone.')
     text = request.query_params.get('top_k', str(TOP_K))
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise HTTPException(400, 'top_k is no positive number; give one, as in /predict?top_k=3.')
+        raise HTTPException(400, 'top_k is not a positive number; give one, as /predict?top_k=3.')
     return int(text)
 
 

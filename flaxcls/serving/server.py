@@ -25,7 +25,7 @@ def bind(host: str, port: int) -> socket.socket:
       UserError: nothing can listen there.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f'--port={port} is no port; give one of 0 to 65535.')
+        raise UserError(f'--port={port} is not a port; give one of 0 to 65535.')
     listener = None
     try:
         # With the protocol by its number: asyncio looks for it before it sets TCP_NODELAY, without
@@ -59,12 +59,12 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
 
     Raises:
       UserError: what it needs is not installed, or the limits make no sense.
-      RunError: the network's answers are no numbers.
+      RunError: the network's answers are not numbers.
       Stopped: by a second signal, without answering those who wait.
     """
     server = make_server(classifier, limits)
     print(_describe(classifier, listener, limits), flush=True)
-    # What is cut off by a second Ctrl-C is no fault to trace.
+    # What is cut off by a second Ctrl-C is not a fault to trace.
     logging.getLogger('uvicorn.error').addFilter(lambda record: not server.force_exit)
     with _signals_do_nothing():
         server.run(sockets=[listener])

@@ -10,7 +10,7 @@ from flaxcls.system import svg
 # Of the page's light style, for files that stand by themselves.
 _PAPER = ('#0072b2', '#d55e00', '#00845f', '#b0568c', '#a87400', '#2b8fc9')
 _DASHES = ('-', '--', ':', '-.')
-# With each dash a mark, since levels that are no numbers have no lines between them: matplotlib's
+# With each dash a mark, since levels that are not numbers have no lines between them: matplotlib's
 # name, and a letter like it.
 _MARKS = (('o', '●'), ('s', '■'), ('^', '▲'), ('D', '◆'))
 _MARGIN = 3  # Percentage points beside what an accuracy can be, for the marks at the border.

@@ -92,7 +92,7 @@ def _add(total: dict[Any, Moments], batch: dict[Any, Moments]) -> dict[Any, Mome
         if not total:
             return wide
         both = jax.tree.map(lambda *values: jnp.stack(values), total, wide)
-        return {path: jax.device_get(merge_moments(parts)) for path, parts in both.items()}
+        return {path: jax.device_get(merge_moments(pair)) for path, pair in both.items()}
 
 
 def precise_bn_workdir(

@@ -106,7 +106,7 @@ class Setup(NamedTuple):
         """Returns the state before the first step, on all devices.
 
         Raises:
-          UserError: config.init_from is no run of this network.
+          UserError: config.init_from is not a run of this network.
         """
         variables = self.initialization.draw(jax.random.key(self.seed))
         if self.init_from:

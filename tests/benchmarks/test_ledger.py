@@ -189,7 +189,7 @@ ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
         ('rows.toml', '[[rows]]\ntop9 = 3', 'top9'),
         ('rows.toml', ROW, 'either top1 and tolerance, or at_least'),
         ('rows.toml', ROW + 'top1 = 76', 'either top1 and tolerance, or at_least'),
-        ('rows.toml', ROW + 'top1 = "76"\ntolerance = 1', 'an accuracy is no number'),
+        ('rows.toml', ROW + 'top1 = "76"\ntolerance = 1', 'an accuracy is not a number'),
         ('rows.toml', ROW + 'at_least = 7\noptions = "x"', 'cannot be read'),
         ('rows.toml', ROW + 'at_least = 7\noptions = {"model.name" = "resnet5"}', 'did you mean'),
         ('a.json', '{', 'is damaged'),
@@ -213,9 +213,9 @@ def test_flags_that_lead_nowhere_are_refused_before_anything_is_kept(tmp_path, e
         ([f'--runs={tmp_path}/none', here], r'no run has left a record\.json there'),
         (
             [f'--runs={tmp_path}/runs', here, f'--out={tmp_path}/none/R.md'],
-            'is no file in a folder',
+            'is not a file in a folder',
         ),
-        ([f'--runs={tmp_path}/runs', here, f'--out={tmp_path}'], 'is no file in a folder'),
+        ([f'--runs={tmp_path}/runs', here, f'--out={tmp_path}'], 'is not a file in a folder'),
         ([f'--results={tmp_path}/ledger/rows.toml'], 'there is no ledger in'),
     ):
         with pytest.raises(UserError, match=says):

@@ -195,7 +195,7 @@ def test_gpu_table_has_every_kind_of_network(compiled, capsys, monkeypatch):
         (['--per_chip=many'], 'invalid int value'),
         (['--effort=0.5'], 'must lie between -1 and 0'),
         (['--effort=nan'], 'must lie between -1 and 0'),
-        (['--target=gpu:h100'], '--target=gpu:h100 is no tpu:'),
+        (['--target=gpu:h100'], '--target=gpu:h100 is not a tpu:'),
         ([f'--models={EXAMPLE}', '--step=eval'], 'has no --step=eval'),
         (['--networks=alexnet'], 'unrecognized arguments'),
     ],

@@ -205,7 +205,7 @@ READABLE: dict[str, tuple[bytes, np.ndarray, float]] = {
 
 UNREADABLE = {
     'empty': b'',
-    'text': b'this is no image',
+    'text': b'this is not an image',
     'html': b'<html><body>404</body></html>',
     'jpeg, first half': READABLE['jpeg'][0][: len(READABLE['jpeg'][0]) // 2],
     'jpeg, header alone': READABLE['jpeg'][0][:200],

@@ -167,7 +167,7 @@ def test_has_the_same_code_links_and_numbers(path, part):
 
 
 def _english(prose):
-    """Returns the words that are no names."""
+    """Returns the words that are not names."""
     words = re.findall(r'(?<!\w)[A-Z]?[a-z]{3,}(?!\w)', prose)
     return [word for word in words if word not in _NAMES]
 

@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused(classifier):
         for classes in ([0, 5], [-1, 0], [0], [0.0, 1.0]):
             with pytest.raises(UserError, match='are not a number from 0 to 4 for each of 2'):
                 method(classifier, images, np.array(classes))
-    with pytest.raises(UserError, match='is no map'):
+    with pytest.raises(UserError, match='is not a map'):
         grad_cam(classifier, images, layer='features')
     with pytest.raises(UserError, match=r'did you mean feature_map\?'):
         feature_maps(classifier, images, 'featuremap')
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(classifier):
         lambda: occlusion(classifier, images, window=0),
         lambda: occlusion(classifier, images, stride=-1),
     ):
-        with pytest.raises(UserError, match='is no positive number'):
+        with pytest.raises(UserError, match='is not a positive number'):
             call()
 
 

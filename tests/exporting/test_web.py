@@ -302,10 +302,10 @@ def test_what_cannot_be_shown_is_one_sentence(open_page, port):
     view = open_page(f'http://127.0.0.1:{port}/maps/')
     error = view.locator('#error')
     view.set_input_files('#file', _file(b'only words', 'notes.txt', 'text/plain'))
-    error.get_by_text('notes.txt is no image that this browser can read').wait_for()
+    error.get_by_text('notes.txt is not an image that this browser can read').wait_for()
     assert view.locator('#status').inner_text() == ''
     view.set_input_files('#file', _file(_encoded(PICTURE)[:60], 'half.png'))
-    error.get_by_text('half.png is no image that').wait_for()
+    error.get_by_text('half.png is not an image that').wait_for()
     _transfer(view, 'http://example.com/cat.jpg', 'drop')
     error.get_by_text('There is no picture in this').wait_for()
     view.set_input_files('#file', _file(_encoded(PICTURE)))
@@ -577,7 +577,7 @@ def test_the_package_is_fetched_once(registry, model_file, tmp_path):
         web.write_page(tmp_path / name, model_file, ABOUT)
     assert len(registry) == 1
     [kept] = (path for path in (tmp_path / 'cache').rglob('*') if path.is_file())
-    kept.write_bytes(kept.read_bytes()[:-1])  # Damage is no reason to fail.
+    kept.write_bytes(kept.read_bytes()[:-1])  # Damage is not a reason to fail.
     web.write_page(tmp_path / 'three', model_file, ABOUT)
     assert len(registry) == 2
 

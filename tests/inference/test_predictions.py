@@ -162,7 +162,7 @@ def test_a_file_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path):
 
 def test_the_table_for_people_has_every_example(tmp_path):
     predictions = _random()
-    names = ('a,"b"\n.png', 'caf\udce9.png', *predictions.names[2:])  # The second is no UTF-8.
+    names = ('a,"b"\n.png', 'caf\udce9.png', *predictions.names[2:])  # The second is not UTF-8.
     predictions = predictions._replace(names=names)
     path = write_csv(predictions, tmp_path / 'out.csv', temperature=2.0)
     with path.open(encoding='utf-8', errors='surrogateescape', newline='') as file:

@@ -84,7 +84,7 @@ IMPOSSIBLE = [
     ({'schedule.name': 'step'}, 'needs config.schedule.milestones'),
     ({'augment.repeats': 3}, 'augment.repeats=3 does not divide'),
     ({'optimizer.rules': 'haed:lr=10'}, "'haed' fits no layer"),
-    ({'optimizer.rules': 'head=10'}, 'is no rule'),
+    ({'optimizer.rules': 'head=10'}, 'is not a rule'),
     ({'optimizer.name': 'adam'}, 'did you mean adamw'),
     ({'optimizer.beta2': 0.9}, 'belongs to config.optimizer.name'),
     ({'data.source': 'tfds:imagenet', 'data.data_dir': 'none'}, 'imagenet is not prepared'),

@@ -1,4 +1,4 @@
-"""One experiment, one result: the layout of devices is no part of it.
+"""One experiment, one result: the layout of devices is not part of it.
 
 In float64, so that a wrong rule cannot hide behind rounding, and in float32 as people train.
 """

@@ -12,7 +12,7 @@ from flaxcls.config.files import load_config
 from flaxcls.config.workdir import load_stored_config
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
+from flaxcls.ops.batch_norm import compute_moments, merge_moments, unbiased
 from flaxcls.training import parallel
 from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
 from flaxcls.training.restore import evaluate_workdir, open_run
@@ -33,13 +33,13 @@ def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_moments_and_their_pool_are_numpys(masked):
+def test_moments_and_merged_moments_are_numpys(masked):
     """Of groups with a mean far from zero, some of them with no example that counts."""
     values = _values().astype(np.float32)
     mask = np.random.default_rng(1).random(values.shape[:2]) < 0.5 if masked else None
     if masked:
         mask[2] = False
-    got = moments(jnp.array(values), None if mask is None else mask[..., None, None, None])
+    got = compute_moments(jnp.array(values), None if mask is None else mask[..., None, None, None])
     mask = np.ones(values.shape[:2], bool) if mask is None else mask
     for index, group in enumerate(values):
         kept = group[mask[index]].astype(np.float64)

@@ -141,7 +141,7 @@ def _text(nodes):
 @pytest.mark.parametrize('name', CASES)
 def test_every_page_is_valid_complete_and_needs_no_other_file(pages, name):
     text = pages(name).read_text(encoding='utf-8')
-    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is no valid HTML.
+    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is not valid HTML.
     ids = re.findall(r'\sid="([^"]*)"', text)
     assert max(collections.Counter(ids).values()) == 1
     referred = re.findall(r'(?:url\(#|href="#|aria-labelledby=")([^")]+)', text)

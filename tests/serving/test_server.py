@@ -379,7 +379,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         (['--workdir=no/such'], "no run in 'no/such'"),
         (['--checkpoint=7'], '7'),
         (['--port=http'], 'invalid int value'),
-        (['--port=70000'], '--port=70000 is no port'),
+        (['--port=70000'], '--port=70000 is not a port'),
         (['--host=no.such.host.invalid'], 'cannot listen at --host=no.such.host.invalid'),
         (['--host=192.0.2.1'], 'cannot listen at --host=192.0.2.1'),
         (['--max_batch=0'], '--max_batch=0 is out of range; give 1 to 4096'),

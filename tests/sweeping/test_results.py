@@ -78,7 +78,7 @@ def test_the_page_is_valid_and_needs_no_other_file(finished):
     last = list(outcomes)[-1]
     failed = {} if finished == 12 else {last: f'it says {HOSTILE[0]}'}
     text = page.render(found, rows, outcomes, {'batch_size': 32}, failed)
-    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is no valid HTML.
+    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is not valid HTML.
     ids = re.findall(r'\sid="([^"]*)"', text)
     assert max(collections.Counter(ids).values()) == 1
     assert set(re.findall(r'(?:url\(#|href="#|aria-labelledby=")([^")]+)', text)) <= set(ids)

@@ -279,7 +279,7 @@ def test_classes_of_a_run_are_checked_wherever_it_goes_on(
     flaxcls.train_and_evaluate(config, workdir)
     capsys.readouterr()
     evaluate_workdir(workdir)
-    assert '1 files that are no images of a class were left out' in capsys.readouterr().out
+    assert '1 files that are not images of a class were left out' in capsys.readouterr().out
     (folder / 'images/a').rename(folder / 'images/z')
     for go_on in (
         lambda: flaxcls.train_and_evaluate(config, workdir),

@@ -104,7 +104,7 @@ async function show(file) {
   if (!current()) return;
   if (!picture) {
     say('');
-    fail(`${file.name || 'This'} is no image that this browser can read. JPEG, PNG and WebP are.`);
+    fail(`${file.name || 'This'} is not an image that this browser can read. JPEG, PNG and WebP are.`);
     return;
   }
   let about, classify;
