@@ -3,7 +3,7 @@
   python -m benchmarks.ledger                  renders the records that are kept
   python -m benchmarks.ledger --runs=runs      first takes in those of the finished runs below runs/
 
-The rows are those of results/rows.toml, which tells what their fields mean. A record belongs to the
+The rows are those of results/rows.toml, which says what their fields mean. A record belongs to the
 row whose experiment has its config, whatever the run was called; several seeds make a mean.
 Records of runs in bfloat16 count as those in float32 do.
 """

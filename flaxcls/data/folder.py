@@ -28,12 +28,12 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     fraction of every class is held out.
 
     Args:
-      path: the folder.
+      path: has one folder of images per class, or such folders in train and val.
       split_spec: names of the folders inside, or the fraction.
 
     Raises:
       UserError: a folder is missing or holds no image, or validation has a class of its own, or
-        the names of the folders do not tell what is for training.
+        the names of the folders do not say what is for training.
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():

@@ -1,6 +1,6 @@
 """From the bytes of an image file to a uint8 RGB array, on the host.
 
-Every question of file formats is answered here. Pillow is the reference for what can be read, and
+Every question of file formats is settled here. Pillow is the reference for what can be read, and
 for its pixels; ordinary JPEGs are decoded by libjpeg-turbo, which gives the same pixels sooner.
 """
 
@@ -32,8 +32,8 @@ _UPRIGHT = (
 def decode(data: bytes) -> np.ndarray:
     """Returns the first frame of an image file, upright, as uint8 RGB [H, W, 3].
 
-    The kind of file is told by its content. Transparency is composited on white, grey is repeated,
-    the upper eight of sixteen bits are kept. Colour profiles are not applied.
+    The kind of file is detected from its content. Transparency is composited on white, grey is
+    repeated, the upper eight of sixteen bits are kept. Colour profiles are not applied.
 
     Raises:
       ValueError: the bytes are not a readable image, or end too early.

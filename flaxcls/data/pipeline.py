@@ -62,7 +62,7 @@ def make_train_batches(
       num_epochs: after which the batches end.
       seed: of the order, and of random crops.
       repeats: rows in which each image stands.
-      microbatches: of a batch.
+      microbatches: how many a batch is accumulated from.
       num_threads: for decoding; None: one per core.
       process_index, process_count: each process reads its rows of each microbatch.
     """

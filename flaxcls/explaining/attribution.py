@@ -18,7 +18,7 @@ from flaxcls.models.densenet import DenseNet
 from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
 
-# Images at once where gradients are taken: what is kept for them is much more than an answer needs.
+# Images at once where gradients are taken: these keep much more than a prediction needs.
 GRADIENT_BATCH = 16
 
 
@@ -35,7 +35,7 @@ def grad_cam(
     of the logit's gradient over the pixels of its map, and what is negative in the sum is zero.
 
     Args:
-      classifier: the network.
+      classifier: of a trained run.
       images: see above.
       classes: see above.
       layer: whose output is a map [h, w, channels], see `apply_with_intermediates`.
@@ -142,7 +142,7 @@ def smooth_grad(
       classifier, images, classes: see above.
       samples: noisy copies.
       noise: their deviation, as a share of the image's range from its least to its largest value.
-      seed: of the noise.
+      seed: from which the noise is drawn.
     """
     _require_positive('samples', samples)
     classes = require_classes(classifier, images, classes)
@@ -180,7 +180,7 @@ def occlusion(
     """Returns float32 [N, h, w]: how much the logit falls when a window of the image is covered.
 
     Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, arXiv:1311.2901, section
-    4.2, with the logit in place of the probability, in which a sure answer hardly moves.
+    4.2, with the logit in place of the probability, which hardly moves for a confident prediction.
 
     Args:
       classifier, images, classes: see above.
@@ -258,7 +258,7 @@ def require_images(classifier: Classifier, images: np.ndarray) -> None:
 def require_classes(
     classifier: Classifier, images: np.ndarray, classes: np.ndarray | None
 ) -> np.ndarray:
-    """Returns int32 [N], the classes or else the answers, after a look at both arguments.
+    """Returns int32 [N], the classes or else the predictions, after a look at both arguments.
 
     Raises:
       UserError: the images do not fit, or the classes.

@@ -46,7 +46,7 @@ def signal_and_gradient_norms(
       variables: its parameters and statistics, at initialisation or trained.
       images: normalised [B, H, W, 3].
       labels: int [B].
-      seed: of dropout.
+      seed: from which the dropout masks are drawn.
     """
     model = model.clone(norm=functools.partial(model.norm, group_size=None))
     names = [name for name in layer_names(model, variables, images) if _is_shown(name)]

@@ -59,7 +59,7 @@ def export(
     """Writes a run's network to a folder, with its certificate, which is returned.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       form: a row of FORMATS.
       out: the folder. An earlier export there is replaced whole; other files are refused.
       checkpoint, crops: see `Classifier.load`.
@@ -193,7 +193,7 @@ def _about(classifier: Classifier) -> dict[str, Any]:
         'preprocessing': {
             'side': classifier.side,
             'shorter_side': max(classifier.side, crop.shorter_side),
-            'views': crop.tta,
+            'tta_crops': crop.tta,
             'steps': _STEPS,
         },
     }

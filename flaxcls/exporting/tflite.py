@@ -46,9 +46,9 @@ def write_tflite(
     Args:
       function: images uint8 [N, S, S, 3] -> probabilities float32 [N, C], or a dictionary
         {name of the output: float32 [N, ...]}; its weights are constants, and each image is
-        answered by itself.
+        run alone.
       side: S, pixels.
-      path: of the file.
+      path: of the .tflite file to write.
       int8: keep the weights of convolutions and matrices as int8, with a scale for each output
         channel; activations are float32, and are rounded to int8 for a product where LiteRT has it.
 

@@ -22,10 +22,10 @@ _FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
 
 
 class Prediction(NamedTuple):
-    """What is told of one file.
+    """What is written about one file.
 
     Attributes:
-      file: its path.
+      file: path, as it was given.
       classes: (name, probability) of the likeliest, the likeliest first.
       error: why it could not be read, and there are no classes.
     """

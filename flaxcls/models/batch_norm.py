@@ -37,7 +37,7 @@ class BatchNorm(nn.Module):
       eps: added to the variance.
       group_size: examples per group; None: the batch, over all devices.
       axis_name: the mapped axis over which the batch is split; None: it is not split.
-      scale_init: of the scale.
+      scale_init: initializer of the scale, float32 [C].
       frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
         uses its running statistics in training too, and leaves them alone.
       collect_statistics: normalise with the group's statistics even if `train` is False, and leave
@@ -63,7 +63,7 @@ class BatchNorm(nn.Module):
 
         Args:
           x: activations.
-          train: see the class.
+          train: whether to use the statistics of the group, and update the running ones.
           moments: `group_moments(x)`, where they are known; None: they are computed.
         """
         channels = x.shape[-1]

@@ -99,7 +99,7 @@ def prepare_environment(name: str | None) -> None:
 
 
 def is_tpu(name: str | None) -> bool:
-    """Tells whether a target is a TPU."""
+    """Returns whether a target is a TPU."""
     return (name or '').startswith('tpu:')
 
 

@@ -38,7 +38,7 @@ class Chapter(NamedTuple):
 
     Attributes:
       run: the run.
-      name: that tells it from the others of the page.
+      name: distinguishes it from the others of the page.
       colour: in the plots, as CSS.
       options: of the config.
       command: that makes the run again.

@@ -51,7 +51,7 @@ def write_report(
     workdirs = [os.path.expanduser(workdir) for workdir in workdirs]
     require_different(workdirs)
     for workdir in workdirs:
-        load_stored_config(workdir)  # A workdir that is none is told as such.
+        load_stored_config(workdir)  # Raises if it is not the workdir of a run.
     out = require_place(out or os.path.join(workdirs[0], REPORT_FILE))
     known = earlier or [None] * len(workdirs)
     runs = [

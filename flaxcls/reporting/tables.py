@@ -22,8 +22,8 @@ class ChosenOption(NamedTuple):
 
     Attributes:
       key: dotted.
-      value: of the run.
-      default: of the option.
+      value: in the config of the run.
+      default: the option's value where it is not set.
     """
 
     key: str
@@ -90,7 +90,7 @@ class TableCell(NamedTuple):
     """A number of the confusion matrix.
 
     Attributes:
-      count: of images.
+      count: how many images it stands for.
       right: whether it lies on the diagonal.
       strength: of its colour, 0 to 1.
     """
@@ -104,7 +104,7 @@ class Pair(NamedTuple):
     """How often images of one class are taken for another."""
 
     label: str
-    answer: str
+    prediction: str
     count: int
     of: int  # Images of the class.
 

@@ -28,7 +28,7 @@ _FOREVER_MINUTES = 60 * 24 * 365
 
 
 class Executor(Protocol):
-    """Takes runs, and tells which have ended."""
+    """Starts runs, and reports which have ended."""
 
     def start(self, runs: Sequence[SweepRun]) -> None:
         """Begins, or puts into a queue."""
@@ -58,7 +58,7 @@ def run_all(
     Args:
       executor: that has none yet.
       runs: to begin.
-      on_end: is told as well whether the runs have been asked to stop.
+      on_end: is also called with whether the runs have been asked to stop.
 
     Raises:
       UserError: they cannot be begun.

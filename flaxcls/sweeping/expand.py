@@ -59,7 +59,7 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
     """Returns all runs, seed by seed, so that a sweep that is stopped has something of each cell.
 
     Args:
-      sweep: of a file.
+      sweep: as the file defines it.
       root: the folder of the sweep's workdirs.
       overrides: further ones for every run.
 

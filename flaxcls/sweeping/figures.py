@@ -33,7 +33,7 @@ class Key(NamedTuple):
     """A line of the legend.
 
     Attributes:
-      name: of the line.
+      name: in the legend.
       colour: its index among those of the page.
       mark: a letter like the marks on the line.
     """
@@ -144,7 +144,7 @@ def _values(metric: Metric, cell: Cell, outcomes: dict[SweepRun, Outcome]) -> li
 
 
 def _is_ordered(levels: Sequence[str]) -> bool:
-    """Tells whether a line between levels means something: they are numbers."""
+    """Returns whether a line between levels means something: they are numbers."""
     try:
         [float(level) for level in levels]
     except ValueError:

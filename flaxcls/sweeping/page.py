@@ -38,9 +38,9 @@ def write_all(
     """Prints the table, and writes it, the plots and the page into the sweep's folder.
 
     Args:
-      sweep: of a file.
-      runs: of it.
-      root: its folder.
+      sweep: as its file defines it.
+      runs: every run of the sweep, finished or not.
+      root: folder of the sweep; the page is written there.
       costs: of its cells.
       failed: {run: sentence} of those that have just failed.
       overrides: of all runs, besides the sweep's own.

@@ -71,7 +71,7 @@ def run_sweep(
 
     Args:
       runs: of a sweep.
-      root: its folder.
+      root: folder of the sweep, with a workdir for each run.
       executor: of `make_executor`.
       conclude: prints and writes the tables, the plots and the page.
 
@@ -178,7 +178,7 @@ def _said(run: SweepRun, logged: int) -> str:
 
 
 def _was_stopped(run: SweepRun, logged: int) -> bool:
-    """Tells whether a run, of those asked to stop, has neither finished nor failed by itself."""
+    """Returns whether a run, of those asked to stop, has neither finished nor failed by itself."""
     if read_outcome(run).finished:
         return False
     last = last_line(_said(run, logged))

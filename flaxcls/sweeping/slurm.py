@@ -34,7 +34,7 @@ _COUNTED = ('time', 'nodes', 'ntasks_per_node', 'signal_delay_s')
 class Slurm:
     """One array of jobs, at most `jobs` of them at a time.
 
-    The ids are kept in the sweep's folder: where this process dies, the array goes on, and the same
+    The ids are kept in the sweep's folder: where this process dies, the array runs on, and the same
     command finds it again.
     """
 
@@ -127,12 +127,12 @@ def _name_in(root: pathlib.Path, run: SweepRun) -> str:
 
 
 def _queued_jobs() -> set[str] | None:
-    """Returns the ids of all jobs of this user in the queue; None: Slurm does not answer now.
+    """Returns the ids of all jobs of this user in the queue; None: Slurm does not respond now.
 
     squeue, and not submitit's sacct, which needs a data base that not every cluster has.
     """
-    answer = _ask('squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i')
-    return set(answer.stdout.split()) if answer.returncode == 0 else None
+    result = _ask('squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i')
+    return set(result.stdout.split()) if result.returncode == 0 else None
 
 
 def _require_queued_jobs(ask_seconds: float) -> set[str]:
@@ -143,8 +143,8 @@ def _require_queued_jobs(ask_seconds: float) -> set[str]:
             return queued
         time.sleep(ask_seconds)
     raise UserError(
-        f'squeue has given no answer {_TRIES} times, and which runs are in the queue already is '
-        'not known; start the same command when Slurm answers again.'
+        f'squeue has not responded in {_TRIES} tries, and which runs are in the queue already is '
+        'not known; start the same command when Slurm responds again.'
     )
 
 
@@ -187,11 +187,11 @@ def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def require_slurm() -> None:
-    """Raises UserError if there is no Slurm, or it does not answer."""
+    """Raises UserError if there is no Slurm, or it does not respond."""
     if not shutil.which('sbatch') or not shutil.which('srun'):
         raise UserError(
             '--executor=slurm needs sbatch and srun, which are not here; run it where jobs are '
             'submitted, or with --executor=local.'
         )
     if _queued_jobs() is None:
-        raise UserError('--executor=slurm: squeue gets no answer; is Slurm running?')
+        raise UserError('--executor=slurm: squeue gets no response; is Slurm running?')

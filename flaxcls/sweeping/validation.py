@@ -13,7 +13,7 @@ def check_sweep(sweep: 'Sweep', overrides: 'Options') -> None:
     """Raises UserError at the first axis, level, option or seed that does not fit.
 
     Args:
-      sweep: of a file.
+      sweep: as its file defines it.
       overrides: of the command, for every run.
     """
     _check_axes(sweep.axes)

@@ -105,7 +105,7 @@ def precise_bn_workdir(
     """Writes a run with its statistics computed anew; returns both evaluations, old and new.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       out: the workdir to write.
       checkpoint: newest, best or a step.
       overrides: of the stored config.

@@ -107,7 +107,7 @@ def export_weights(
     """Writes the weights of a run as PyTorch has them, and returns the state dict.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       weights: the file to write, .pth or .safetensors.
       checkpoint: newest, best or a step.
 

@@ -56,9 +56,9 @@ def test_the_readme_tells_what_the_ledger_does():
     for entry in entries:
         ours = ledger.describe_ours(entry)
         name = entry.row.name.replace('.py', '')
-        told = [line for line in readme.splitlines() if line.startswith(f'| `{name}` ')]
-        assert len(told) == (ours != 'not run' or entry.row.at_least is not None)
-        assert all(f'| {ours} |' in line for line in told)
+        shown = [line for line in readme.splitlines() if line.startswith(f'| `{name}` ')]
+        assert len(shown) == (ours != 'not run' or entry.row.at_least is not None)
+        assert all(f'| {ours} |' in line for line in shown)
 
 
 @pytest.mark.parametrize('row', [row for row in ROWS if not row.options], ids=lambda row: row.name)
@@ -141,7 +141,7 @@ def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
     _leave_record(runs / 'damaged', 0.5)
     (runs / 'damaged' / RECORD_FILE).write_text('[')
     ledger.main([f'--runs={runs}', f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for name, reason in (
         ('other', r'no row of rows\.toml has its config'),
         ('unfinished', 'it has made 5 of 10 steps'),
@@ -149,7 +149,7 @@ def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
         ('lengthened', 'its config was changed on the way'),
         ('damaged', r'its record\.json is damaged'),
     ):
-        assert re.search(f'/{name}: left out, since {reason}', told)
+        assert re.search(f'/{name}: left out, since {reason}', shown)
     assert _read(empty_ledger) == {}
 
 
@@ -174,8 +174,8 @@ def test_records_whose_experiment_has_changed_are_told_and_not_counted(
     _leave_record(tmp_path / 'run', 0.5, overrides={'num_epochs': 7})
     (tmp_path / 'run' / RECORD_FILE).rename(empty_ledger / 'old-seed0.json')
     ledger.main([f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
-    told = capsys.readouterr().out
-    assert 'old-seed0.json is left out, since no row' in told and '0 runs' in told
+    shown = capsys.readouterr().out
+    assert 'old-seed0.json is left out, since no row' in shown and '0 runs' in shown
 
 
 ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'

@@ -152,8 +152,8 @@ def test_tpu_table_gives_what_an_image_costs_and_the_ratios(compiled, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'tpu:v5e:2x2, 256 images a chip, effort 0'
     example = next(line for line in lines if line.startswith(EXAMPLE) and 'bfloat16' in line)
-    told = ' '.join(example.split()[1:])
-    assert told == 'train bfloat16 none 320.0 250.0 24.00 9.00 99 50.0 90'
+    shown = ' '.join(example.split()[1:])
+    assert shown == 'train bfloat16 none 320.0 250.0 24.00 9.00 99 50.0 90'
     assert len({len(line) for line in lines[1:6]}) == 1  # Columns end where their titles do.
     assert lines[6:] == [
         'resnet50 / flax_example, float32, remat none: accessed 1.00, HBM 1.00, FLOPs 1.00, '
@@ -179,8 +179,8 @@ def test_gpu_table_has_every_kind_of_network(compiled, capsys, monkeypatch):
     # What is recomputed makes another program in training alone.
     assert len(set(compiled)) == len(compiled) == len(programs.FAMILIES) * 2 * (3 + 1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    told = next(row for row in rows if row[:4] == ['vgg16_bn', 'train', 'bfloat16', 'norm'])
-    assert ' '.join(told[4:]) == '3.00 159 0 0 300 5 2 TopK, 1 cholesky'
+    shown = next(row for row in rows if row[:4] == ['vgg16_bn', 'train', 'bfloat16', 'norm'])
+    assert ' '.join(shown[4:]) == '3.00 159 0 0 300 5 2 TopK, 1 cholesky'
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a trained network sees, on networks and images whose answer is known."""
+"""What a trained network sees, on networks and images whose prediction is known."""
 
 import shutil
 

@@ -95,7 +95,10 @@ def test_the_probabilities_are_the_classifiers_whatever_the_batch(classifier, ph
         entries = json.loads(run('--json=-', '--topk=99', f'--batch_size={batch_size}', *paths).out)
         assert [entry['file'] for entry in entries] == paths
         for entry, row in zip(entries, expected, strict=True):
-            shares = {answer['class']: answer['probability'] for answer in entry['predictions']}
+            shares = {
+                prediction['class']: prediction['probability']
+                for prediction in entry['predictions']
+            }
             assert list(shares.values()) == sorted(shares.values(), reverse=True)
             ours = [shares[name] for name in classifier.class_names]
             np.testing.assert_allclose(ours, row, rtol=1e-4, atol=1e-6)
@@ -121,8 +124,8 @@ def test_table_json_and_csv_tell_the_same(photos, run, tmp_path, monkeypatch):
     rows = iter(rows)
     for entry, line in zip(entries, table, strict=True):
         cells = []
-        for rank, answer in enumerate(entry['predictions'], 1):
-            name, share = answer['class'], answer['probability']
+        for rank, prediction in enumerate(entry['predictions'], 1):
+            name, share = prediction['class'], prediction['probability']
             assert list(next(rows).values()) == [entry['file'], str(rank), name, str(share), '']
             cells += [name, f'{share:.2%}']
         assert line.split() == [entry['file'], *cells]
@@ -152,7 +155,7 @@ def test_odd_names_come_back_from_json_and_csv():
     for file, entry, first, second in zip(ODD_NAMES, entries, rows[::2], rows[1::2], strict=True):
         predicted = [(f'class of {file}', 0.75), ('b', 0.25)]
         assert (entry['file'], first[0], second[0]) == (file, file, file)
-        assert [tuple(answer.values()) for answer in entry['predictions']] == predicted
+        assert [tuple(prediction.values()) for prediction in entry['predictions']] == predicted
         assert [(row[2], float(row[3])) for row in (first, second)] == predicted
 
 
@@ -334,7 +337,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(workdir, digits, tmp_
     assert moving['predictions'] == good['predictions']  # The first frame.
 
 
-def test_views_are_chosen_and_the_temperature_is_told(workdir, photos, run):
+def test_tta_crops_are_chosen_and_the_temperature_is_shown(workdir, photos, run):
     file = sorted(photos.iterdir())[3]
     path = workdir / CALIBRATION_FILE
     plain = run('--json=-', file)
@@ -344,16 +347,16 @@ def test_views_are_chosen_and_the_temperature_is_told(workdir, photos, run):
         calibrated = run('--json=-', *flags, file)
         said = 'Note: the probabilities are calibrated, with a temperature of 50.\n'
         assert calibrated.err == said
-        shares = [answer['probability'] for answer in _answers(calibrated)]
-        assert shares[0] < _answers(plain)[0]['probability']
+        shares = [prediction['probability'] for prediction in _predictions(calibrated)]
+        assert shares[0] < _predictions(plain)[0]['probability']
     flipped = run('--json=-', '--topk=99', '--crops=flip', file)
     assert flipped.err == ''  # It was measured without.
     row = Classifier.load(workdir, crops='flip').predict(file)[0]
-    shares = [answer['probability'] for answer in _answers(flipped)]
+    shares = [prediction['probability'] for prediction in _predictions(flipped)]
     np.testing.assert_allclose(shares, np.sort(row)[::-1], rtol=1e-5, atol=1e-7)
 
 
-def _answers(result):
+def _predictions(result):
     return json.loads(result.out)[0]['predictions']
 
 
@@ -421,7 +424,7 @@ def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch,
     assert all(file in out for file in files)
 
 
-def test_answers_that_are_no_numbers_are_refused(workdir, photos):
+def test_predictions_that_are_no_numbers_are_refused(workdir, photos):
     classifier = Classifier.load(workdir)
     classifier.variables = jax.tree.map(lambda x: x * np.nan, classifier.variables)
     with pytest.raises(RunError, match='no numbers'):

@@ -206,7 +206,7 @@ def test_calibration_judges_with_a_temperature_of_other_images():
 
 
 def test_calibrated_probabilities_are_what_the_classifier_gives(workdir, predictions, capsys):
-    table = workdir / 'answers.csv'
+    table = workdir / 'predictions.csv'
     _command(workdir, flags=['--calibrate', f'--csv={table}'])
     printed = capsys.readouterr().out
     stored = json.loads((workdir / CALIBRATION_FILE).read_text())
@@ -243,7 +243,7 @@ def test_predictions_of_other_images_leave_the_runs_own(workdir, write_images, c
     before = (workdir / PREDICTIONS_FILE).read_bytes()
     images = {f'{part}/{label}/a.png': (8, 8) for part in ('train', 'val') for label in range(10)}
     flag = f'--config.data.source=folder:{write_images(images)}'
-    table = workdir / 'answers.csv'
+    table = workdir / 'predictions.csv'
     capsys.readouterr()
     _command(workdir, flags=[flag, '--config.batch_size=2', f'--csv={table}', '--calibrate'])
     assert "is not written, since config.data.source is not the run's" in capsys.readouterr().out
@@ -292,7 +292,7 @@ def test_runs_of_other_images_are_not_compared(change, says):
     ('flags', 'says'),
     [
         (['--calibrate', '--config.data.eval_crops=flip'], 'of --config.data.eval_crops; leave it'),
-        (['--workdir=OTHER', '--csv=x.csv'], 'answers of one run'),
+        (['--workdir=OTHER', '--csv=x.csv'], 'predictions of one run'),
         (['--workdir=DIR/.'], 'are one run; give different ones'),
         (['--csv=DIR/absent/x.csv'], "no folder '.*absent' for x.csv"),
         (['--csv=DIR'], 'is a folder'),
@@ -332,10 +332,10 @@ def test_confusions_come_most_frequent_first():
     rows = re.findall(r'(\d+)  class (\d) taken for class (\d) \(([\d.]+)% of its (\d+)\)', text)
     assert len(rows) == 7
     wrong = predictions.labels != predictions.predicted
-    for count, label, answer, percent, images in rows:
-        assert label != answer
+    for count, label, prediction, percent, images in rows:
+        assert label != prediction
         of_label = predictions.labels == int(label)
-        assert int(count) == (of_label & wrong & (predictions.predicted == int(answer))).sum()
+        assert int(count) == (of_label & wrong & (predictions.predicted == int(prediction))).sum()
         assert int(images) == of_label.sum()
         assert float(percent) == pytest.approx(100 * int(count) / int(images), abs=0.06)
     counts = [int(row[0]) for row in rows]

@@ -1,4 +1,4 @@
-"""Scores: as scikit-learn has them, or as their definitions say, on random answers."""
+"""Scores: as scikit-learn has them, or as their definitions say, on random predictions."""
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_temperature_is_finite_whatever_the_answers_are(example):
         before, after = (scores.log_loss(labels, shown, t) for t in (1.0, temperature))
         assert after <= before + 1e-6
         np.testing.assert_array_equal((shown / temperature).argmax(1), shown.argmax(1))
-    assert temperature == 1  # Of answers that are all right.
+    assert temperature == 1  # Of predictions that are all right.
 
 
 @pytest.mark.parametrize(('count', 'share'), [(30, 0.5), (100, 0.9), (360, 0.98), (50, 0.999)])

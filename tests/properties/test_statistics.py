@@ -143,7 +143,7 @@ def test_precise_bn_is_numpys_over_every_training_image(finished):
     stem = _numpy_oracle(load_stored_config(workdir), setup, raw)
     got = compute_precise_bn(setup, raw)['batch_stats']['bn_stem']
     np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    # Near enough to tell the unbiased variance from the biased one.
+    # Near enough to distinguish the unbiased variance from the biased one.
     np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=4e-6)
     # The next layer sees what the first has normalised with the statistics of each group alone.
     norm = state.params['bn_stem']
@@ -163,9 +163,9 @@ def test_run_with_precise_bn_is_evaluated_like_any_other(finished, tmp_path):
     before, after = precise_bn_workdir(workdir, tmp_path / 'out')
     assert before == {k: v for k, v in evaluate_workdir(workdir).items() if k != 'step'}
     assert after == {k: v for k, v in evaluate_workdir(tmp_path / 'out').items() if k != 'step'}
-    recalibrated = load_state(tmp_path / 'out')
+    recomputed = load_state(tmp_path / 'out')
     for got, averaged in zip(
-        *map(jax.tree.leaves, (recalibrated.params, state.ema['params'])), strict=True
+        *map(jax.tree.leaves, (recomputed.params, state.ema['params'])), strict=True
     ):
         np.testing.assert_array_equal(got, averaged)
     with pytest.raises(UserError, match='has a run already'):

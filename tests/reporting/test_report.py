@@ -29,7 +29,7 @@ from tests.helpers.configs import TINY
 
 SECTIONS = ('run', 'curves', 'results', 'confusions', 'calibration', 'mistakes', 'typical',
             'uncertain', 'classes')  # fmt: skip
-# What the network answers to nothing: one word of every kind that HTML, SVG or matplotlib reads.
+# Class names: one of every kind that means something to HTML, SVG or matplotlib.
 HOSTILE = (
     '<script>alert(1)</script>',
     '"><img src=http://x/y>',

@@ -153,7 +153,7 @@ def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
     runs = expand.expand(Sweep(**SMALL), tmp_path)[:4]
     ends = [
         (runs[0], 'error: too hot', False),
-        (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; go on', True),
+        (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; continue', True),
         (runs[2], 'error: the disk is full', True),
         (runs[3], '$ python -m flaxcls train', True),
     ]
@@ -242,7 +242,7 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(tmp_path, queue):
     _start_slurm(tmp_path, runs)
     assert (tmp_path / 'submitted').read_text().count('--array') == 1
     _write_command(tmp_path / 'bin', 'squeue', 'exit 1')
-    with pytest.raises(UserError, match='no answer'):
+    with pytest.raises(UserError, match='no response'):
         _start_slurm(tmp_path, runs)
     assert (tmp_path / 'submitted').read_text().count('--array') == 1
 

@@ -1,4 +1,4 @@
-"""Sweeps: the runs that follow from a file, and what is told of a mistake."""
+"""Sweeps: the runs that follow from a file, and the message for a mistake."""
 
 import collections
 import itertools

@@ -100,9 +100,9 @@ def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tm
     out = capfd.readouterr().out
     assert f'Resuming at step {saved}.' in (good / LOG_FILE).read_text()
     assert len(_finished(root)) == 2 and all('rate=0.1' in path for path in _finished(root))
-    told = [line for line in out.splitlines() if 'failed: ' in line]
-    assert len(told) == 2
-    for line in told:
+    lines = [line for line in out.splitlines() if 'failed: ' in line]
+    assert len(lines) == 2
+    for line in lines:
         assert 'loss' in line and LOG_FILE in line
     for name in ('sweep.csv', 'summary.csv', 'summary.md', 'sweep.html', 'rate.png', 'rate.svg'):
         assert (root / name).stat().st_size > 100
@@ -150,7 +150,7 @@ def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_p
     queue = ask('squeue', '--noheader', '--array', '--format=%F %K')
     arrays = {line.split()[0] for line in queue.splitlines()}
     assert len(arrays) == 1 and 'N/A' not in queue
-    first.kill()  # As when a connection breaks: the array goes on.
+    first.kill()  # As when a connection breaks: the array continues.
     first.communicate()
 
     second = _start(*words)

@@ -146,7 +146,7 @@ LOST = f'error: {errors.PEER_LOST}\n'
         ([*TROUBLE, LOST, 'more trace\n'], 1, LOST, 1),
         (TROUBLE, -signal.SIGABRT, LOST, 1),
         (['F1126 18:40:01.1 99 client.h:80] Ending.\n', 'trace\n'], -signal.SIGABRT, LOST, 1),
-        # What is not known to be trace is told, if late.
+        # What is not known to be trace is printed, if late.
         ([TROUBLE[0], 'a warning\n'], 0, 'a warning\n', 0),
         ([TROUBLE[0], 'a warning\n', 'error: no.\n'], 2, 'error: no.\na warning\n', 2),
         (['a warning\n'], -signal.SIGTERM, 'a warning\n', 128 + signal.SIGTERM),
