@@ -37,7 +37,7 @@ class Program(NamedTuple):
       network: a row of flaxcls.models.MODELS, at its paper's image size; or EXAMPLE.
       step: train or eval.
       dtype: that layers compute in; parameters are float32.
-      remat: as config.model.remat.
+      remat: what the backward pass recomputes: none, norm or block.
       per_chip: images of each device, which are a group of BatchNorm's in ours.
       target: as for `flaxcls.planning.hardware.open_hardware`.
       effort: of a TPU's compiler, see `flaxcls.planning.estimate.compile_plan`.

@@ -147,7 +147,7 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def as_user_error(path: str, kind: str) -> Iterator[None]:
-    """Makes of whatever a file's own code raises a UserError that names the file."""
+    """Turns whatever a file's code raises into a UserError that names the file."""
     try:
         yield
     except UserError:

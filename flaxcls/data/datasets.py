@@ -134,7 +134,7 @@ class SplitSpec(NamedTuple):
       train: name or slice of the training split; None: train.
       val: likewise; None: the first there is of validation, val, test.
       val_fraction: share held out of every class of a set without splits; None: 0.2.
-      seed: of that draw.
+      seed: from which the held-out examples are drawn.
     """
 
     train: str | None = None

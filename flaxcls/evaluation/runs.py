@@ -57,7 +57,7 @@ def evaluate_runs(
     """Returns the predictions of each run, for its validation images.
 
     Args:
-      workdirs: of different runs.
+      workdirs: one for each run.
       checkpoint: of each: newest, best, or a step.
       overrides: of each run's config, such as another `data.source`.
 

@@ -36,8 +36,8 @@ def grad_cam(
 
     Args:
       classifier: of a trained run.
-      images: see above.
-      classes: see above.
+      images: uint8 [N, S, S, 3].
+      classes: int [N], whose logits are explained; None: the predicted ones.
       layer: whose output is a map [h, w, channels], see `apply_with_intermediates`.
 
     Raises:
@@ -139,7 +139,7 @@ def smooth_grad(
     the map of one does not depend on the others.
 
     Args:
-      classifier, images, classes: see above.
+      classifier, images, classes: as for `grad_cam`.
       samples: noisy copies.
       noise: their deviation, as a share of the image's range from its least to its largest value.
       seed: from which the noise is drawn.
@@ -183,7 +183,7 @@ def occlusion(
     4.2, with the logit in place of the probability, which hardly moves for a confident prediction.
 
     Args:
-      classifier, images, classes: see above.
+      classifier, images, classes: as for `grad_cam`.
       window: side in pixels of what is covered with the mean colour; None: three strides.
       stride: side of the cells of the map, in whose middles the windows lie; None: S / 16. h and w
         are S / stride, rounded up.

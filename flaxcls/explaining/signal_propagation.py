@@ -88,7 +88,7 @@ def feature_reuse(params: Mapping[str, Any]) -> list[np.ndarray]:
     Densely Connected Convolutional Networks, arXiv:1608.06993, section 5, figure 5.
 
     Args:
-      params: of a DenseNet.
+      params: parameters of a DenseNet, as in `TrainState.params`.
 
     Returns:
       For each block of L layers float32 [L + 1, L + 1]. Rows are sources: what the block is given,

@@ -133,7 +133,7 @@ def certify(
     """Returns the certificate of an exported network.
 
     Args:
-      name: of the format.
+      name: of the export format, such as onnx.
       file: the network, of one of the kinds that `run` knows.
       classifier: what was exported.
       samples: the images to compare.

@@ -171,7 +171,7 @@ def _is_export(folder: pathlib.Path) -> bool:
 
 
 def _put(new: pathlib.Path, out: pathlib.Path) -> None:
-    """Puts a folder in the place of an earlier one, whole or not at all."""
+    """Replaces an earlier folder, whole or not at all."""
     if out.exists():
         out.rename(new.parent / 'earlier')  # Goes with the temporary folder.
     new.rename(out)

@@ -149,7 +149,7 @@ def run_array(model, images_file, probabilities_file):
 
 
 def main(arguments):
-    """Does what the command line asks."""
+    """Runs the command line."""
     if len(arguments) < 2:
         sys.exit(__doc__)
     model, *files = arguments

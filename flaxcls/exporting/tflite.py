@@ -100,7 +100,7 @@ def convert(function: Callable[[jax.Array], Any], side: int) -> bytes:
 
 
 def quantize(data: bytes) -> bytes:
-    """Returns the content of a .tflite file with int8 weights in the place of float32 ones."""
+    """Returns the content of a .tflite file with int8 weights in place of float32 ones."""
     from ai_edge_quantizer import quantizer  # noqa: PLC0415 - an extra
 
     tool = quantizer.Quantizer(data)

@@ -41,10 +41,10 @@ class BatchNorm(nn.Module):
       frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
         uses its running statistics in training too, and leaves them alone.
       collect_statistics: normalise with the group's statistics even if `train` is False, and leave
-        this device's `Moments` in the place of the running ones; see `flaxcls.training.precise_bn`.
+        this device's `Moments` in place of the running ones; see `flaxcls.training.precise_bn`.
       mask: bool [B]; examples where it is False count in no statistic. None: all count. Only for
         collect_statistics: a batch of training is whole.
-      dtype: of the result.
+      dtype: of the output; statistics are float32.
     """
 
     momentum: float = 0.9

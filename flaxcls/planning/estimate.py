@@ -118,7 +118,7 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
     """Returns the plan with what the compiled training step needs.
 
     Args:
-      plan: of `create_plan`.
+      plan: from `create_plan`.
       effort: of a TPU's compiler, from -1 to 0, that of a run. At -1 it takes a fifth of the time;
         of ResNet-50's step, 64 images on each v5e, its estimate is then 9 % higher
         for memory in float32, the same in bfloat16, and a quarter to 40 % less traffic.

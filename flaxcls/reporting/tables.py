@@ -114,7 +114,7 @@ class Confusions(NamedTuple):
 
     Attributes:
       names: of the rows and of the columns.
-      rows: of Cells.
+      rows: a TableCell for each label and prediction.
       left_out: number of classes that are not shown.
       pairs: what is taken for what, the most frequent first.
       more_pairs: number of those that are not listed.

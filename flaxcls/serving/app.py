@@ -191,12 +191,12 @@ class Server:
         return JSONResponse(state | _identity(self._classifier) | about, code)
 
     async def metrics(self, request: Request) -> Response:
-        """Gives the counts to Prometheus."""
+        """Returns the metrics in the text format of Prometheus."""
         del request
         return Response(self._metrics.render(), headers={'Content-Type': CONTENT_TYPE_LATEST})
 
     async def page(self, request: Request) -> Response:
-        """Shows the page on which a person tries it."""
+        """Returns the page to try it on."""
         del request
         return HTMLResponse(self._page, headers={'Content-Security-Policy': _PAGE_POLICY})
 

@@ -129,7 +129,7 @@ def zipped(names: Sequence[str], choices: Mapping[str, Sequence[Any]]) -> dict[s
     """Returns levels that set several options, which change together.
 
     Args:
-      names: of the levels.
+      names: what each level is called.
       choices: {option: its value at each level}.
 
     Raises:

@@ -78,9 +78,9 @@ def draw(
     """Returns a matplotlib Figure of means, deviations and single runs; None: too little for one.
 
     Args:
-      axis: of the abscissa.
-      levels: of it, in their order.
-      rows: of the table.
+      axis: name of the swept axis on the abscissa.
+      levels: of that axis, from left to right.
+      rows: of the sweep table, from `tabulate`.
       outcomes: of the runs, which become small points.
       colour: of the line of an index.
       legend: whether it is drawn; a page has its own.

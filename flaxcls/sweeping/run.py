@@ -33,7 +33,7 @@ def make_executor(
     Args:
       name: local or slurm.
       root: the sweep's folder.
-      config: of the sweep.
+      config: path of the experiment file that the runs share.
       jobs: at a time; None: one, and with Slurm as many as there is room.
       slurm: options of sbatch.
 
@@ -70,9 +70,9 @@ def run_sweep(
     """Runs what is not finished, then concludes.
 
     Args:
-      runs: of a sweep.
+      runs: every run of the sweep; finished ones are skipped.
       root: folder of the sweep, with a workdir for each run.
-      executor: of `make_executor`.
+      executor: from `make_executor`.
       conclude: prints and writes the tables, the plots and the page.
 
     Raises:
@@ -116,8 +116,8 @@ def run_unfinished(
     """Runs what is not finished.
 
     Args:
-      runs: of the sweep.
-      executor: that has none yet.
+      runs: every run of the sweep; finished ones are skipped.
+      executor: without any runs yet.
       failed: gets {failed run: sentence}, whatever is raised.
 
     Raises:

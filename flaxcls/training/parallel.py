@@ -181,7 +181,7 @@ def to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
 
 
 def microbatches_to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
-    """Yields this process's shares of training batches, as [microbatches, examples, ...] on each device.
+    """Yields this process's shares of training batches: [microbatches, examples, ...] a device.
 
     Their rows are in the order of the global batch.
     """

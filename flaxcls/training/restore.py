@@ -129,7 +129,7 @@ def require_own_network(
 
     Args:
       workdir: path of the directory that the run was trained in.
-      overrides: of its config.
+      overrides: {dotted key: value}, of the config.
       purpose: what takes the network as it is, for the message.
     """
     wrong = changed_options(workdir, overrides)

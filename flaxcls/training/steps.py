@@ -118,7 +118,7 @@ def make_train_step(
 
 
 def _sum_over_microbatches(compute: Callable[[Any], Any], microbatches: Any) -> Any:
-    """Returns the sum of `compute(microbatch)` over the first axis of `microbatches`, one after another."""
+    """Returns the sum of `compute` over the microbatches (first axis), one after another."""
     count = len(jax.tree.leaves(microbatches)[0])
     first = jax.tree.map(lambda x: x[0], microbatches)
     if count == 1:
@@ -164,7 +164,7 @@ def make_eval_step(
     share. The loss is the cross-entropy with the labels, whatever training's is.
 
     Args:
-      classify: of `make_classify`.
+      classify: from `make_classify`.
       top_k: k of the top-k accuracy.
     """
 
@@ -191,7 +191,7 @@ def make_classify(
       model: Linen module whose output is logits [B, C].
       normalize: see `flaxcls.augment.transforms`.
       tta_crops_of: images -> their TTA crops, of which the logits are the logarithms of the
-        averaged probabilities; None: the images are looked at as they are.
+        averaged probabilities; None: the images are taken as they are.
     """
 
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
