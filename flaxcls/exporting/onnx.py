@@ -125,12 +125,12 @@ def _simplify(path: pathlib.Path, simplified: pathlib.Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(simplified)
     options.log_severity_level = 3
-    with full_disk_told(simplified):
+    with full_disk_reported(simplified):
         onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
 @contextlib.contextmanager
-def full_disk_told(path: pathlib.Path) -> Iterator[None]:
+def full_disk_reported(path: pathlib.Path) -> Iterator[None]:
     """Raises OSError where the block fails and there is no room for a file.
 
     ONNX and its runtime write files without looking whether that succeeds, and then report that a

@@ -185,7 +185,7 @@ def _cell_weights(length: int, cells: int) -> jax.Array:
 
 
 class Intermediate(nn.Module):
-    """Hands on its input, under a name by which models.activations finds it.
+    """Hands on its input, under a name by which models.intermediates finds it.
 
     Every network has two: `feature_map`, the map that the classifier summarizes, and `features`,
     the vector that its last layer sees.

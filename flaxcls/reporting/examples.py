@@ -70,7 +70,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     mistakes = falling[~correct[falling]][:_AT_MOST]
     right = falling[correct[falling]]
     _, first = np.unique(predicted[right], return_index=True)
-    if len(first) > _AT_MOST:  # Those of the classes that the network is surest of.
+    if len(first) > _AT_MOST:  # Those of the classes that the network is most confident of.
         first = np.sort(first)[:_AT_MOST]
     rising = falling[::-1]
     uncertain = rising[~np.isin(rising, mistakes)][:_AT_MOST]

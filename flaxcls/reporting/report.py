@@ -57,8 +57,8 @@ def write_report(
     runs = [
         load_reported_run(workdir, before) for workdir, before in zip(workdirs, known, strict=True)
     ]
-    going_on = not all(run.finished for run in runs)
-    text = page.render(runs, reload_after=reload_after if going_on else None)
+    unfinished = not all(run.finished for run in runs)
+    text = page.render(runs, reload_after=reload_after if unfinished else None)
     # Names of files need not be valid text.
     write_atomically(out, text.encode('utf-8', 'backslashreplace'))
     return out, runs

@@ -50,7 +50,7 @@ def test_results_are_rendered_from_the_records():
     )
 
 
-def test_the_readme_tells_what_the_ledger_does():
+def test_the_readme_says_what_the_ledger_does():
     entries, _ = ledger.load_entries(ROWS, RESULTS)
     readme = pathlib.Path('README.md').read_text(encoding='utf-8').split('## Measured')[1]
     for entry in entries:
@@ -129,7 +129,7 @@ def test_runs_are_taken_in_and_rendered_with_mean_and_deviation(tmp_path, empty_
     assert '| 98.25 ± 0.96, **not' in _line(out.read_text(), 'digits_resnet20.py')
 
 
-def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
+def test_what_is_not_a_finished_run_of_a_row_is_left_out_with_its_reason(
     tmp_path, empty_ledger, capsys
 ):
     runs = tmp_path / 'runs'
@@ -168,7 +168,7 @@ def test_a_published_number_is_expected_from_both_sides():
         assert ('**not as expected**' in ledger.describe_ours(entry)) == surprising
 
 
-def test_records_whose_experiment_has_changed_are_told_and_not_counted(
+def test_records_whose_experiment_has_changed_are_reported_and_not_counted(
     tmp_path, empty_ledger, capsys
 ):
     _leave_record(tmp_path / 'run', 0.5, overrides={'num_epochs': 7})
@@ -197,7 +197,7 @@ ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
         ('a.json', '{"seed": 1}', 'is damaged'),
     ],
 )
-def test_a_broken_ledger_is_told_in_a_sentence(tmp_path, empty_ledger, name, text, says):
+def test_a_broken_ledger_is_reported_in_a_sentence(tmp_path, empty_ledger, name, text, says):
     (empty_ledger / name).unlink(missing_ok=True)
     if text is not None:
         (empty_ledger / name).write_text(text)

@@ -163,7 +163,7 @@ def test_tpu_table_gives_what_an_image_costs_and_the_ratios(compiled, capsys):
     ]
 
 
-def test_a_program_that_fails_is_a_row_and_the_table_goes_on(compiled, capsys):
+def test_a_program_that_fails_is_a_row_and_the_table_continues(compiled, capsys):
     with pytest.raises(RunError, match='1 of 6 programs did not compile'):
         tpu_program.main(['--models=resnet50,alexnet'])
     rows = capsys.readouterr().out.splitlines()[2:]
@@ -227,7 +227,7 @@ def test_a_process_that_died_leaves_its_last_words():
 
 
 @pytest.mark.parametrize('step', programs.STEPS)
-def test_a_program_of_ours_tells_what_it_needs(step):
+def test_a_program_of_ours_reports_what_it_needs(step):
     program = Program('resnet20', step, 'float32', per_chip=4)
     facts = compile_program.compile_here(program)
     assert facts.error is None and facts.seconds > 0
@@ -239,7 +239,7 @@ def test_a_program_of_ours_tells_what_it_needs(step):
     assert sum(number for number, _ in facts.collectives.values()) >= 1
 
 
-def test_what_does_not_compile_tells_its_first_line(monkeypatch):
+def test_what_does_not_compile_reports_its_first_line(monkeypatch):
     def compile_train_step(setup, options):
         raise RuntimeError(
             'RESOURCE_EXHAUSTED: no memory.\n  Used 33.13G of 15.75G hbm. Exceeded\n\nTotal'

@@ -106,7 +106,7 @@ def test_folders_without_images_have_no_say_in_the_order(write_images):
     assert open_dataset(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
 
 
-def test_files_are_looked_into_where_their_names_do_not_tell(write_images):
+def test_files_are_looked_into_where_their_names_do_not_say(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
     (folder / 'a/0.png').rename(folder / 'a/0')
     (folder / 'a/1.png').rename(folder / 'a/1.photo')

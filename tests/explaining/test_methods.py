@@ -81,7 +81,7 @@ def _images(classifier, count):
     return rng.integers(0, 256, (count, classifier.side, classifier.side, 3), dtype=np.uint8)
 
 
-def test_maps_are_those_of_the_answers_and_of_an_image_alone(classifier):
+def test_maps_are_those_of_the_predictions_and_of_an_image_alone(classifier):
     images = _images(classifier, 5)
     predicted = classifier.classify(images).argmax(-1)
     others = (predicted + 1) % 5
@@ -221,7 +221,7 @@ def test_cam_needs_a_classifier_over_means():
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_filters_are_the_first_weights_around_grey(name):
+def test_filters_are_the_first_weights_centred_at_grey(name):
     classifier = _random_classifier(name)
     kernel = next(
         leaf for leaf in jax.tree.leaves(classifier.variables['params'])
@@ -334,7 +334,7 @@ def test_a_wrong_name_is_refused_naming_the_nearest(workdir, flags, says):
         _run(workdir, *flags)
 
 
-def test_data_that_is_gone_is_told_where_it_is_needed(tmp_path, write_images):
+def test_data_that_is_gone_is_reported_where_it_is_needed(tmp_path, write_images):
     folder = write_images({f'set/{part}/{c}/{i}.png': (8, 8) for part in ('train', 'val')
                            for c in 'ab' for i in range(4)})  # fmt: skip
     config = flaxcls.load_config(

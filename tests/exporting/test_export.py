@@ -65,7 +65,7 @@ def exported(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize(('name', 'form'), ANSWERING)
-def test_exported_network_answers_as_the_network(name, form, tmp_path):
+def test_exported_network_predicts_as_the_network(name, form, tmp_path):
     classifier = make_classifier(name)
     images = draw_images(make_config(name), 7)
     file = tmp_path / FORMATS[form].file
@@ -79,7 +79,7 @@ def test_exported_network_answers_as_the_network(name, form, tmp_path):
 
 
 @pytest.mark.parametrize('form', _if_installed(sorted(FORMATS.keys() - {'web'})))
-def test_a_full_disk_is_told_as_such(form, tmp_path):
+def test_a_full_disk_is_reported_as_such(form, tmp_path):
     classifier = make_classifier('resnet20')
     images = draw_images(make_config('resnet20'), 8)
     file = tmp_path / FORMATS[form].file
@@ -244,14 +244,14 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
     ],
     ids=str,
 )
-def test_mistakes_are_told_in_a_sentence(flags, says, workdir, tmp_path):
+def test_mistakes_are_reported_in_a_sentence(flags, says, workdir, tmp_path):
     with pytest.raises(UserError) as caught:
         export_command.main([f'--workdir={workdir}', f'--out={tmp_path / "out"}', *flags])
     assert says in str(caught.value)
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_folder_that_cannot_be_is_told_before_any_work(workdir, tmp_path):
+def test_a_folder_that_cannot_be_is_reported_before_any_work(workdir, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='is a file'):
         export.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')

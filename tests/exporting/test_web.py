@@ -205,7 +205,9 @@ def _heat(view):
 
 
 @pytest.mark.parametrize('name', ['maps', 'no maps'])
-def test_a_chosen_file_gives_the_networks_answer_and_a_map_for_each_class(open_page, port, name):
+def test_a_chosen_file_gives_the_networks_prediction_and_a_map_for_each_class(
+    open_page, port, name
+):
     view = open_page(f'http://127.0.0.1:{port}/{name}/')
     view.set_input_files('#file', _file(_encoded(PICTURE)))
     _require_prediction(view)

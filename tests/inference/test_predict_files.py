@@ -104,7 +104,7 @@ def test_the_probabilities_are_the_classifiers_whatever_the_batch(classifier, ph
             np.testing.assert_allclose(ours, row, rtol=1e-4, atol=1e-6)
 
 
-def test_topk_tells_the_first_of_all(photos, run):
+def test_topk_has_the_first_of_all(photos, run):
     file = sorted(photos.iterdir())[0]
     every = json.loads(run('--json=-', '--topk=99', file).out)[0]['predictions']
     assert len(every) == 10
@@ -112,7 +112,7 @@ def test_topk_tells_the_first_of_all(photos, run):
         assert json.loads(run('--json=-', *flags, file).out)[0]['predictions'] == every[:count]
 
 
-def test_table_json_and_csv_tell_the_same(photos, run, tmp_path, monkeypatch):
+def test_table_json_and_csv_have_the_same(photos, run, tmp_path, monkeypatch):
     monkeypatch.chdir(photos)
     as_json, as_csv = tmp_path / 'out.json', tmp_path / 'out.csv'
     flags = ['--topk=2', '00*.png']
@@ -275,7 +275,7 @@ def test_what_cannot_be_opened_is_found_with_its_problem(tree):
     ],
     ids=str,
 )
-def test_a_users_mistake_is_told_before_anything_is_written(
+def test_a_users_mistake_is_reported_before_anything_is_written(
     tree, workdir, monkeypatch, capsys, arguments, says
 ):
     monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'\n')))
@@ -424,8 +424,8 @@ def test_what_was_predicted_before_ctrl_c_is_whole(workdir, photos, monkeypatch,
     assert all(file in out for file in files)
 
 
-def test_predictions_that_are_no_numbers_are_refused(workdir, photos):
+def test_predictions_that_are_not_finite_are_refused(workdir, photos):
     classifier = Classifier.load(workdir)
     classifier.variables = jax.tree.map(lambda x: x * np.nan, classifier.variables)
-    with pytest.raises(RunError, match='no numbers'):
+    with pytest.raises(RunError, match='not finite'):
         list(predict_files(classifier, find_files([str(photos)])))

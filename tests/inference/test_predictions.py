@@ -69,7 +69,7 @@ def test_they_repeat_the_last_evaluation_of_training(finished, finished_other):
         assert len(labels) == len(predictions.names) == last['val/count']
 
 
-def test_probabilities_sum_to_one_and_answers_stay_at_any_temperature(predictions):
+def test_probabilities_sum_to_one_and_predictions_stay_at_any_temperature(predictions):
     for temperature in (0.1, 1.0, 30.0):
         probabilities = predictions.probabilities(temperature)
         np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-12)
@@ -226,7 +226,7 @@ def test_calibrated_probabilities_are_what_the_classifier_gives(workdir, predict
     np.testing.assert_allclose(shown, plain.max(1), atol=2e-6)
 
 
-def test_the_command_tells_the_scores_and_keeps_the_logits(workdir, predictions, capsys):
+def test_the_command_prints_the_scores_and_keeps_the_logits(workdir, predictions, capsys):
     _command(workdir)
     printed = capsys.readouterr().out
     low, high = scores.accuracy_interval(predictions.correct)
@@ -291,7 +291,10 @@ def test_runs_of_other_images_are_not_compared(change, says):
 @pytest.mark.parametrize(
     ('flags', 'says'),
     [
-        (['--calibrate', '--config.data.eval_crops=flip'], 'of --config.data.eval_crops; leave it'),
+        (
+            ['--calibrate', '--config.data.eval_crops=flip'],
+            'data.eval_crops would change the network',
+        ),
         (['--workdir=OTHER', '--csv=x.csv'], 'predictions of one run'),
         (['--workdir=DIR/.'], 'are one run; give different ones'),
         (['--csv=DIR/absent/x.csv'], "no folder '.*absent' for x.csv"),

@@ -122,7 +122,7 @@ def test_devices_are_known_by_the_names_that_jax_gives_them():
     assert hardware.chip_of('cpu') is None
 
 
-def test_memory_is_the_fullest_devices_where_devices_tell():
+def test_memory_is_the_fullest_devices_where_devices_report_it():
     devices = [SimpleNamespace(memory_stats=lambda n=n: {'peak_bytes_in_use': n}) for n in (5, 7)]
     assert timing.peak_memory(devices) == 7
     assert timing.peak_memory([SimpleNamespace(memory_stats=lambda: None)]) > 2**20

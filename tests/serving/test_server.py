@@ -129,7 +129,7 @@ def _require_predictions(classifier, data, status, response):
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
-def test_it_answers_as_the_classifier_does(classifier, port, kind):
+def test_it_predicts_as_the_classifier_does(classifier, port, kind):
     data = _image(0, kind)
     for body, headers in (
         (data, {}),
@@ -151,7 +151,9 @@ def test_as_many_classes_are_returned_as_were_asked_for(classifier, port, asked,
     assert len(response['predictions']) == returned
 
 
-def test_of_many_requests_at_once_each_has_its_own_answer_and_some_share_a_batch(classifier, port):
+def test_of_many_requests_at_once_each_has_its_own_response_and_some_share_a_batch(
+    classifier, port
+):
     before = _counts(port)
     images = [_image(seed, shape=(8 + seed % 5, 8, 3)) for seed in range(120)]
     with futures.ThreadPoolExecutor(16) as pool:
@@ -221,7 +223,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_cannot_be_answered_is_refused_in_a_sentence(classifier, port, name):
+def test_what_cannot_be_served_is_refused_in_a_sentence(classifier, port, name):
     body, query, headers, code, says = REFUSED[name]
     status, response = _predict(port, body, query, **headers)
     assert (status, list(response)) == (code, ['error'])
@@ -263,7 +265,7 @@ def test_a_form_that_says_nothing_for_long_is_given_up(classifier, monkeypatch):
         assert client.recv(1000).startswith(b'HTTP/1.1 408 ')
 
 
-def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypatch):
+def test_who_comes_when_too_many_wait_gets_503(classifier, monkeypatch):
     classify, go_on = classifier.classify, threading.Event()
     limits = SMALL._replace(max_waiting=3)
     with _serving(classifier, limits) as port, futures.ThreadPoolExecutor(3) as pool:
@@ -288,7 +290,7 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
         _require_predictions(classifier, _image(3), *_predict(port, _image(3)))
 
 
-def test_a_failure_of_ours_is_told_and_survived(classifier, monkeypatch):
+def test_a_failure_of_ours_is_reported_and_survived(classifier, monkeypatch):
     def fail(images):
         raise RuntimeError('a fault')
 
@@ -301,13 +303,15 @@ def test_a_failure_of_ours_is_told_and_survived(classifier, monkeypatch):
         _require_predictions(classifier, _image(0), *_predict(port, _image(0)))
 
 
-def test_answers_that_are_no_numbers_are_told_before_anything_is_served(classifier, monkeypatch):
+def test_outputs_that_are_not_finite_are_reported_before_anything_is_served(
+    classifier, monkeypatch
+):
     monkeypatch.setattr(classifier, 'to_probabilities', lambda logits: np.asarray(logits) * np.nan)
-    with pytest.raises(RunError, match='no numbers; its training has failed'):
+    with pytest.raises(RunError, match='not finite; its training has failed'):
         server_lib.make_server(classifier, SMALL)
 
 
-def test_health_tells_what_is_served(classifier, port):
+def test_health_says_what_is_served(classifier, port):
     status, _, text = _request(port, 'GET', '/health')
     about = {'model': 'resnet20', 'step': classifier.step, 'classes': 10}
     assert (status, json.loads(text)) == (200, {'status': 'ready'} | about)
@@ -317,7 +321,7 @@ def test_health_tells_what_is_served(classifier, port):
     ('method', 'path', 'code'),
     [('GET', '/nothing', 404), ('GET', '/predict', 405), ('POST', '/health', 405)],
 )
-def test_what_is_not_there_is_told_in_json(port, method, path, code):
+def test_what_is_not_there_is_reported_in_json(port, method, path, code):
     status, _, text = _request(port, method, path)
     assert status == code
     assert '/predict' in json.loads(text)['error']
@@ -338,7 +342,7 @@ def test_rows_that_come_together_are_one_batch_and_none_is_lost_at_the_end():
     assert not batcher.alive
 
 
-def test_a_failed_batch_is_told_to_those_in_it_alone():
+def test_a_failed_batch_is_reported_to_those_in_it_alone():
     def invert(rows):
         if not rows.all():
             raise ZeroDivisionError
@@ -353,7 +357,7 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, workdir, number):
+def test_a_signal_ends_it_when_all_that_was_accepted_has_a_response(classifier, workdir, number):
     command = [sys.executable, '-m', 'flaxcls', 'serve', f'--workdir={workdir}', '--port=0',
                '--max_batch=8', '--max_wait_ms=2500']  # fmt: skip
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
@@ -403,12 +407,12 @@ def test_a_users_mistake_is_a_sentence(workdir, flags, says):
     assert '\n' not in str(error.value)
 
 
-def test_the_socket_is_one_that_asyncio_sends_answers_over_at_once():
+def test_the_socket_is_one_that_asyncio_sends_responses_over_at_once():
     with server_lib.bind('127.0.0.1', 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
-def test_a_port_in_use_is_told_in_a_sentence(workdir, port):
+def test_a_port_in_use_is_reported_in_a_sentence(workdir, port):
     with pytest.raises(UserError, match=f'--port={port} .*in use.*choose others'):
         serve.main([f'--workdir={workdir}', f'--port={port}'])
 

@@ -61,7 +61,7 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
         assert dict(flatten(config)) == given
 
 
-def test_a_part_of_the_baseline_compares_at_the_same_other_levels_and_skipped_ones_are_no_runs():
+def test_a_part_of_the_baseline_compares_at_the_same_other_levels_and_skipped_ones_are_not_runs():
     skip = [{'depth': '6', 'width': '0.5'}]
     found = Sweep(**SMALL, baseline={'depth': '4'}, skip=skip)
     cells = found.cells
@@ -119,7 +119,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_a_mistake_is_told_before_any_run_begins(name):
+def test_a_mistake_is_reported_before_any_run_begins(name):
     changes, says = MISTAKES[name]
     with pytest.raises(UserError, match=re.escape(says)):
         expand.expand(Sweep(**SMALL | changes), ROOT)
@@ -132,7 +132,7 @@ def test_names_of_folders_are_short_and_differ_where_runs_do():
     assert all(len(cell.folder) <= 100 for cell in cells)
 
 
-def test_levels_written_shortly_are_told_when_they_do_not_fit():
+def test_levels_written_shortly_are_reported_when_they_do_not_fit():
     with pytest.raises(UserError, match='comes twice'):
         values('num_epochs', [3, 3])
     with pytest.raises(UserError, match='2 values for the 1 levels'):
@@ -166,7 +166,7 @@ def test_a_wrong_command_is_one_sentence(argv, says, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_slurm_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_slurm_that_is_not_there_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     argv = [f'--sweep={FILES[-1]}', '--executor=slurm', f'--workdir={tmp_path / "none"}']
     with pytest.raises(UserError, match='needs sbatch'):

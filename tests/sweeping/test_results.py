@@ -157,7 +157,7 @@ def test_an_axis_of_accuracy_ends_where_accuracies_do():
     assert -5 < bottom < 0 and 100 < top < 105
 
 
-def test_all_lines_of_the_legend_can_be_told_apart():
+def test_all_lines_of_the_legend_are_distinct():
     many = {str(place): {'num_epochs': 2 + place} for place in range(24)}
     found = Sweep('experiments/digits_resnet20.py', {'width': WIDTH, 'epochs': many}, seeds=1)
     runs = expand.expand(found, ROOT)

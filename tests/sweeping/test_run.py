@@ -76,7 +76,7 @@ def _finished(root):
 
 
 @pytest.mark.usefixtures('one_device')
-def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tmp_path, capfd):
+def test_a_sweep_that_was_interrupted_resumes_and_a_failed_run_stops_no_other(tmp_path, capfd):
     file = _write_sweep(
         tmp_path, [0.1, 1e30], 2,
         num_epochs=40, eval_every_epochs=40, checkpoint_every_steps=2000, log_every_steps=20,

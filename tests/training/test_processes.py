@@ -158,7 +158,7 @@ def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, c
 
 
 @pytest.mark.parametrize('door', ['-m flaxcls train', '-m flaxcls.main', 'script train'])
-def test_a_mistake_is_told_by_both_and_ends_both(tmp_path, door):
+def test_a_mistake_is_reported_by_both_and_ends_both(tmp_path, door):
     script = tmp_path / 'flaxcls'  # As pip writes it.
     script.write_text('from flaxcls.__main__ import run\nrun()\n')
     door = door.replace('script', str(script)).split()
