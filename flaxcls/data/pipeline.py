@@ -56,7 +56,7 @@ def make_train_batches(
     {'image': uint8 [B, S, S, 3], 'label': int32 [B]} with B = batch_size / process_count.
 
     Args:
-      split: the training examples.
+      split: from which examples are taken, by index.
       crop: how each is cut.
       batch_size: examples of a global batch.
       num_epochs: after which the batches end.

@@ -47,8 +47,8 @@ class Programs(NamedTuple):
 
     Attributes:
       setup: what the run is built from.
-      train: the training step.
-      evaluate: the evaluation step.
+      train: compiled training step.
+      evaluate: compiled evaluation step.
       make_batches: start_step -> training batches on the host, without end.
     """
 

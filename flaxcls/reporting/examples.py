@@ -39,7 +39,7 @@ class Example(NamedTuple):
       name: of the file or the record.
       label: name of its class.
       prediction: name of the predicted class.
-      probability: of that class.
+      probability: of the predicted class, after calibration.
       panels: the image, and the image with heat.
     """
 

@@ -42,7 +42,7 @@ def open_sweep(
     Args:
       path: a sweep of `flaxcls configs`, or a file.
       workdir: the folder; None: runs/sweeps/ and a name that follows from the other arguments.
-      overrides: of all runs.
+      overrides: {dotted key: value}, set in every run.
 
     Raises:
       UserError: there is no such sweep, or something in it does not fit, or the folder has others.

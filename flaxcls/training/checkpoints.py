@@ -111,7 +111,7 @@ class Checkpoints:
         """Returns the state saved at `step`.
 
         Args:
-          step: of a checkpoint.
+          step: training step of a saved checkpoint.
           like: the state, or its shapes, dtypes and shardings (jax.ShapeDtypeStruct), to be placed
             so.
 
@@ -130,7 +130,7 @@ class Checkpoints:
         Of a run with averaged weights, these are taken.
 
         Args:
-          step: of a checkpoint.
+          step: training step of a saved checkpoint.
           like: as for `restore`; None: as NumPy arrays of whatever shapes were saved.
 
         Raises:
