@@ -1,4 +1,4 @@
-"""Compiles one program for a TPU or GPU that need not be there, and prints what it tells as JSON.
+"""Compiles one program for a TPU or GPU that need not be there, and prints the results as JSON.
 
 `benchmarks.programs` runs it as a process: XLA's compilers end theirs where a check of them fails.
 """
@@ -37,7 +37,7 @@ _LIBRARIES = {'__cudnn$': 'cuDNN', '__cublas$': 'cuBLAS', '__triton': 'Triton'}
 
 
 def compile_here(program: Program) -> Facts:
-    """Returns what the program tells, compiled in this process.
+    """Returns the properties of the program, compiled in this process.
 
     Raises:
       UserError: there is no such target, or its compiler is not installed.

@@ -156,7 +156,7 @@ def shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedShardi
 
 
 def parallelize(step: Callable[..., Any], devices: Sequence[jax.Device]) -> Any:
-    """Returns the jitted step, which gives up the old state."""
+    """Returns the jitted step, which donates the old state."""
     return jax.jit(
         step, in_shardings=shardings(devices), out_shardings=shardings(devices)[0], donate_argnums=0
     )

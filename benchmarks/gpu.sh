@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 failed=0
 
-run() { # COMMAND... - goes on if it fails.
+run() { # COMMAND... - continues if it fails.
     echo "+ $*"
     "$@" || failed=1
 }

@@ -3,7 +3,7 @@
   python -m benchmarks.ledger                  renders the records that are kept
   python -m benchmarks.ledger --runs=runs      first takes in those of the finished runs below runs/
 
-The rows are those of results/rows.toml, which tells what their fields mean. A record belongs to the
+The rows are those of results/rows.toml, which says what their fields mean. A record belongs to the
 row whose experiment has its config, whatever the run was called; several seeds make a mean.
 Records of runs in bfloat16 count as those in float32 do.
 """
@@ -105,9 +105,9 @@ def load_rows(folder: pathlib.Path) -> tuple[list[LedgerRow], list[Misquoted]]:
 def _require_fields(row: LedgerRow) -> None:
     numbers = (row.top1, row.top5, row.tolerance, row.at_least)
     if not all(number is None or isinstance(number, int | float) for number in numbers):
-        raise ValueError(f'{row.experiment}: an accuracy is no number')
+        raise ValueError(f'{row.experiment}: an accuracy is not a number')
     if not isinstance(row.options, Mapping):
-        raise ValueError(f'{row.experiment}: options={row.options!r} is no table')
+        raise ValueError(f'{row.experiment}: options={row.options!r} is not a table')
     if (row.top1 is None) != (row.tolerance is None) or (row.top1 is None) == (
         row.at_least is None
     ):
@@ -312,7 +312,7 @@ def main(argv: Sequence[str]) -> None:
     rows, misquoted = load_rows(folder)
     entries, outdated = load_entries(rows, folder)
     if not out.parent.is_dir() or out.is_dir():
-        raise UserError(f'--out={flags.out} is no file in a folder that exists.')
+        raise UserError(f'--out={flags.out} is not a file in a folder that exists.')
     if flags.runs:
         for line in take_in(pathlib.Path(flags.runs).expanduser(), entries, folder):
             print(line)

@@ -28,7 +28,7 @@ the command line gives the choice back to them.
 
 An unknown key, a value of another type or out of range, and an option that is without effect beside
 the others are refused in one sentence before anything is computed. What is marked with * may change
-when a run goes on in its workdir, since the result stays the same, and `num_epochs` may grow; any
+when a run resumes in its workdir, since the result stays the same, and `num_epochs` may grow; any
 other change is another experiment, and needs another workdir.
 """
 

@@ -3,7 +3,7 @@
 `benchmarks.tpu_program` and `benchmarks.gpu_program` are the commands. A row of their tables is a
 program: a network, its training or evaluation step, a dtype, and what the backward pass recomputes.
 A compiler may end the process that it runs in, so each program is compiled in one of its own; one
-that fails is a row that tells why, and the table goes on.
+that fails becomes a row with the reason, and the table continues.
 """
 
 import argparse
@@ -36,8 +36,8 @@ class Program(NamedTuple):
     Attributes:
       network: a row of flaxcls.models.MODELS, at its paper's image size; or EXAMPLE.
       step: train or eval.
-      dtype: of the computation.
-      remat: as config.model.remat.
+      dtype: that layers compute in; parameters are float32.
+      remat: what the backward pass recomputes: none, norm or block.
       per_chip: images of each device, which are a group of BatchNorm's in ours.
       target: as for `flaxcls.planning.hardware.open_hardware`.
       effort: of a TPU's compiler, see `flaxcls.planning.estimate.compile_plan`.
@@ -53,7 +53,7 @@ class Program(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a compiled program tells, of one device; or why there is none.
+    """Properties of a compiled program on one device, or why there is none.
 
     Attributes:
       seconds: that tracing and compiling took.
@@ -119,7 +119,7 @@ def list_programs(flags: argparse.Namespace, platform: str) -> list[Program]:
       UserError: a flag cannot be.
     """
     if not flags.target.startswith(f'{platform}:'):
-        raise UserError(f'--target={flags.target} is no {platform}:...; choose one of these.')
+        raise UserError(f'--target={flags.target} is not a {platform}:...; choose one of these.')
     if flags.per_chip < 1:
         raise UserError(f'--per_chip={flags.per_chip} must be positive.')
     effort = getattr(flags, 'effort', 0.0)
@@ -136,7 +136,7 @@ def list_programs(flags: argparse.Namespace, platform: str) -> list[Program]:
     programs = [
         Program(network, step, dtype, remat, flags.per_chip, flags.target, effort)
         for network, step, dtype in itertools.product(networks, kinds, dtypes)
-        # The example recomputes nothing, and its evaluation tells nothing that ours does not.
+        # The example recomputes nothing, and its evaluation adds nothing to ours.
         if (network, step) != (EXAMPLE, 'eval')
         for remat in (remats if network != EXAMPLE and step == 'train' else REMATS[:1])
     ]
@@ -155,7 +155,7 @@ def _choices(flag: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def print_table(programs: Sequence[Program], columns: Sequence[Column]) -> dict[Program, Facts]:
-    """Compiles one program after another, prints the row of each, and returns what they tell.
+    """Compiles one program after another, prints the row of each, and returns their properties.
 
     Raises:
       UserError: nothing can be compiled for the target.
@@ -193,7 +193,7 @@ def require_all(found: dict[Program, Facts]) -> None:
 
 
 def compile_apart(program: Program) -> Facts:
-    """Returns what the program tells, compiled in a process of its own.
+    """Returns the properties of the program, compiled in a process of its own.
 
     Raises:
       UserError: nothing can be compiled for the target.

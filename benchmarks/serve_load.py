@@ -1,9 +1,9 @@
-"""A server under load: how many requests are answered or lost, and how long they take.
+"""A server under load: how many requests succeed or are lost, and how long they take.
 
   python -m benchmarks.serve_load --workdir=runs/digits_resnet20 --requests=1000 --clients=8
 
 The server is started at a free port of this machine's loopback, asked by so many clients, each of
-which sends its next request when the last is answered, and ended by SIGTERM. The images are JPEGs
+which sends its next request when the last has returned, and ended by SIGTERM. The images are JPEGs
 of noise, of 100 kB or so at 256 pixels. Clients and server share the cores. Exit code 1 if a
 request is lost or refused, or the server does not end with 0.
 """
@@ -26,7 +26,7 @@ _IMAGES = 16
 
 
 class Sent(NamedTuple):
-    """A request: the status of its answer, None if there was none, and the seconds it took."""
+    """A request: the status of its response, None if there was none, and the seconds it took."""
 
     status: int | None
     seconds: float
@@ -93,7 +93,7 @@ def send(port: int, images: list[bytes], requests: int, clients: int) -> list[Se
 
 
 def images_per_batch(port: int) -> float:
-    """Returns the mean that the server tells of."""
+    """Returns the mean batch size by the metrics of the server."""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
     connection.request('GET', '/metrics')
     lines = connection.getresponse().read().decode().splitlines()
@@ -127,22 +127,22 @@ def main() -> None:
         code = server.wait(timeout=60)
     finally:
         server.kill()
-    answered = [one.seconds for one in sent if one.status == 200]
+    succeeded = [one.seconds for one in sent if one.status == 200]
     lost = sum(one.status is None for one in sent)
-    refused = len(sent) - len(answered) - lost
+    refused = len(sent) - len(succeeded) - lost
     print(
         f'{len(sent):,} requests from {flags.clients} clients, {os.cpu_count()} cores, images of '
-        f'{sum(map(len, images)) / _IMAGES / 1e3:.0f} kB: {len(answered):,} answered, '
+        f'{sum(map(len, images)) / _IMAGES / 1e3:.0f} kB: {len(succeeded):,} succeeded, '
         f'{refused} refused, {lost} lost'
     )
-    if answered:
-        median, slow = np.percentile(answered, [50, 99]) * 1e3
+    if succeeded:
+        median, slow = np.percentile(succeeded, [50, 99]) * 1e3
         print(
             f'latency: median {median:.1f} ms, 99th percentile {slow:.1f} ms; '
-            f'{len(answered) / seconds:,.0f} requests/s; {mean_batch:.1f} images a batch'
+            f'{len(succeeded) / seconds:,.0f} requests/s; {mean_batch:.1f} images a batch'
         )
     print(f'after SIGTERM the server ended with {code}')
-    sys.exit(int(len(answered) < flags.requests or code != 0))
+    sys.exit(int(len(succeeded) < flags.requests or code != 0))
 
 
 if __name__ == '__main__':

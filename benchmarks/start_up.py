@@ -5,8 +5,8 @@
   python -m benchmarks.start_up --parts=compile --rounds=5      # a minute or two a round
   python -m benchmarks.start_up --parts=starts --config=experiments/digits_densenet.py
 
-init draws every network's weights, each in turn, with nothing compiled before. compile lowers and
-compiles the training step of DenseNet-121, batch 16 at 224 pixels, ours beside one written with
+init draws every network's weights, one after another, with nothing compiled before. compile
+lowers and compiles the training step of DenseNet-121, batch 16 at 224 pixels, ours beside one of
 Linen's own layers, in alternating rounds. starts begins a run in a new process with an empty
 compilation cache, and again with the cache that the first has left, each up to the end of its
 first step. All on the devices that JAX finds; the persistent cache is off for the first two.

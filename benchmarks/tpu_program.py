@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> None:
         '--effort',
         type=float,
         default=0.0,
-        help="of the compiler: 0, a run's and default, to -1, the quickest",
+        help="of the compiler: 0, a run's and default, to -1, the fastest",
     )
     flags = parser.parse_args(argv)
     programs = list_programs(flags, 'tpu')

@@ -7,7 +7,7 @@
 
 On a GPU if both libraries have one, else on all cores that the process may use. PyTorch's networks
 are torchvision's, and `benchmarks.torch_cifar`'s for images of 32x32 pixels. PyTorch runs in
-every form of --forms, and the quickest of them counts: NCHW or channels_last, eagerly or with
+every form of --forms, and the fastest of them counts: NCHW or channels_last, eagerly or with
 torch.compile. Its step is what torchvision's references do: zero_grad, loss, backward, SGD with
 momentum. Ours is the one that a run takes, with augmentation switched off. The rounds alternate
 between all of them; the median of each counts, and the spread is that of the middle half.
@@ -120,15 +120,15 @@ def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[st
 
 
 def describe(seconds: dict[str, dict[str, list[float]]], batch: int) -> Iterator[str]:
-    """Yields a line for each, in images per second, and the ratio to the quickest of PyTorch's."""
+    """Yields a line for each, in images per second, and the ratio to the fastest of PyTorch's."""
     for what in ('step', 'forward'):
         medians = {who: statistics.median(kinds[what]) for who, kinds in seconds.items()}
         best = min(value for who, value in medians.items() if who != 'flaxcls')
         for who, median in sorted(medians.items(), key=lambda item: item[1]):
-            slow, _, quick = statistics.quantiles(seconds[who][what], n=4)[::-1]
+            slow, _, fast = statistics.quantiles(seconds[who][what], n=4)[::-1]
             yield (
                 f'  {what:8} {who:24} {batch / median:8.1f} images/s ({batch / slow:.1f} to '
-                f'{batch / quick:.1f})'
+                f'{batch / fast:.1f})'
             )
         yield f'  {what:8} flaxcls to the best of PyTorch: {best / medians["flaxcls"]:.2f}x'
 
@@ -148,7 +148,7 @@ def main() -> None:
     if unknown := set(flags.forms.split(',')) - set(forms):
         parser.error(f'--forms={",".join(sorted(unknown))} is none of {", ".join(forms)}')
     if flags.rounds < 2:
-        parser.error(f'--rounds={flags.rounds} must be 2 or more, since a spread is told')
+        parser.error(f'--rounds={flags.rounds} must be 2 or more, since a spread is reported')
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     versions = f'jax {jax.__version__}, torch {torch.__version__}'

@@ -3,7 +3,7 @@
   flaxcls data prepare --name=cifar10        (once; needs the extra [prepare])
   flaxcls train --config=cifar10_resnet110
 
-The paper trains for about 400 steps at a rate of 0.01 before it goes on at 0.1; here the rate rises
+The paper trains for about 400 steps at a rate of 0.01 and then at 0.1; here the rate rises
 over as many steps.
 Hardware: one GPU (time not measured).
 Expected: 93.39 % (error 6.61 +- 0.16 over five runs, 6.43 the best; table 6). Not run.

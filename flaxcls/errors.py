@@ -39,5 +39,5 @@ class Stopped(Exception):
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Tells whether JAX, or what waits for other processes through it, has missed one of them."""
+    """Returns whether JAX, or what waits for other processes through it, has missed one of them."""
     return type(error).__name__ == 'JaxRuntimeError' and bool(_LOST.search(str(error)))

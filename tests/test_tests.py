@@ -30,7 +30,7 @@ def _functions(path):
 
 
 def _asserts(function, functions, seen=frozenset()):
-    """Tells whether a function asserts something, or one that it names does."""
+    """Returns whether a function asserts something, or one that it names does."""
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
             return True

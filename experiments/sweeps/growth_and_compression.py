@@ -6,7 +6,7 @@ All have 28 layers: 8 convolutions in each block, which with bottlenecks are 4 p
 
   flaxcls sweep --sweep=growth_and_compression
 
-27 runs. Not run yet; --dry_run tells what they cost.
+27 runs. Not run yet; --dry_run estimates what they cost.
 """
 
 from flaxcls.sweeping.definition import Sweep, values

@@ -37,7 +37,7 @@ def make_mix(
 
     Args:
       num_classes: C of the targets.
-      axis_name: of the devices.
+      axis_name: the mapped axis over which the batch is split.
       mixup, cutmix: alpha of their Beta distributions; 0: switched off.
       repeats: consecutive rows in which an image stands; none is mixed with itself.
     """
@@ -93,7 +93,7 @@ def next_in_batch(x: jax.Array, shift: int, axis_name: str) -> jax.Array:
     Args:
       x: [P, B, ...], a device's share: the batch is P microbatches, each of B rows of every device.
       shift: rows, at most B.
-      axis_name: of the devices.
+      axis_name: the mapped axis over which the batch is split.
     """
     devices = lax.axis_size(axis_name)
     from_next = [((device + 1) % devices, device) for device in range(devices)]

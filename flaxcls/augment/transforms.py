@@ -117,7 +117,7 @@ def jitter_colors(key: jax.Array, image: jax.Array, *, strengths: tuple[float, .
     """Changes brightness, contrast, saturation and hue, in this order.
 
     Args:
-      key: of the example.
+      key: PRNG key, different for each example.
       image: float32 [H, W, 3] in 0..255.
       strengths: of the four. The first three factors are drawn from [max(0, 1 - s), 1 + s], the
         turn of the hue from [-s, s] with s up to 0.5.

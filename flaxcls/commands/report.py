@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     )
     flags = parser.parse_args(argv)
     if flags.watch is not None and not flags.watch > 0:
-        raise UserError(f'--watch={flags.watch:g} is no time to wait; give seconds above 0.')
+        raise UserError(f'--watch={flags.watch:g} is not a time to wait; give seconds above 0.')
     from flaxcls.reporting.report import print_summary, watch, write_report
 
     workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]

@@ -1,4 +1,4 @@
-"""Makes a run, at step 0, of weights from torchvision or timm.
+"""Creates a run, at step 0, with weights from torchvision or timm.
 
   flaxcls weights import --model=resnet50 --weights=resnet50.safetensors --workdir=runs/tv
   flaxcls evaluate --workdir=runs/tv --config.data.source=folder:PATH

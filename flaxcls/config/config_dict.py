@@ -65,7 +65,7 @@ def from_json(text: str) -> ConfigDict:
     """Returns the config written by `to_json`, by this version or an earlier one.
 
     Raises:
-      UserError: the text is no JSON, or has a key that this version does not know.
+      UserError: the text is not JSON, or has a key that this version does not know.
     """
     try:
         stored = dict(flatten(ConfigDict(json.loads(text))))

@@ -136,7 +136,7 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
     path = _find_file(path, kind)
     spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
     if spec is None:
-        raise UserError(f'{path!r} is no Python file with a {function}() function.')
+        raise UserError(f'{path!r} is not a Python file with a {function}() function.')
     module = importlib.util.module_from_spec(spec)
     with as_user_error(path, kind):
         spec.loader.exec_module(module)
@@ -147,7 +147,7 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def as_user_error(path: str, kind: str) -> Iterator[None]:
-    """Makes of whatever a file's own code raises a UserError that names the file."""
+    """Turns whatever a file's code raises into a UserError that names the file."""
     try:
         yield
     except UserError:

@@ -99,7 +99,7 @@ class Option:
             ) from None
 
     def accepts(self, value: Any) -> bool:
-        """Tells whether a value of the option's type is within its bounds."""
+        """Returns whether a value of the option's type is within its bounds."""
         if self.must_be:
             return self.must_be[1](value)
         if self.kind is float and not math.isfinite(value):
@@ -135,7 +135,7 @@ class Option:
 
 
 def require_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raises UserError unless `value` is one of `choices`, naming the nearest."""
+    """Raises UserError unless `value` is one of `choices`, suggesting the closest one."""
     if value not in choices:
         remedy = did_you_mean(value, choices) or f'; choose from {", ".join(choices)}'
         raise UserError(f'config.{key}={value!r} is unknown{remedy}.')

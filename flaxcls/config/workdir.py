@@ -59,7 +59,7 @@ def load_class_names(workdir: str | os.PathLike) -> list[str] | None:
     """Returns the names of a run's classes in the order of the logits; None: imported, untold.
 
     Raises:
-      UserError: the file that tells them is missing or damaged.
+      UserError: the file that lists them is missing or damaged.
     """
     path = pathlib.Path(workdir).expanduser() / CLASSES_FILE
     classes = load_stored_config(workdir).model.num_classes
@@ -83,8 +83,8 @@ def require_stored_classes(
     Imported weights come without the names of their classes: any are taken, with a note.
 
     Args:
-      workdir: of the run.
-      class_names: of the data.
+      workdir: path of the directory that the run was trained in.
+      class_names: in the order of the labels.
       source: of the data, for messages.
     """
     names = load_class_names(workdir)

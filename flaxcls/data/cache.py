@@ -18,7 +18,7 @@ from flaxcls.system.files import user_cache_path
 from flaxcls.system.threads import map_in_threads
 
 _HEADER = struct.Struct('<III')  # Height, width, label; then the pixels.
-_SAMPLE = 32  # Images that tell how large all of them will be.
+_SAMPLE = 32  # Images from which the size of all is estimated.
 _SHARE_OF_MEMORY = 0.5
 _SHARE_OF_DISK = 0.9
 

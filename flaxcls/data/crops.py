@@ -82,7 +82,7 @@ class EvalCrop(NamedTuple):
         """Returns uint8 [S, S, 3] of uint8 [H, W, 1 or 3], or of the bytes of a file.
 
         Raises:
-          ValueError: the bytes are no readable image.
+          ValueError: the bytes are not a readable image.
         """
         fraction = 1.0 if self.tta == 'ten' else self.fraction
         return resize_and_center_crop(image, self.side, fraction)
@@ -102,7 +102,7 @@ def resize_and_center_crop(
       uint8 [size, size, 3]. Reduction is antialiased.
 
     Raises:
-      ValueError: the bytes are no readable image.
+      ValueError: the bytes are not a readable image.
     """
     middle = lambda length, shorter, axis: (length - size) // 2  # noqa: E731
     return _resize_and_crop(image, size, crop_fraction, middle)
@@ -210,7 +210,7 @@ def random_resized_crop(
       uint8 [size, size, 3].
 
     Raises:
-      ValueError: the bytes are no readable image.
+      ValueError: the bytes are not a readable image.
     """
     encoded = images.open_image(image) if isinstance(image, bytes) else None
     if encoded and encoded.size is None:

@@ -128,13 +128,13 @@ class Dataset:
 
 
 class SplitSpec(NamedTuple):
-    """What tells the training examples of a data set from those for validation.
+    """How a data set is split into training and validation examples.
 
     Attributes:
       train: name or slice of the training split; None: train.
       val: likewise; None: the first there is of validation, val, test.
       val_fraction: share held out of every class of a set without splits; None: 0.2.
-      seed: of that draw.
+      seed: from which the held-out examples are drawn.
     """
 
     train: str | None = None
@@ -152,7 +152,7 @@ class SplitSpec(NamedTuple):
         return [self.val] if self.val else ['validation', 'val', 'test']
 
     def require_no_fraction(self, path: str, reason: str) -> None:
-        """Raises UserError if a fraction is to be held out of a set that has parts."""
+        """Raises UserError if a fraction is to be held out of a data set with splits."""
         if self.val_fraction is not None:
             raise UserError(
                 f'config.data.val_fraction={self.val_fraction:g} has no meaning for {path!r}, '

@@ -23,7 +23,7 @@ def prepare_fashion_mnist(idx_dir: pathlib.Path, data_dir: pathlib.Path) -> None
       data_dir: where TFDS keeps its data sets.
 
     Raises:
-      UserError: a file is missing, or is no idx file.
+      UserError: a file is missing, or is not an idx file.
     """
     parts = {
         'train': (read_idx(idx_dir, 'train-images-idx3'), read_idx(idx_dir, 'train-labels-idx1')),
@@ -72,4 +72,4 @@ def read_idx(folder: pathlib.Path, stem: str) -> np.ndarray:
         shape = struct.unpack_from(f'>{rank}I', data, 4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
-        raise UserError(f'{str(path)!r} is no complete idx file ({error}).') from None
+        raise UserError(f'{str(path)!r} is not a complete idx file ({error}).') from None

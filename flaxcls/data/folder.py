@@ -28,12 +28,12 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     fraction of every class is held out.
 
     Args:
-      path: the folder.
+      path: has one folder of images per class, or such folders in train and val.
       split_spec: names of the folders inside, or the fraction.
 
     Raises:
       UserError: a folder is missing or holds no image, or validation has a class of its own, or
-        the names of the folders do not tell what is for training.
+        the names of the folders do not say what is for training.
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
@@ -78,7 +78,7 @@ class _Listing(NamedTuple):
     """The files below a folder."""
 
     images: dict[str, list[str]]  # By class; classes and paths in their order.
-    others: collections.Counter  # Suffix -> number of files that are no images of a class.
+    others: collections.Counter  # Suffix -> number of files that are not images of a class.
     empty: list[str]  # Folders that would be classes, had they an image.
 
 
@@ -148,7 +148,7 @@ def _notes(*listings: _Listing) -> tuple[str, ...]:
     if others:
         kinds = ', '.join(f'{count} {suffix}' for suffix, count in others.most_common(8))
         notes.append(
-            f'{others.total()} files that are no images of a class were left out: {kinds}.'
+            f'{others.total()} files that are not images of a class were left out: {kinds}.'
         )
     empty = [name for listing in listings for name in listing.empty]
     if empty:

@@ -1,6 +1,6 @@
 """From the bytes of an image file to a uint8 RGB array, on the host.
 
-Every question of file formats is answered here. Pillow is the reference for what can be read, and
+Every question of file formats is settled here. Pillow is the reference for what can be read, and
 for its pixels; ordinary JPEGs are decoded by libjpeg-turbo, which gives the same pixels sooner.
 """
 
@@ -32,11 +32,11 @@ _UPRIGHT = (
 def decode(data: bytes) -> np.ndarray:
     """Returns the first frame of an image file, upright, as uint8 RGB [H, W, 3].
 
-    The kind of file is told by its content. Transparency is composited on white, grey is repeated,
-    the upper eight of sixteen bits are kept. Colour profiles are not applied.
+    The kind of file is detected from its content. Transparency is composited on white, grey is
+    repeated, the upper eight of sixteen bits are kept. Colour profiles are not applied.
 
     Raises:
-      ValueError: the bytes are no readable image, or end too early.
+      ValueError: the bytes are not a readable image, or end too early.
     """
     return open_image(data).decode()
 
@@ -50,7 +50,7 @@ def require_pixels(data: bytes, max_pixels: int) -> None:
 
     Raises:
       TooManyPixels: the image has more than max_pixels, or than Pillow opens.
-      ValueError: the bytes are no image.
+      ValueError: the bytes are not a image.
     """
     try:
         with _open(data) as picture:
@@ -83,7 +83,7 @@ class EncodedImage(NamedTuple):
           fast: allows JPEGs an error of about a grey level, for a seventh of the time.
 
         Raises:
-          ValueError: the bytes are no readable image, or end too early.
+          ValueError: the bytes are not a readable image, or end too early.
         """
         if self.stored_size:
             min_height, min_width = (math.ceil(side * min_scale) for side in self.stored_size)
@@ -175,7 +175,7 @@ def _orientation_of_jpeg(data: bytes) -> int:
 def _orientation(picture: Image.Image) -> int:
     try:
         value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # A damaged block of EXIF is no reason to lose the image.
+    except Exception:  # A damaged block of EXIF is not a reason to lose the image.
         return 1
     return value if value in range(1, 9) else 1
 

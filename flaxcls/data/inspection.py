@@ -156,7 +156,7 @@ def _equal_groups(looks: list[Look]) -> Iterator[np.ndarray]:
 
 
 def _near_groups(looks: list[Look]) -> list[list[Look]]:
-    """Returns groups of images that look alike; of equal ones, the first stands for all."""
+    """Returns groups of near duplicates; of equal ones, the first stands for all."""
     first_of = {}
     for look in looks:
         first_of.setdefault(look.digest, look)

@@ -34,7 +34,7 @@ def open_manifest(path: str, split_spec: SplitSpec) -> Dataset:
         names = in_order({row['label'] for row in rows})
         train, val, note = hold_out(_to_split(rows, names), split_spec)
         return Dataset(train, val, tuple(names), (note,))
-    split_spec.require_no_fraction(path, 'whose column split tells what is for validation')
+    split_spec.require_no_fraction(path, 'whose column split says what is for validation')
     return _by_split(path, rows, split_spec.train_name, split_spec.val_names)
 
 

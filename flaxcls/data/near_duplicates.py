@@ -1,4 +1,4 @@
-"""Finding images that look alike, without comparing each to each."""
+"""Finding near-duplicate images, without comparing each to each."""
 
 from collections.abc import Iterable, Iterator
 
@@ -26,7 +26,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def near_pairs(thumbnails: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yields the pairs (i, j), i < j, of images that are alike but for encoding, size or light.
 
-    Candidates differ in at most 15 of the 256 bits that tell whether the thumbnail grows brighter
+    Candidates differ in at most 15 of the 256 bits that say whether the thumbnail grows brighter
     to the right. Such hashes agree in at least one of sixteen bands, so only those that share a
     band are compared. Of the candidates, the thumbnails have to correlate.
 

@@ -56,13 +56,13 @@ def make_train_batches(
     {'image': uint8 [B, S, S, 3], 'label': int32 [B]} with B = batch_size / process_count.
 
     Args:
-      split: the training examples.
+      split: from which examples are taken, by index.
       crop: how each is cut.
       batch_size: examples of a global batch.
       num_epochs: after which the batches end.
       seed: of the order, and of random crops.
       repeats: rows in which each image stands.
-      microbatches: of a batch.
+      microbatches: how many a batch is accumulated from.
       num_threads: for decoding; None: one per core.
       process_index, process_count: each process reads its rows of each microbatch.
     """

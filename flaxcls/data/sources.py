@@ -86,7 +86,7 @@ def without_unreadable(
     """Returns the data set without the files that cannot be read.
 
     Args:
-      dataset: as opened.
+      dataset: with all files that are listed, readable or not.
       names: of the splits whose files are read.
       on_error: stop, or skip, which leaves them out with a note.
       num_threads: for decoding; None: one per core.

@@ -62,7 +62,9 @@ def open_tfds(
             f'access; move it away and run {prepare_command(name, data_dir)}'
         )
     if not {'image', 'label'} <= set(features) or not hasattr(features['label'], 'names'):
-        raise UserError(f'{name} is no set of images with one label each; it has {list(features)}.')
+        raise UserError(
+            f'{name} is not a set of images with one label each; it has {list(features)}.'
+        )
     present = list(builder.info.splits)
     train_split, val_splits = splits.train_name, splits.val_names
     val_split = next((split for split in val_splits if _split_name(split) in present), None)

@@ -30,7 +30,7 @@ def readable_part(
     """Returns the split without its unreadable files, and notes about these.
 
     Args:
-      split: the files.
+      split: whose files are opened.
       name: of the split, for the messages.
       on_error: stop or skip.
       num_threads: for decoding.

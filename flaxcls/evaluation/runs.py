@@ -27,11 +27,11 @@ class EvaluatedRun(NamedTuple):
     """A run, and its predictions for the validation images.
 
     Attributes:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       source: of the data, with the overrides.
       top_k: of the run's metric.
       changed: overridden options for which the logits are others than the run's own.
-      predictions: of a checkpoint.
+      predictions: logits and labels of every validation image.
     """
 
     workdir: str
@@ -57,7 +57,7 @@ def evaluate_runs(
     """Returns the predictions of each run, for its validation images.
 
     Args:
-      workdirs: of different runs.
+      workdirs: one for each run.
       checkpoint: of each: newest, best, or a step.
       overrides: of each run's config, such as another `data.source`.
 

@@ -18,8 +18,8 @@ class Result(NamedTuple):
     """What a checkpoint has reached on the validation images.
 
     Attributes:
-      step: of the checkpoint.
-      count: of the images.
+      step: training step of the checkpoint.
+      count: how many images were evaluated.
       accuracy: share of right predictions.
       interval: of the accuracy, 95 %.
       top_k: k, and how often the label is among the k best.

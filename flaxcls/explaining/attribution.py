@@ -18,7 +18,7 @@ from flaxcls.models.densenet import DenseNet
 from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
 
-# Images at once where gradients are taken: what is kept for them is much more than an answer needs.
+# Images at once where gradients are taken: these keep much more than a prediction needs.
 GRADIENT_BATCH = 16
 
 
@@ -35,13 +35,13 @@ def grad_cam(
     of the logit's gradient over the pixels of its map, and what is negative in the sum is zero.
 
     Args:
-      classifier: the network.
-      images: see above.
-      classes: see above.
+      classifier: of a trained run.
+      images: uint8 [N, S, S, 3].
+      classes: int [N], whose logits are explained; None: the predicted ones.
       layer: whose output is a map [h, w, channels], see `apply_with_intermediates`.
 
     Raises:
-      UserError: there is no such layer, or its output is no map.
+      UserError: there is no such layer, or its output is not a map.
     """
     classes = require_classes(classifier, images, classes)
     function = classifier.compiled(_make_grad_cam, layer)
@@ -139,10 +139,10 @@ def smooth_grad(
     the map of one does not depend on the others.
 
     Args:
-      classifier, images, classes: see above.
+      classifier, images, classes: as for `grad_cam`.
       samples: noisy copies.
       noise: their deviation, as a share of the image's range from its least to its largest value.
-      seed: of the noise.
+      seed: from which the noise is drawn.
     """
     _require_positive('samples', samples)
     classes = require_classes(classifier, images, classes)
@@ -180,10 +180,10 @@ def occlusion(
     """Returns float32 [N, h, w]: how much the logit falls when a window of the image is covered.
 
     Zeiler, Fergus, Visualizing and Understanding Convolutional Networks, arXiv:1311.2901, section
-    4.2, with the logit in place of the probability, in which a sure answer hardly moves.
+    4.2, with the logit in place of the probability, which hardly moves for a confident prediction.
 
     Args:
-      classifier, images, classes: see above.
+      classifier, images, classes: as for `grad_cam`.
       window: side in pixels of what is covered with the mean colour; None: three strides.
       stride: side of the cells of the map, in whose middles the windows lie; None: S / 16. h and w
         are S / stride, rounded up.
@@ -227,7 +227,7 @@ def _make_drop(classifier: Classifier, window: int) -> Callable[..., jax.Array]:
 
 def _require_positive(name: str, value: int) -> None:
     if value < 1:
-        raise UserError(f'{name}={value} is no positive number.')
+        raise UserError(f'{name}={value} is not a positive number.')
 
 
 def choose(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -239,8 +239,8 @@ def require_map(layer: str, shape: tuple[int, ...]) -> None:
     """Raises UserError unless the output of a layer has pixels."""
     if len(shape) != 4:
         raise UserError(
-            f'layer {layer!r} puts out {list(shape[1:])} for an image, which is no map; choose an '
-            "earlier one, such as 'feature_map'."
+            f'layer {layer!r} puts out {list(shape[1:])} for an image, which is not a map; choose '
+            "an earlier one, such as 'feature_map'."
         )
 
 
@@ -258,7 +258,7 @@ def require_images(classifier: Classifier, images: np.ndarray) -> None:
 def require_classes(
     classifier: Classifier, images: np.ndarray, classes: np.ndarray | None
 ) -> np.ndarray:
-    """Returns int32 [N], the classes or else the answers, after a look at both arguments.
+    """Returns int32 [N], the classes or else the predictions, after a look at both arguments.
 
     Raises:
       UserError: the images do not fit, or the classes.

@@ -29,7 +29,7 @@ def feature_maps(classifier: Classifier, images: np.ndarray, layer: str) -> np.n
     """Returns what a layer makes of images uint8 [N, S, S, 3], float32 [N, h, w, C].
 
     Raises:
-      UserError: there is no such layer, its output is no map, or the images do not fit.
+      UserError: there is no such layer, its output is not a map, or the images do not fit.
     """
     outputs = layer_outputs(classifier, images, layer)
     require_map(layer, outputs.shape)

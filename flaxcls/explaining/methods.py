@@ -164,14 +164,14 @@ def draw_neighbours(run: ExplainRequest) -> None:
     )
     queries = layer_outputs(run.classifier, examples.images, 'features')
     found = nearest_neighbours(features, queries, min(_NEIGHBOURS + 1, len(features)))
-    if examples.places is not None:  # An image is no neighbour of itself.
+    if examples.places is not None:  # An image is not a neighbour of itself.
         pairs = zip(found, examples.places, strict=True)
-        found = np.stack([places[places != own][: found.shape[1] - 1] for places, own in pairs])
+        found = np.stack([places[places != query][: found.shape[1] - 1] for places, query in pairs])
     found = found[:, :_NEIGHBOURS]
     near = run.load(dataset, found.ravel())
     near_cells = _in_rows(list(zip(near.images, near.names, strict=True)), found.shape[1])
-    own_cells = zip(examples.images, examples.names, strict=True)
-    rows = [[own, *others] for own, others in zip(own_cells, near_cells, strict=True)]
+    query_cells = zip(examples.images, examples.names, strict=True)
+    rows = [[query, *others] for query, others in zip(query_cells, near_cells, strict=True)]
     plots.draw_grid(rows, run.title('nearest in their features'), run.out)
 
 
@@ -235,7 +235,7 @@ def explain(
     """Draws one method's picture of a run, and returns its file.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       method: a row of METHODS.
       images: files; none: some of the validation images.
       checkpoint: newest, best, or a step.

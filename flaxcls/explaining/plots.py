@@ -9,7 +9,7 @@ from PIL import Image
 
 from flaxcls.explaining.signal_propagation import SignalStats
 
-_OPACITY = 0.7  # Of the hottest place, so that what lies below can still be told.
+_OPACITY = 0.7  # Of the hottest place, so that what lies below stays visible.
 TitledImage = tuple[np.ndarray, str]  # A picture, uint8 [H, W, 3] or float in 0..1, and its title.
 
 
@@ -76,7 +76,7 @@ def draw_curves(
       histories: name -> the records of a run, as `train_and_evaluate` returns them. Validation is
         drawn strong, training dashed.
       title: above the picture.
-      path: of the file.
+      path: of the PNG file to write.
     """
     figure = _figure(10, 3.6, title)
     for axis, quantity in zip(figure.subplots(1, 2), ('loss', 'accuracy'), strict=True):

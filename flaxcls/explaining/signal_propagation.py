@@ -46,7 +46,7 @@ def signal_and_gradient_norms(
       variables: its parameters and statistics, at initialisation or trained.
       images: normalised [B, H, W, 3].
       labels: int [B].
-      seed: of dropout.
+      seed: from which the dropout masks are drawn.
     """
     model = model.clone(norm=functools.partial(model.norm, group_size=None))
     names = [name for name in layer_names(model, variables, images) if _is_shown(name)]
@@ -88,7 +88,7 @@ def feature_reuse(params: Mapping[str, Any]) -> list[np.ndarray]:
     Densely Connected Convolutional Networks, arXiv:1608.06993, section 5, figure 5.
 
     Args:
-      params: of a DenseNet.
+      params: parameters of a DenseNet, as in `TrainState.params`.
 
     Returns:
       For each block of L layers float32 [L + 1, L + 1]. Rows are sources: what the block is given,
@@ -97,7 +97,7 @@ def feature_reuse(params: Mapping[str, Any]) -> list[np.ndarray]:
       convolution; NaN where a source comes after its target.
 
     Raises:
-      UserError: the network is no DenseNet.
+      UserError: the network is not a DenseNet.
     """
     if 'block1_layer1' not in params:
         raise UserError(

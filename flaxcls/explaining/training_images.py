@@ -42,24 +42,28 @@ def augmented_images(setup: Setup, epochs: int) -> tuple[np.ndarray, Mixed, np.n
     examples, count = Numbered(split, indices), len(indices)
     crop = setup.eval_crop
     evaluated = next(make_eval_batches(examples, crop, batch_size=count)())['image']
-    view = _make_train_view(setup.augment, setup.make_mix(count, 'device', repeats=1))
+    augment_and_mix = _make_augment_and_mix(
+        setup.augment, setup.make_mix(count, 'device', repeats=1)
+    )
     batches = make_train_batches(
         examples, setup.train_crop, batch_size=count, num_epochs=epochs, seed=setup.seed
     )
     keys = jax.random.split(jax.random.key(setup.seed), epochs)
-    views = [
-        _in_place(jax.device_get(view(key, batch['image'], batch['label'])), batch['label'])
+    augmented = [
+        _in_place(
+            jax.device_get(augment_and_mix(key, batch['image'], batch['label'])), batch['label']
+        )
         for key, batch in zip(keys, batches(0), strict=True)
     ]
     labels = np.array([split[index][1] for index in indices])
-    return evaluated, Mixed(*map(np.stack, zip(*views, strict=True))), labels
+    return evaluated, Mixed(*map(np.stack, zip(*augmented, strict=True))), labels
 
 
-def _make_train_view(
+def _make_augment_and_mix(
     augment: Callable[[jax.Array, jax.Array], jax.Array], mix: Callable[..., Mixed]
 ) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed]:
     @jax.jit
-    def view(key: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
+    def augment_and_mix(key: jax.Array, images: jax.Array, labels: jax.Array) -> Mixed:
         augment_keys, mix_keys = jax.random.split(key, (2, len(labels)))
         images = augment(augment_keys, images.astype(jnp.float32))
         # Mixing asks for microbatches, and a named axis over the devices; here both are one.
@@ -68,7 +72,7 @@ def _make_train_view(
         )
         return jax.tree.map(lambda x: x[0, 0], one)
 
-    return view
+    return augment_and_mix
 
 
 def _in_place(mixed: Mixed, places: np.ndarray) -> Mixed:

@@ -51,7 +51,8 @@ class Certificate:
     Attributes:
       format: of the export, such as onnx.
       model, step: the network, and of which checkpoint.
-      temperature, views: see `Classifier`; data: of which source the images are.
+      temperature: by which logits are divided; tta_crops: as --crops of predict;
+        data: the source of the images.
       file, bytes, sha256: of the exported network.
       images: how many were compared, evenly spread over the validation set.
       agreement: share of the predictions that are the same.
@@ -69,7 +70,7 @@ class Certificate:
     model: str
     step: int
     temperature: float
-    views: str
+    tta_crops: str
     data: str
     file: str
     bytes: int
@@ -90,7 +91,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether the bounds are kept; a difference that is no number keeps none."""
+        """Whether the bounds are kept; a difference that is not a number keeps none."""
         allowed = math.inf if self.bounds.difference is None else self.bounds.difference
         differences = (self.largest_difference, self.batch_difference)
         return self.agreement >= self.bounds.agreement and all(
@@ -98,7 +99,7 @@ class Certificate:
         )
 
     def to_json(self) -> str:
-        """Returns the fields and `passed` as JSON, which has null for what is no number."""
+        """Returns the fields and `passed` as JSON, which has null for what is not a number."""
         fields = dataclasses.asdict(self) | {'passed': self.passed}
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -132,7 +133,7 @@ def certify(
     """Returns the certificate of an exported network.
 
     Args:
-      name: of the format.
+      name: of the export format, such as onnx.
       file: the network, of one of the kinds that `run` knows.
       classifier: what was exported.
       samples: the images to compare.
@@ -150,7 +151,7 @@ def certify(
         model=classifier.model_name,
         step=classifier.step,
         temperature=classifier.temperature,
-        views=classifier.images.crop.tta,
+        tta_crops=classifier.images.crop.tta,
         data=samples.source,
         file=file.name,
         bytes=len(content),
@@ -176,14 +177,14 @@ def _run_here(classifier: Classifier, images: np.ndarray) -> tuple[np.ndarray, f
     """Returns the probabilities [N, C] of jitted JAX, and the median seconds of an image alone."""
     crops_of = tta_crops_of(classifier.images.crop)
     classify = make_classify(classifier.model, classifier.normalize, crops_of)
-    answer = classifier.compile(
+    predict = classifier.compile(
         lambda variables, images: jax.nn.softmax(
             classify(variables, images) / classifier.temperature
         )
     )
-    run_one = lambda image: np.asarray(answer(classifier.variables, image))  # noqa: E731
+    run_one = lambda image: np.asarray(predict(classifier.variables, image))  # noqa: E731
     _, seconds = run.time_single(run_one, images[: run.TIMED_IMAGES])
-    return classifier.in_batches(answer, images), seconds
+    return classifier.in_batches(predict, images), seconds
 
 
 def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
@@ -192,11 +193,11 @@ def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict
     There flaxcls cannot be imported.
     """
     with tempfile.TemporaryDirectory() as folder:
-        given, answers = pathlib.Path(folder) / 'images.npy', pathlib.Path(folder) / 'answers.npy'
+        given, found = (pathlib.Path(folder) / name for name in ('images.npy', 'predictions.npy'))
         np.save(given, images)
-        command = [sys.executable, '-c', _APART, run.__file__, str(file), str(given), str(answers)]
+        command = [sys.executable, '-c', _APART, run.__file__, str(file), str(given), str(found)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = ' '.join(done.stderr.split())[-_LAST_WORDS:] or f'exit code {done.returncode}'
             raise RunError(f'{file.name} does not run: {said}')
-        return np.load(answers), json.loads(done.stdout.splitlines()[-1])
+        return np.load(found), json.loads(done.stdout.splitlines()[-1])

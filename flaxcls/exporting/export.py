@@ -59,7 +59,7 @@ def export(
     """Writes a run's network to a folder, with its certificate, which is returned.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       form: a row of FORMATS.
       out: the folder. An earlier export there is replaced whole; other files are refused.
       checkpoint, crops: see `Classifier.load`.
@@ -146,8 +146,8 @@ def _require_folder(path: str | os.PathLike) -> pathlib.Path:
     strangers = _strangers(path)
     if strangers:
         raise UserError(
-            f'--out={given}: {path.name} has files that are no export, such as {strangers[0]}; '
-            'name a new folder.'
+            f'--out={given}: {path.name} has files that are not part of an export, such as '
+            f'{strangers[0]}; name a new folder.'
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def _is_export(folder: pathlib.Path) -> bool:
 
 
 def _put(new: pathlib.Path, out: pathlib.Path) -> None:
-    """Puts a folder in the place of an earlier one, whole or not at all."""
+    """Replaces an earlier folder, whole or not at all."""
     if out.exists():
         out.rename(new.parent / 'earlier')  # Goes with the temporary folder.
     new.rename(out)
@@ -193,7 +193,7 @@ def _about(classifier: Classifier) -> dict[str, Any]:
         'preprocessing': {
             'side': classifier.side,
             'shorter_side': max(classifier.side, crop.shorter_side),
-            'views': crop.tta,
+            'tta_crops': crop.tta,
             'steps': _STEPS,
         },
     }

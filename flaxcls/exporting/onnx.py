@@ -34,12 +34,12 @@ def write_onnx(
     Args:
       inference: see `make_inference`.
       side: S.
-      path: of the file.
+      path: of the .onnx file to write.
       about: goes into the file's metadata, as JSON.
     """
     import jax2onnx  # noqa: PLC0415 - an extra, and slow to import
 
-    # It tells of shapes that it leaves out; all are inferred anew.
+    # It warns of shapes that it leaves out; all are inferred anew.
     logging.getLogger('onnx_ir').setLevel(logging.ERROR)
 
     (count,) = jax.export.symbolic_shape('N')
@@ -125,15 +125,15 @@ def _simplify(path: pathlib.Path, simplified: pathlib.Path) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(simplified)
     options.log_severity_level = 3
-    with full_disk_told(simplified):
+    with full_disk_reported(simplified):
         onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
 
 
 @contextlib.contextmanager
-def full_disk_told(path: pathlib.Path) -> Iterator[None]:
+def full_disk_reported(path: pathlib.Path) -> Iterator[None]:
     """Raises OSError where the block fails and there is no room for a file.
 
-    ONNX and its runtime write files without looking whether that succeeds, and then tell that a
+    ONNX and its runtime write files without looking whether that succeeds, and then report that a
     network cannot be parsed or serialized.
     """
     try:

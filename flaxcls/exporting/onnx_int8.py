@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcls.exporting.onnx import full_disk_told, load_model, save_model
+from flaxcls.exporting.onnx import full_disk_reported, load_model, save_model
 
 _IMAGES_AT_ONCE = 16
 # Not the factors of a BatchNorm that is not folded: they are few, and int8 is coarse for them.
@@ -37,10 +37,10 @@ def quantize(
         def get_next(self):
             return next(self._batches, None)
 
-    logging.disable(logging.WARNING)  # Of shapes, which are no numbers to quantize.
+    logging.disable(logging.WARNING)  # Of shapes, which are not numbers to quantize.
     try:
         # What is zero for all images is divided by its range.
-        with np.errstate(invalid='ignore', divide='ignore'), full_disk_told(path):
+        with np.errstate(invalid='ignore', divide='ignore'), full_disk_reported(path):
             quantization.quantize_static(
                 model,
                 path,

@@ -51,7 +51,7 @@ def load_tflite(path):
 
     interpreter = Interpreter(path)
     (given,) = interpreter.get_input_details()
-    answer = interpreter.get_signature_runner().get_output_details()['probabilities']
+    output = interpreter.get_signature_runner().get_output_details()['probabilities']
 
     def run(images):
         if tuple(interpreter.get_input_details()[0]['shape']) != images.shape:
@@ -59,7 +59,7 @@ def load_tflite(path):
             interpreter.allocate_tensors()
         interpreter.set_tensor(given['index'], images)
         interpreter.invoke()
-        return interpreter.get_tensor(answer['index'])
+        return interpreter.get_tensor(output['index'])
 
     interpreter.allocate_tensors()
     return run
@@ -114,12 +114,12 @@ def name_pictures(model, files):
 def time_single(run, images):
     """Returns the probabilities of images taken one at a time, and the median seconds of one."""
     run(images[:1])
-    answers, seconds = [], []
+    outputs, seconds = [], []
     for index in range(len(images)):
         began = time.perf_counter()
-        answers.append(run(images[index : index + 1]))
+        outputs.append(run(images[index : index + 1]))
         seconds.append(time.perf_counter() - began)
-    return np.concatenate(answers), statistics.median(seconds)
+    return np.concatenate(outputs), statistics.median(seconds)
 
 
 def run_array(model, images_file, probabilities_file):
@@ -149,7 +149,7 @@ def run_array(model, images_file, probabilities_file):
 
 
 def main(arguments):
-    """Does what the command line asks."""
+    """Runs the command line."""
     if len(arguments) < 2:
         sys.exit(__doc__)
     model, *files = arguments

@@ -46,9 +46,9 @@ def write_tflite(
     Args:
       function: images uint8 [N, S, S, 3] -> probabilities float32 [N, C], or a dictionary
         {name of the output: float32 [N, ...]}; its weights are constants, and each image is
-        answered by itself.
+        run alone.
       side: S, pixels.
-      path: of the file.
+      path: of the .tflite file to write.
       int8: keep the weights of convolutions and matrices as int8, with a scale for each output
         channel; activations are float32, and are rounded to int8 for a product where LiteRT has it.
 
@@ -100,7 +100,7 @@ def convert(function: Callable[[jax.Array], Any], side: int) -> bytes:
 
 
 def quantize(data: bytes) -> bytes:
-    """Returns the content of a .tflite file with int8 weights in the place of float32 ones."""
+    """Returns the content of a .tflite file with int8 weights in place of float32 ones."""
     from ai_edge_quantizer import quantizer  # noqa: PLC0415 - an extra
 
     tool = quantizer.Quantizer(data)

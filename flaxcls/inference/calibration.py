@@ -25,7 +25,7 @@ class Calibration(NamedTuple):
       ece_before: expected calibration error of the plain softmax, in 0..1.
       ece_after: the same with temperatures fitted on other examples.
       loss_before, loss_after: likewise the log loss, in nats.
-      count: of the examples.
+      count: how many examples T was fitted to.
     """
 
     step: int
@@ -52,8 +52,8 @@ def calibrate(predictions: Predictions, seed: int = 0) -> Calibration:
     drawn into two halves, and each is judged with the temperature of the other.
 
     Args:
-      predictions: of the checkpoint.
-      seed: of the halves.
+      predictions: logits and labels of the validation set.
+      seed: of the random split into halves.
 
     Raises:
       UserError: there are fewer than two images.
@@ -78,8 +78,8 @@ def calibrate(predictions: Predictions, seed: int = 0) -> Calibration:
 
 
 def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    own = probabilities[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, np.finfo(own.dtype).tiny)).mean())
+    true = probabilities[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(true, np.finfo(true.dtype).tiny)).mean())
 
 
 def save_calibration(
@@ -89,7 +89,7 @@ def save_calibration(
 
     Args:
       calibration: its fields are the file's.
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       source: config.data.source of the images, for the record.
     """
     path = pathlib.Path(workdir).expanduser() / CALIBRATION_FILE

@@ -55,7 +55,7 @@ class Classifier:
       class_names: in the order of the logits.
       images: how evaluation shows them to the network.
       temperature: divides the logits before they become probabilities; 1 unless it was measured.
-      step: of the checkpoint.
+      step: training step of the checkpoint.
       num_threads: that decode images; None: one per core.
       normalize: images in 0..255 -> what the network takes.
       side: S, in pixels, of preprocessed images.
@@ -97,7 +97,7 @@ class Classifier:
         """Returns the classifier that a run has trained, whose data need not be there any more.
 
         Args:
-          workdir: of the run.
+          workdir: path of the directory that the run was trained in.
           checkpoint: newest, best (by validation accuracy), or a step.
           crops: the TTA crops that are averaged: center, flip or ten; None: as the run evaluates.
             With others than the run's, the temperature that was measured does not apply.
@@ -171,7 +171,7 @@ class Classifier:
             is decoded, resized and cut as in evaluation.
 
         Raises:
-          UserError: an array is no uint8 image.
+          UserError: an array is not a uint8 image.
           RunError: a file cannot be read.
         """
         return self.to_probabilities(self.logits(images))
@@ -204,7 +204,7 @@ class Classifier:
         """Returns one image as evaluation shows it to the network, uint8 [S, S, 3].
 
         Raises:
-          UserError: an array is no uint8 image.
+          UserError: an array is not a uint8 image.
           UnreadableImage: a file cannot be read; a RunError.
         """
         if isinstance(image, np.ndarray | jax.Array):

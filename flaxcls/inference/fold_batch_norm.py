@@ -46,7 +46,7 @@ class Norm(NamedTuple):
     """A BatchNorm and the convolutions that may take its factors.
 
     Attributes:
-      eps: its own.
+      eps: added to its variance.
       before: the convolution whose output it alone sees; None: there is none.
       after: the convolutions that alone see the ReLU of its output, which alone sees that.
     """
@@ -152,7 +152,7 @@ def _trace(model: nn.Module, variables: Mapping[str, Any], side: int) -> tuple[A
 
 
 def _is_relu(equation: Any) -> bool:
-    """Tells whether an equation is nn.relu, whose gradient is its own and which holds a call."""
+    """Returns whether an equation is nn.relu, whose gradient is its own and which holds a call."""
     if equation is None or equation.primitive.name != 'custom_jvp_call':
         return False
     return equation.params['call_jaxpr'].eqns[0].params.get('name') == 'relu'

@@ -27,7 +27,7 @@ def predict_files(
     """Yields a prediction for each file, in order; threads read a few hundred ahead, no more.
 
     Args:
-      classifier: of a run.
+      classifier: of a trained run.
       files: as `find_files` gives them; there may be any number.
       topk: how many classes a prediction has, at most as many as there are.
       batch_size: how many images go through the network at once.

@@ -26,7 +26,7 @@ class Predictions(NamedTuple):
     """The predictions of a checkpoint for N examples of C classes, in the order of the data.
 
     Attributes:
-      step: of the checkpoint.
+      step: training step of the checkpoint.
       labels: int32 [N].
       logits: float32 [N, C]; of several TTA crops, the logarithms of their averaged probabilities.
       names: of each example, what a person would look for: the file, or the split's record.
@@ -111,7 +111,7 @@ def save_predictions(predictions: Predictions, workdir: str | os.PathLike) -> pa
 
 
 def load_predictions(workdir: str | os.PathLike) -> Predictions:
-    """Returns what `save_predictions` has written; its `step` tells of which checkpoint.
+    """Returns what `save_predictions` has written; its `step` is that of the checkpoint.
 
     Raises:
       UserError: there are none, or the file is damaged.
@@ -144,7 +144,7 @@ def write_csv(
     Args:
       predictions: to be written.
       path: of the file, whose folder is there.
-      temperature: of the probabilities.
+      temperature: by which logits are divided before the softmax.
 
     Raises:
       UserError: the file cannot be there.

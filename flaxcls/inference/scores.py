@@ -1,6 +1,6 @@
-"""What labels, answers and probabilities say of a classifier: pure functions of NumPy arrays.
+"""What labels, predictions and probabilities say of a classifier: pure functions of NumPy arrays.
 
-Examples are N and classes C; labels and answers are int [N], logits and probabilities [N, C].
+Examples are N and classes C; labels and predictions are int [N], logits and probabilities [N, C].
 scikit-learn and SciPy compute what they have; they are imported when called, since that takes time.
 """
 
@@ -33,10 +33,10 @@ def class_scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) ->
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns int64 [C, C]: how many examples of the row's class were answered with the column's.
+    """Returns int64 [C, C]: how many examples of the row's class were predicted as the column's.
 
     Raises:
-      ValueError: a label or an answer is no class.
+      ValueError: a label or a prediction is not a class.
     """
     from sklearn import metrics  # noqa: PLC0415 - slow to import
 
@@ -63,18 +63,18 @@ def _relative(labels: np.ndarray, logits: np.ndarray) -> np.ndarray:
 def top_k_accuracy(labels: np.ndarray, logits: np.ndarray, k: int) -> float:
     """Returns how often the label is among the k best; of equal logits, the first is better."""
     # Of equal logits scikit-learn takes the last; it refuses two classes, and sorts all of them.
-    own = logits[np.arange(len(labels)), labels][:, None]
+    true = logits[np.arange(len(labels)), labels][:, None]
     earlier = np.arange(logits.shape[1]) < labels[:, None]
-    better = (logits > own) | ((logits == own) & earlier)
+    better = (logits > true) | ((logits == true) & earlier)
     return int((better.sum(1) < k).sum()) / len(labels)
 
 
 class Reliability(NamedTuple):
-    """How sure the answers of each of B bins are, and how often they are right.
+    """The mean confidence and the accuracy of each of B bins.
 
     Attributes:
       edges: float64 [B + 1], of the bins, from 0 to 1; a bin holds its upper edge.
-      confidence: float64 [B], the mean probability of the answers; NaN in an empty bin.
+      confidence: float64 [B], the mean probability of the predictions; NaN in an empty bin.
       accuracy: float64 [B], the share of right ones; NaN in an empty bin.
       count: int64 [B].
     """
@@ -112,8 +112,8 @@ def expected_calibration_error(
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """Returns the T whose softmax of logits / T has the least log loss (arXiv:1706.04599, 4.2).
 
-    It is looked for within TEMPERATURES. Where every answer is right, any smaller T has a smaller
-    loss, and the examples do not tell how sure to be: the answer is 1, which changes nothing.
+    The search is within TEMPERATURES. Where every prediction is right, a smaller T always has a
+    smaller loss, and the data does not determine T: the result is 1, which changes nothing.
     """
     from scipy.optimize import minimize_scalar  # noqa: PLC0415 - slow to import
     from scipy.special import logsumexp  # noqa: PLC0415
@@ -144,7 +144,7 @@ def accuracy_interval(
     Args:
       correct: bool [N].
       confidence: between 0 and 1.
-      seed: of the resamples.
+      seed: from which the bootstrap samples are drawn.
     """
     from scipy.stats import binomtest  # noqa: PLC0415 - slow to import
 

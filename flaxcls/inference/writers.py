@@ -22,10 +22,10 @@ _FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
 
 
 class Prediction(NamedTuple):
-    """What is told of one file.
+    """What is written about one file.
 
     Attributes:
-      file: its path.
+      file: path, as it was given.
       classes: (name, probability) of the likeliest, the likeliest first.
       error: why it could not be read, and there are no classes.
     """
@@ -40,12 +40,12 @@ Write = Callable[[Prediction], None]
 
 @contextlib.contextmanager
 def write_json(stream: TextIO) -> Iterator[Write]:
-    """Gives a function that writes a prediction to a list in JSON, which is closed at the end."""
+    """Yields a function that writes a prediction to a list in JSON, which is closed at the end."""
     separator = '\n'
 
     def write(prediction: Prediction) -> None:
         nonlocal separator
-        # Only ASCII, which has escapes for names that are no valid text. At once, and so that the
+        # Only ASCII, which has escapes for names that are not valid text. At once, and so that the
         # end fits wherever an interrupt has come.
         stream.write(separator + json.dumps(_to_json(prediction)))
         separator = ',\n'
@@ -68,7 +68,7 @@ def _to_json(prediction: Prediction) -> dict[str, object]:
 
 @contextlib.contextmanager
 def write_csv(stream: TextIO) -> Iterator[Write]:
-    """Gives a function that writes a prediction as rows of CSV_COLUMNS."""
+    """Yields a function that writes a prediction as rows of CSV_COLUMNS."""
     writer = csv.writer(stream, lineterminator='\n')
     writer.writerow(CSV_COLUMNS)
 
@@ -87,7 +87,7 @@ def write_csv(stream: TextIO) -> Iterator[Write]:
 def write_table(
     stream: TextIO, files: Iterable[str], class_names: Iterable[str]
 ) -> Iterator[Write]:
-    """Gives a function that writes a prediction as a line; one without classes is left out.
+    """Yields a function that writes a prediction as a line; one without classes is left out.
 
     Columns are as wide as the widest file and class, up to a limit; a longer path has its own line.
     """
@@ -158,7 +158,7 @@ def _is_among(path: pathlib.Path, files: Iterable[Found]) -> bool:
 def open_writers(
     outputs: Mapping[str, str | None], paths: Sequence[str], class_names: Sequence[str]
 ) -> Iterator[list[Write]]:
-    """Gives a writer for each output, and one for the table unless stdout is taken."""
+    """Yields a writer for each output, and one for the table unless stdout is taken."""
     with contextlib.ExitStack() as stack:
         writers = []
         for name, write_as in (('json', write_json), ('csv', write_csv)):
@@ -167,7 +167,7 @@ def open_writers(
                 continue
             if value != '-':
                 path = pathlib.Path(value).expanduser()
-                # CSV gives the bytes of names that are no valid text as they are.
+                # CSV gives the bytes of names that are not valid text as they are.
                 stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
                 stack.enter_context(stream)
             writers.append(stack.enter_context(write_as(stream)))

@@ -12,9 +12,9 @@ from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import (
     Moments,
     _normalize,
+    compute_moments,
     merge_moments,
     merge_over_devices,
-    moments,
     normalize,
     split_of_group,
     unbiased,
@@ -27,23 +27,24 @@ class BatchNorm(nn.Module):
     In training, every `group_size` consecutive examples of the batch share a mean and a biased
     variance. The running variance takes the unbiased estimate, as torch's does; running statistics
     are the average over all groups, so they are equal on every device. All statistics are float32
-    whatever `dtype` is, and the variance is taken around the mean, since the mean of squares minus
-    the squared mean cancels when the mean is large; between devices, and on GPUs and TPUs, it is
-    taken around the running mean, which takes one reading of the activations.
+    whatever `dtype` is. The variance is the mean of squared deviations from the mean, since the
+    mean of squares minus the squared mean cancels when the mean is large; between devices, and on
+    GPUs and TPUs, values are shifted by the running mean instead, which takes one reading of the
+    activations.
 
     Attributes:
       momentum: share of the old running statistics kept (torch writes 1 - momentum).
       eps: added to the variance.
       group_size: examples per group; None: the batch, over all devices.
       axis_name: the mapped axis over which the batch is split; None: it is not split.
-      scale_init: of the scale.
+      scale_init: initializer of the scale, float32 [C].
       frozen: patterns (as in `fnmatch`) of paths such as stage1_block1/bn1; a layer that one fits
         uses its running statistics in training too, and leaves them alone.
       collect_statistics: normalise with the group's statistics even if `train` is False, and leave
-        this device's `Moments` in the place of the running ones; see `flaxcls.training.precise_bn`.
+        this device's `Moments` in place of the running ones; see `flaxcls.training.precise_bn`.
       mask: bool [B]; examples where it is False count in no statistic. None: all count. Only for
         collect_statistics: a batch of training is whole.
-      dtype: of the result.
+      dtype: of the output; statistics are float32.
     """
 
     momentum: float = 0.9
@@ -57,13 +58,13 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, own: 'Moments | None' = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, moments: Moments | None = None) -> jax.Array:
         """Normalises x [B, H, W, C].
 
         Args:
           x: activations.
-          train: see the class.
-          own: `group_moments(x)`, where they are known; None: they are taken.
+          train: whether to use the statistics of the group, and update the running ones.
+          moments: `group_moments(x)`, where they are known; None: they are computed.
         """
         channels = x.shape[-1]
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
@@ -78,12 +79,12 @@ class BatchNorm(nn.Module):
 
         local, span = split_of_group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
-        group = own = own or self.group_moments(x, running_mean.value)
+        group = moments = moments or self.group_moments(x, running_mean.value)
         if span > 1:
-            around = lax.stop_gradient(running_mean.value)
-            group = merge_over_devices(own, span, self.axis_name, around)
+            shift = lax.stop_gradient(running_mean.value)
+            group = merge_over_devices(moments, span, self.axis_name, shift)
         if self.collect_statistics:
-            device = merge_moments(own)
+            device = merge_moments(moments)
             running_mean.value, running_var.value = device.mean, device.var
             self.put_variable('batch_stats', 'count', device.count)
         else:
@@ -96,16 +97,16 @@ class BatchNorm(nn.Module):
         return normalize(grouped, mean, factor, bias).astype(self.dtype).reshape(x.shape)
 
     @nn.nowrap
-    def group_moments(self, x: jax.Array, around: jax.Array | None = None) -> 'Moments':
+    def group_moments(self, x: jax.Array, shift: jax.Array | None = None) -> Moments:
         """Returns the moments of what this device has of each group, of x [B, H, W, C].
 
-        They depend on settings that all layers of a network share, and not on the layer; `around`,
-        see `moments`, on neither.
+        They depend on settings that all layers of a network share, and not on the layer; `shift`,
+        see `compute_moments`, on neither.
         """
         local, _ = split_of_group(x.shape[0], self.group_size, self.axis_name)
         grouped = x.reshape(-1, local, *x.shape[1:])
         mask = None if self.mask is None else self.mask.reshape(*grouped.shape[:2], 1, 1, 1)
-        return moments(grouped, mask, around)
+        return compute_moments(grouped, mask, shift)
 
     def _update(self, running: nn.Variable, new: jax.Array) -> None:
         new = jnp.mean(new, axis=0)

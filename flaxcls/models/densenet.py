@@ -77,7 +77,7 @@ class DenseLayer(nn.Module):
     def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
         """Returns the new channels alone, [B, H, W, k]."""
         dropout = functools.partial(Dropout, self.dropout_rate)
-        y = self.norm(name='bn1')(x.maps, train=train, own=x.moments)
+        y = self.norm(name='bn1')(x.maps, train=train, moments=x.moments)
         y = nn.relu(y)
         y = self.conv(self.growth_rate, 3, padding=1, name='conv1')(y)
         return dropout(name='dropout1')(y, train=train, example_keys=example_keys)
@@ -98,7 +98,7 @@ class BottleneckLayer(nn.Module):
     def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
         """Returns the new channels alone, [B, H, W, k]."""
         dropout = functools.partial(Dropout, self.dropout_rate)
-        y = self.norm(name='bn1')(x.maps, train=train, own=x.moments)
+        y = self.norm(name='bn1')(x.maps, train=train, moments=x.moments)
         y = nn.relu(y)
         y = self.conv(4 * self.growth_rate, 1, name='conv1')(y)
         y = dropout(name='dropout1')(y, train=train, example_keys=example_keys)
@@ -127,7 +127,7 @@ class Transition(nn.Module):
     def __call__(self, x: Features, *, train: bool, example_keys: jax.Array | None) -> jax.Array:
         """Returns maps [B, H // 2, W // 2, features]."""
         dropout = Dropout(self.dropout_rate, name='dropout')
-        y = self.norm(name='bn')(x.maps, train=train, own=x.moments)
+        y = self.norm(name='bn')(x.maps, train=train, moments=x.moments)
         y = nn.relu(y)
         y = self.conv(self.features, 1, name='conv')(y)
         y = dropout(y, train=train, example_keys=example_keys)
@@ -193,7 +193,7 @@ class DenseNet(nn.Module):
                 kept = int(x.maps.shape[-1] * self.compression)
                 transition = Transition(kept, name=f'transition{block}', **options)
                 x = measured(transition(x, train=train, example_keys=example_keys))
-        x = norm(name='bn_final')(x.maps, train=train, own=x.moments)
+        x = norm(name='bn_final')(x.maps, train=train, moments=x.moments)
         x = nn.relu(x)
         x = Intermediate(name='feature_map')(x)
         x = global_avg_pool(x)

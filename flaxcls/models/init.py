@@ -37,7 +37,7 @@ _RECORD: contextvars.ContextVar[list[Draw] | None] = contextvars.ContextVar('dra
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Draw]]:
-    """Within it, initializers draw nothing and return zeros; the list tells what was asked for."""
+    """Within it, initializers draw nothing and return zeros; the list records each request."""
     draws = []
     token = _RECORD.set(draws)
     try:
@@ -51,7 +51,7 @@ def draw_all(
 ) -> list[np.ndarray]:
     """Returns float32 values for each (fill, key data uint32 [2], shape), drawn on all cores.
 
-    After `stream_size` values a weight goes on with another stream, which another thread can draw.
+    After `stream_size` values a weight continues with a new stream, which another thread can draw.
     """
     values = [np.empty(math.prod(shape), np.float32) for _, _, shape in fills]
     with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -166,7 +166,7 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Means over a `size` x `size` grid of cells that cover x: [B, H, W, C] -> [B, size, size, C].
 
     Cell i of H pixels spans floor(i * H / size) up to ceil((i + 1) * H / size), so cells overlap
-    where H is no multiple of `size`, as in torch. Where H equals `size`, it is the identity.
+    where H is not a multiple of `size`, as in torch. Where H equals `size`, it is the identity.
     """
     if x.shape[1:3] == (size, size):
         return x
@@ -185,7 +185,7 @@ def _cell_weights(length: int, cells: int) -> jax.Array:
 
 
 class Intermediate(nn.Module):
-    """Hands on its input, under a name by which models.activations finds it.
+    """Hands on its input, under a name by which models.intermediates finds it.
 
     Every network has two: `feature_map`, the map that the classifier summarizes, and `features`,
     the vector that its last layer sees.

@@ -58,22 +58,22 @@ def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
 
     with nn.intercept_methods(record):
         params = abstract_variables(model, image_size)['params']
-    own = collections.defaultdict(dict)
+    weights = collections.defaultdict(dict)
     for path, leaf in flatten_dict(params).items():
-        own[path[:-1]][path[-1]] = leaf
+        weights[path[:-1]][path[-1]] = leaf
     return [
         Layer(
             '/'.join(path),
             kind,
             output.shape,
-            sum(leaf.size for leaf in own[path].values()),
+            sum(leaf.size for leaf in weights[path].values()),
             # Every pixel of the output takes every weight of the kernel once.
-            math.prod(output.shape[1:-1]) * own[path]['kernel'].size
-            if 'kernel' in own[path]
+            math.prod(output.shape[1:-1]) * weights[path]['kernel'].size
+            if 'kernel' in weights[path]
             else 0,
         )
         for path, kind, output in calls
-        if path in own
+        if path in weights
     ]
 
 

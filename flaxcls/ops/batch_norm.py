@@ -63,8 +63,8 @@ class Moments(NamedTuple):
     var: jax.Array
 
 
-def moments(
-    values: jax.Array, mask: jax.Array | None = None, around: jax.Array | None = None
+def compute_moments(
+    values: jax.Array, mask: jax.Array | None = None, shift: jax.Array | None = None
 ) -> Moments:
     """Returns the moments of each group of values [G, B, H, W, C], the count being float [G].
 
@@ -73,11 +73,11 @@ def moments(
     Args:
       values: activations of any dtype.
       mask: bool [G, B, 1, 1, 1], examples to count; None: all. A group without any has zeros.
-      around: float [C] near the mean, such as the running mean; see `mean_and_var`.
+      shift: float [C] near the mean, subtracted first, as the running mean; see `mean_and_var`.
     """
     groups, examples, height, width, _ = values.shape
     if mask is None:
-        mean, var = mean_and_var(values, around)
+        mean, var = mean_and_var(values, shift)
         return Moments(jnp.full(groups, examples * height * width, mean.dtype), mean, var)
     values = values.astype(at_least_float32(values.dtype))
     mean = jnp.mean(values, (1, 2, 3), keepdims=True, where=mask)
@@ -88,17 +88,17 @@ def moments(
 
 
 @jax.custom_vjp
-def mean_and_var(values: jax.Array, around: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def mean_and_var(values: jax.Array, shift: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Returns the mean and the biased variance [G, C] of values [G, B, H, W, C].
 
-    That moving the mean leaves the variance as it is to first order is known to the gradient, which
-    so needs no sum. Where reading memory is what takes the time, both come of one reading, if there
-    is a value `around` [C] which the mean is near: the closer, the less cancels.
+    To first order, moving the mean does not change the variance, so the gradient needs no sum.
+    Where memory bandwidth is the limit (not on CPU), both come from one reading if there is a
+    `shift` [C] near the mean: the closer, the less cancels.
     """
-    if around is None:
+    if shift is None:
         return in_two_readings(values)
     return lax.platform_dependent(
-        values, around, cpu=lambda values, _: in_two_readings(values), default=in_one_reading
+        values, shift, cpu=lambda values, _: in_two_readings(values), default=in_one_reading
     )
 
 
@@ -108,40 +108,40 @@ def in_two_readings(values):
     return mean[:, 0, 0, 0], jnp.mean(jnp.square(values - mean), (1, 2, 3))
 
 
-def in_one_reading(values, around):
-    offsets = values.astype(at_least_float32(values.dtype)) - around
+def in_one_reading(values, shift):
+    offsets = values.astype(at_least_float32(values.dtype)) - shift
     offset = jnp.mean(offsets, (1, 2, 3))
     square = jnp.mean(jnp.square(offsets), (1, 2, 3))
-    return around + offset, jnp.maximum(square - jnp.square(offset), 0)
+    return shift + offset, jnp.maximum(square - jnp.square(offset), 0)
 
 
-def _mean_and_var_forward(values, around):
-    mean, var = checkpoint_name(mean_and_var(values, around), STATISTICS)
-    return (mean, var), (values, mean, around)
+def _mean_and_var_forward(values, shift):
+    mean, var = checkpoint_name(mean_and_var(values, shift), STATISTICS)
+    return (mean, var), (values, mean, shift)
 
 
 def _mean_and_var_backward(saved, gradients):
-    values, mean, around = saved
+    values, mean, shift = saved
     count = math.prod(values.shape[1:4])
     mean, of_mean, of_var = (v[:, None, None, None] for v in (mean, *gradients))
     centred = values.astype(mean.dtype) - mean
     gradient = (of_mean + 2 * of_var * centred) / count
-    return gradient.astype(values.dtype), jax.tree.map(jnp.zeros_like, around)
+    return gradient.astype(values.dtype), jax.tree.map(jnp.zeros_like, shift)
 
 
 mean_and_var.defvjp(_mean_and_var_forward, _mean_and_var_backward)
 
 
-def merge_moments(parts: Moments) -> Moments:
-    """Returns the moments of all values together, the parts being along the first axis.
+def merge_moments(groups: Moments) -> Moments:
+    """Returns the moments of all values together, the groups being along the first axis.
 
     Chan, Golub, LeVeque: Algorithms for computing the sample variance (1983), equation 1.5: nothing
     cancels, as it does in the mean of the squares minus the square of the mean.
     """
-    count = parts.count.sum(0)
-    share = (parts.count / jnp.maximum(count, 1))[..., None]
-    mean = (share * parts.mean).sum(0)
-    var = (share * (parts.var + jnp.square(parts.mean - mean))).sum(0)
+    count = groups.count.sum(0)
+    share = (groups.count / jnp.maximum(count, 1))[..., None]
+    mean = (share * groups.mean).sum(0)
+    var = (share * (groups.var + jnp.square(groups.mean - mean))).sum(0)
     return Moments(count, mean, var)
 
 
@@ -150,7 +150,7 @@ def unbiased(group: Moments) -> jax.Array:
     return group.var * (group.count / jnp.maximum(group.count - 1, 1))[..., None]
 
 
-def merge_over_devices(own: Moments, span: int, axis_name: str, around: jax.Array) -> Moments:
+def merge_over_devices(local: Moments, span: int, axis_name: str, shift: jax.Array) -> Moments:
     """Returns the moments of each group that lies over `span` devices.
 
     One sum over the devices, whose size does not grow with their number, as that of a gather would;
@@ -159,16 +159,16 @@ def merge_over_devices(own: Moments, span: int, axis_name: str, around: jax.Arra
     """
     devices = lax.axis_size(axis_name)
     groups = [list(range(first, first + span)) for first in range(0, devices, span)]
-    count, offset = own.count[:, None], own.mean - around
-    values = jnp.concatenate([offset, jnp.square(offset), own.var], -1)
+    count, offset = local.count[:, None], local.mean - shift
+    values = jnp.concatenate([offset, jnp.square(offset), local.var], -1)
     packed = jnp.concatenate([count, count * values], -1)
     packed = lax.psum(packed, axis_name, axis_index_groups=groups if span < devices else None)
     packed = checkpoint_name(packed, STATISTICS)
-    count, channels = packed[:, :1], own.mean.shape[-1]
+    count, channels = packed[:, :1], local.mean.shape[-1]
     values = packed[:, 1:] / jnp.maximum(count, 1)
     offset, square, within = jnp.split(values, [channels, 2 * channels], axis=-1)
     between = jnp.maximum(square - jnp.square(offset), 0)
-    return Moments(count[:, 0], around + offset, within + between)
+    return Moments(count[:, 0], shift + offset, within + between)
 
 
 def devices_of_a_group(group_size: int, local: int, devices: int) -> int:

@@ -12,7 +12,7 @@ _PLAIN = contextvars.ContextVar('plain', default=False)
 
 
 def use_reference_ops() -> bool:
-    """Tells whether layers that are traced now take their plain forms."""
+    """Returns whether layers that are traced now take the reference ops."""
     return _PLAIN.get()
 
 

@@ -24,7 +24,7 @@ class Memory(NamedTuple):
       optimizer: its state, and the averaged weights if there are any.
       batch: the images and labels of a step.
       temporary: what the step computes on the way: activations and gradients above all.
-      program: the code itself.
+      program: machine code.
     """
 
     weights: int

@@ -118,10 +118,10 @@ def compile_plan(plan: Plan, *, effort: float = LEAST_EFFORT) -> Plan:
     """Returns the plan with what the compiled training step needs.
 
     Args:
-      plan: of `create_plan`.
+      plan: from `create_plan`.
       effort: of a TPU's compiler, from -1 to 0, that of a run. At -1 it takes a fifth of the time;
-        of ResNet-50's step, 64 images on each v5e, it then tells 9 % more memory in float32, the
-        same in bfloat16, and a quarter to 40 % less traffic.
+        of ResNet-50's step, 64 images on each v5e, its estimate is then 9 % higher
+        for memory in float32, the same in bfloat16, and a quarter to 40 % less traffic.
 
     Raises:
       RunError: it does not fit into the memory of the target.
@@ -152,7 +152,7 @@ def _refuse_idle_milestones(setup: Setup) -> None:
     late = [m for m in milestones if m >= setup.num_epochs]
     if late:
         raise UserError(
-            f'config.schedule.milestones={milestones} go on to epoch {late[-1]:g}, '
+            f'config.schedule.milestones={milestones} last until epoch {late[-1]:g}, '
             f'and config.num_epochs={setup.num_epochs} ends before; move them or train longer.'
         )
 
@@ -225,7 +225,7 @@ def _describe_fit(plan: Plan, chip: Chip) -> Iterator[str]:
     largest = int((chip.memory - fixed) / each) * devices
     fits = 'fits in' if memory.total <= chip.memory else 'does not fit in'
     largest = f'; by proportion, a batch of about {largest:,} would'
-    # What is too small to fill the chip tells nothing of how it grows.
+    # What is too small to fill the chip says nothing about how it scales.
     known = largest if memory.total > chip.memory / 20 else ''
     yield f'                {fits} {gib(chip.memory)}{known}'
 

@@ -99,7 +99,7 @@ def prepare_environment(name: str | None) -> None:
 
 
 def is_tpu(name: str | None) -> bool:
-    """Tells whether a target is a TPU."""
+    """Returns whether a target is a TPU."""
     return (name or '').startswith('tpu:')
 
 
@@ -158,7 +158,7 @@ def _tpu_topology(kind: str, shape: str) -> Any:
 def _gpu_topology(count: str) -> Any:
     _require_package('jax_cuda12_plugin', 'cuda')
     if not count.isdecimal() or count == '0':
-        raise ValueError(f'{count!r} is no number of devices')
+        raise ValueError(f'{count!r} is not a number of devices')
     from jax.experimental import topologies  # noqa: PLC0415
 
     return topologies.get_topology_desc(

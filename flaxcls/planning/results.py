@@ -56,7 +56,7 @@ class BenchmarkResults(NamedTuple):
       eval_flops: likewise, forward, of all its crops.
       peak_flops: bfloat16 FLOPs per second of all devices together; None: not known.
       peak_memory: bytes: of the fullest device, or on CPU of the whole process.
-      step_memory: bytes on each device, as the compiler tells them of the training step.
+      step_memory: bytes on each device, as the compiler reports for the training step.
     """
 
     about: dict[str, Any]

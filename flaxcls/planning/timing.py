@@ -46,9 +46,9 @@ class Programs(NamedTuple):
     """What is timed of a run.
 
     Attributes:
-      setup: of the run.
-      train: the training step.
-      evaluate: the evaluation step.
+      setup: what the run is built from.
+      train: compiled training step.
+      evaluate: compiled evaluation step.
       make_batches: start_step -> training batches on the host, without end.
     """
 
@@ -125,7 +125,7 @@ def _require_enough(steps: int | None, rounds: int | None) -> None:
     if steps is not None and steps < 1:
         raise UserError(f'--steps={steps} must be 1 or more.')
     if rounds is not None and rounds < 2:
-        raise UserError(f'--rounds={rounds} must be 2 or more, since a spread is told.')
+        raise UserError(f'--rounds={rounds} must be 2 or more, since a spread is reported.')
 
 
 def compile_programs(setup: Setup, state: TrainState) -> Programs:
@@ -250,7 +250,7 @@ def untimed_steps(steps: int) -> int:
 
 
 def peak_memory(devices: Iterable[Any]) -> int:
-    """Returns bytes: of the fullest device, or where none tells, of this process."""
+    """Returns bytes: of the fullest device, or where none reports, of this process."""
     stats = [device.memory_stats() or {} for device in devices]
     peaks = [found['peak_bytes_in_use'] for found in stats if 'peak_bytes_in_use' in found]
     if peaks:

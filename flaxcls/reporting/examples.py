@@ -1,4 +1,4 @@
-"""Validation images that tell most about a network, with the heat of Grad-CAM over them."""
+"""Validation images that show most about a network, with the heat of Grad-CAM over them."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ _AT_MOST = 12  # Examples of a kind.
 _PIXELATED, _REDUCED = 96, 192
 
 
-class View(NamedTuple):
+class Panel(NamedTuple):
     """An image as it stands in the page.
 
     Attributes:
@@ -38,16 +38,16 @@ class Example(NamedTuple):
     Attributes:
       name: of the file or the record.
       label: name of its class.
-      answer: name of the class that the network takes it for.
-      probability: of that class.
-      views: the image, and the image with heat.
+      prediction: name of the predicted class.
+      probability: of the predicted class, after calibration.
+      panels: the image, and the image with heat.
     """
 
     name: str
     label: str
-    answer: str
+    prediction: str
     probability: float
-    views: Sequence[View]
+    panels: Sequence[Panel]
 
 
 class Examples(NamedTuple):
@@ -62,7 +62,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     """Returns which examples to show, by index: confident mistakes, typical ones, uncertain ones.
 
     Typical are the most confident right predictions, of each class one. Uncertain are the least
-    probable predictions, right or wrong, that are no confident mistakes already.
+    probable predictions, right or wrong, that are not confident mistakes already.
     """
     confidence = predictions.probabilities(temperature).max(1)
     correct, predicted = predictions.correct, predictions.predicted
@@ -70,7 +70,7 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     mistakes = falling[~correct[falling]][:_AT_MOST]
     right = falling[correct[falling]]
     _, first = np.unique(predicted[right], return_index=True)
-    if len(first) > _AT_MOST:  # Those of the classes that the network is surest of.
+    if len(first) > _AT_MOST:  # Those of the classes that the network is most confident of.
         first = np.sort(first)[:_AT_MOST]
     rising = falling[::-1]
     uncertain = rising[~np.isin(rising, mistakes)][:_AT_MOST]
@@ -93,22 +93,24 @@ def _describe(run: ReportedRun, chosen: np.ndarray, probabilities: np.ndarray) -
     val = run.setup.dataset.val
     images = np.stack([run.classifier.preprocess(val[index][0]) for index in chosen])
     labels, predicted = predictions.labels[chosen], predictions.predicted[chosen]
-    heats = {'answer': grad_cam(run.classifier, images, predicted)}
+    heats = {'prediction': grad_cam(run.classifier, images, predicted)}
     if (labels != predicted).any():
         heats['label'] = grad_cam(run.classifier, images, labels)
     found = []
     for place, index in enumerate(chosen):
-        label, answer = names[labels[place]], names[predicted[place]]
-        views = [_view(images[place], 'image')]
-        views.append(_view(overlay(images[place], heats['answer'][place]), f'for {answer}'))
-        if label != answer:
-            views.append(_view(overlay(images[place], heats['label'][place]), f'for {label}'))
+        label, prediction = names[labels[place]], names[predicted[place]]
+        panels = [_panel(images[place], 'image')]
+        panels.append(
+            _panel(overlay(images[place], heats['prediction'][place]), f'for {prediction}')
+        )
+        if label != prediction:
+            panels.append(_panel(overlay(images[place], heats['label'][place]), f'for {label}'))
         name, probability = predictions.names[index], float(probabilities[index])
-        found.append(Example(name, label, answer, probability, views))
+        found.append(Example(name, label, prediction, probability, panels))
     return found
 
 
-def _view(image: np.ndarray, caption: str) -> View:
+def _panel(image: np.ndarray, caption: str) -> Panel:
     picture, file = Image.fromarray(image), io.BytesIO()
     if max(picture.size) > _REDUCED:
         picture.thumbnail((_REDUCED, _REDUCED), Image.Resampling.LANCZOS)
@@ -118,4 +120,4 @@ def _view(image: np.ndarray, caption: str) -> View:
         picture.save(file, 'PNG', optimize=True)
         kind = 'png'
     data = base64.b64encode(file.getvalue()).decode('ascii')
-    return View(f'data:image/{kind};base64,{data}', caption, max(image.shape[:2]) <= _PIXELATED)
+    return Panel(f'data:image/{kind};base64,{data}', caption, max(image.shape[:2]) <= _PIXELATED)

@@ -102,7 +102,7 @@ def _scale(panel: Panel, axis: Any, values: np.ndarray) -> None:
 
 
 def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
-    """Spaces accuracies by the logarithm of the errors, so that 98 % and 99 % are told apart."""
+    """Spaces accuracies by the logarithm of the error, which separates 98 % from 99 %."""
     errors = 1 - accuracies
     wrong = errors[errors > 1e-9]
     least, most = (wrong.min(), wrong.max()) if len(wrong) else (0.01, 0.1)
@@ -143,7 +143,7 @@ def reliability_diagram(run: ReportedRun, index: int, calibration: Mapping[str, 
             bins = reliability(predictions.labels, predictions.probabilities(temperature))
             filled = bins.count > 0
             confidence, accuracy = bins.confidence[filled], bins.accuracy[filled]
-            # Few images tell little, and their points are small.
+            # Few images say little, and their points are small.
             sizes = 8 + 70 * bins.count[filled] / bins.count.sum()
             last = temperature == temperatures[-1]
             axis.vlines(confidence, confidence, accuracy, colour, alpha=0.5 if last else 0.25)

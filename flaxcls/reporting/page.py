@@ -37,10 +37,10 @@ class Chapter(NamedTuple):
     """A run with all that the sections show of it.
 
     Attributes:
-      run: the run.
-      name: that tells it from the others of the page.
+      run: what its workdir holds.
+      name: distinguishes it from the others of the page.
       colour: in the plots, as CSS.
-      options: of the config.
+      options: of its config, for the table of options.
       command: that makes the run again.
       confusions, reliability, examples, classes: Parts.
     """

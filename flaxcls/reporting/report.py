@@ -51,14 +51,14 @@ def write_report(
     workdirs = [os.path.expanduser(workdir) for workdir in workdirs]
     require_different(workdirs)
     for workdir in workdirs:
-        load_stored_config(workdir)  # A workdir that is none is told as such.
+        load_stored_config(workdir)  # Raises if it is not the workdir of a run.
     out = require_place(out or os.path.join(workdirs[0], REPORT_FILE))
     known = earlier or [None] * len(workdirs)
     runs = [
         load_reported_run(workdir, before) for workdir, before in zip(workdirs, known, strict=True)
     ]
-    going_on = not all(run.finished for run in runs)
-    text = page.render(runs, reload_after=reload_after if going_on else None)
+    unfinished = not all(run.finished for run in runs)
+    text = page.render(runs, reload_after=reload_after if unfinished else None)
     # Names of files need not be valid text.
     write_atomically(out, text.encode('utf-8', 'backslashreplace'))
     return out, runs

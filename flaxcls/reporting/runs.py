@@ -1,4 +1,4 @@
-"""What a workdir tells of its run, be it finished, going on, or without its data."""
+"""What a workdir says about its run, be it finished, still running, or without its data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +88,7 @@ class ReportedRun:
 
     @property
     def total_steps(self) -> int | None:
-        """None: neither a record nor the data tells."""
+        """None: neither a record nor the data says."""
         return self.setup.total_steps if self.setup else self.record.get('total_steps')
 
     @property
@@ -112,7 +112,7 @@ def load_reported_run(workdir: str, earlier: ReportedRun | None = None) -> Repor
     """Returns what is known of the run in `workdir`.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       earlier: what was known before; predictions of the same checkpoint are taken from there.
 
     Raises:

@@ -23,8 +23,8 @@ class ChosenOption(NamedTuple):
 
     Attributes:
       key: dotted.
-      value: of the run.
-      default: of the option.
+      value: in the config of the run.
+      default: the option's value where it is not set.
     """
 
     key: str
@@ -91,7 +91,7 @@ class TableCell(NamedTuple):
     """A number of the confusion matrix.
 
     Attributes:
-      count: of images.
+      count: how many images it stands for.
       right: whether it lies on the diagonal.
       strength: of its colour, 0 to 1.
     """
@@ -105,7 +105,7 @@ class Pair(NamedTuple):
     """How often images of one class are taken for another."""
 
     label: str
-    answer: str
+    prediction: str
     count: int
     of: int  # Images of the class.
 
@@ -115,7 +115,7 @@ class Confusions(NamedTuple):
 
     Attributes:
       names: of the rows and of the columns.
-      rows: of Cells.
+      rows: a TableCell for each label and prediction.
       left_out: number of classes that are not shown.
       pairs: what is taken for what, the most frequent first.
       more_pairs: number of those that are not listed.

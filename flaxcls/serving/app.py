@@ -40,22 +40,22 @@ _ELSEWHERE = {
 
 
 def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
-    """Returns an ASGI application that answers for the classifier.
+    """Returns an ASGI application that serves the classifier.
 
-    POST /predict takes an image as the body, or as the one file of a form, and answers
+    POST /predict takes an image as the body, or as the one file of a form, and returns
     {"predictions": [{"name": ..., "probability": ...}, ...], "model": ..., "step": ...}, the
-    likeliest class first; ?top_k=3 asks for three. What it refuses has {"error": sentence}. GET /
-    is a page to try it on, GET /health tells whether it is ready, GET /metrics is for Prometheus.
+    likeliest class first; ?top_k=3 asks for three. An error response is {"error": sentence}. GET /
+    is a page to try it on, GET /health says whether it is ready, GET /metrics is for Prometheus.
 
-    Every size of batch is compiled here, before anything is asked.
+    Every size of batch is compiled here, before the first request.
 
     Args:
-      classifier: what is asked.
+      classifier: what is served.
       limits: None: the default ones.
 
     Raises:
       UserError: the limits make no sense.
-      RunError: the network's predictions are not finite.
+      RunError: the network's outputs are not finite.
     """
     server = Server(classifier, (limits or Limits()).require_sensible())
     server.compile_batches()
@@ -102,7 +102,7 @@ class Server:
         for size in batch_sizes(self._limits.max_batch):
             if not np.isfinite(self.compute(np.zeros((size, side, side, 3), np.uint8))).all():
                 raise RunError(
-                    f"the network's predictions are not finite; its training has failed by step "
+                    f"the network's outputs are not finite; its training has failed by step "
                     f'{self._classifier.step}: try another --checkpoint.'
                 )
 
@@ -118,24 +118,24 @@ class Server:
             yield
 
     async def predict(self, request: Request) -> Response:
-        """Answers one image."""
+        """Returns the predictions for one image."""
         began, status = time.perf_counter(), 500
         body = Body(request, self._limits.max_bytes)
         self._under_way += 1
         try:
-            response = await self._answer(request, body)
+            response = await self._respond(request, body)
             status = response.status_code
         except HTTPException as error:
             response, status = ErrorResponse(error, body), error.status_code
         except ClientDisconnect:
-            response, status = Response(), 499  # Nobody is there to be told.
+            response, status = Response(), 499  # The client has gone.
         finally:
             self._under_way -= 1
             self._metrics.requests.labels(status).inc()
             self._metrics.seconds.observe(time.perf_counter() - began)
         return response
 
-    async def _answer(self, request: Request, body: Body) -> Response:
+    async def _respond(self, request: Request, body: Body) -> Response:
         if self._under_way > self._limits.max_waiting:
             raise HTTPException(
                 503,
@@ -150,7 +150,7 @@ class Server:
         image = await loop.run_in_executor(self._pool, self._decode, data)
         probabilities = await asyncio.wrap_future(self._batcher.submit(image))
         if not np.isfinite(probabilities).all():
-            raise HTTPException(500, "the network's answer to this image is no number.")
+            raise HTTPException(500, "the network's output for this image is not finite.")
         names = self._classifier.class_names
         order = np.argsort(-probabilities, kind='stable')[:top_k]
         predictions = [
@@ -183,7 +183,7 @@ class Server:
         return self._classifier.to_probabilities(logits)[: len(images)]
 
     async def health(self, request: Request) -> Response:
-        """Tells what is served, and whether it can answer."""
+        """Returns what is served, and whether it is ready."""
         del request
         state = {'status': 'ready' if self._batcher.alive else 'failed'}
         about = {'classes': len(self._classifier.class_names)}
@@ -191,12 +191,12 @@ class Server:
         return JSONResponse(state | _identity(self._classifier) | about, code)
 
     async def metrics(self, request: Request) -> Response:
-        """Gives the counts to Prometheus."""
+        """Returns the metrics in the text format of Prometheus."""
         del request
         return Response(self._metrics.render(), headers={'Content-Type': CONTENT_TYPE_LATEST})
 
     async def page(self, request: Request) -> Response:
-        """Shows the page on which a person tries it."""
+        """Returns the page to try it on."""
         del request
         return HTMLResponse(self._page, headers={'Content-Security-Policy': _PAGE_POLICY})
 
@@ -211,19 +211,19 @@ def _top_k(request: Request) -> int:
         raise HTTPException(400, f'{unknown[0]!r} is unknown; /predict takes top_k alone.')
     text = request.query_params.get('top_k', str(TOP_K))
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise HTTPException(400, 'top_k is no positive number; give one, as in /predict?top_k=3.')
+        raise HTTPException(400, 'top_k is not a positive number; give one, as /predict?top_k=3.')
     return int(text)
 
 
 async def _refuse(request: Request, error: HTTPException) -> Response:
-    """Answers what no endpoint has taken."""
+    """Responds to what no endpoint takes."""
     del request
     sentence = _ELSEWHERE.get(error.status_code, error.detail)
     return JSONResponse({'error': sentence}, error.status_code, error.headers)
 
 
 async def _fail(request: Request, error: Exception) -> Response:
-    """Answers when the fault is ours; the server tells more on stderr."""
+    """Responds after an internal error; the server logs the traceback to stderr."""
     del request, error
     return JSONResponse({'error': 'the server has failed on this request, and continues.'}, 500)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 class _Waiting(NamedTuple):
     row: np.ndarray
-    answer: futures.Future[np.ndarray]
+    result: futures.Future[np.ndarray]
     came: float  # Of time.monotonic.
 
 
@@ -32,13 +32,13 @@ class Batcher:
         max_wait: float,
         observe: Callable[[int], None] = lambda size: None,
     ):
-        """Prepares it.
+        """Stores the arguments; the thread starts on entering the context.
 
         Args:
-          compute: [N, ...] with N of 1 to max_batch -> an array of N answers.
+          compute: [N, ...] with N of 1 to max_batch -> an array of N results.
           max_batch: how many rows are computed at once.
           max_wait: of the first row of a batch, in seconds.
-          observe: is told the size of each batch.
+          observe: is called with the size of each batch.
         """
         self._compute = compute
         self._max_batch = max_batch
@@ -48,7 +48,7 @@ class Batcher:
         self._submitted = self._begun = 0  # Each is written by one thread.
 
     def __enter__(self) -> 'Batcher':
-        # A daemon, so that a process which is told to end at once does not wait for it.
+        # A daemon, so that a process which has to end at once does not wait for it.
         self._thread = threading.Thread(target=self._work, name='batches', daemon=True)
         self._thread.start()
         return self
@@ -64,15 +64,15 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether what is submitted is going to be answered."""
+        """Whether what is submitted is going to be computed."""
         return self._thread.is_alive()
 
     def submit(self, row: np.ndarray) -> futures.Future[np.ndarray]:
-        """Returns the future answer to a row; to be called by one thread, always the same."""
-        answer: futures.Future[np.ndarray] = futures.Future()
+        """Returns the future result of a row; to be called by one thread, always the same."""
+        result: futures.Future[np.ndarray] = futures.Future()
         self._submitted += 1
-        self._queue.put(_Waiting(row, answer, time.monotonic()))
-        return answer
+        self._queue.put(_Waiting(row, result, time.monotonic()))
+        return result
 
     def _work(self) -> None:
         closing = False
@@ -80,9 +80,9 @@ class Batcher:
             batch, closing = self._next_batch()
             self._begun += len(batch)
             # A row whose request was given up is not computed any more.
-            batch = [one for one in batch if one.answer.set_running_or_notify_cancel()]
+            batch = [one for one in batch if one.result.set_running_or_notify_cancel()]
             if batch:
-                self._answer(batch)
+                self._compute_batch(batch)
 
     def _next_batch(self) -> tuple[list[_Waiting], bool]:
         """Returns at most max_batch rows, and whether these were the last."""
@@ -99,13 +99,13 @@ class Batcher:
             remaining = max(0.0, batch[0].came + self._max_wait - time.monotonic())
         return batch, False
 
-    def _answer(self, batch: list[_Waiting]) -> None:
+    def _compute_batch(self, batch: list[_Waiting]) -> None:
         self._observe(len(batch))
         try:
-            answers = self._compute(np.stack([one.row for one in batch]))
-        except Exception as error:  # It is told to those who asked, and the next batch may do.
+            results = self._compute(np.stack([one.row for one in batch]))
+        except Exception as error:  # Each request gets it; the next batch may succeed.
             for one in batch:
-                one.answer.set_exception(error)
+                one.result.set_exception(error)
             return
-        for one, answer in zip(batch, answers, strict=True):
-            one.answer.set_result(answer)
+        for one, result in zip(batch, results, strict=True):
+            one.result.set_result(result)

@@ -23,8 +23,8 @@ class Limits(NamedTuple):
       max_batch: how many images are computed at once.
       max_wait_ms: how long the first image of a batch waits for others, in milliseconds.
       max_bytes: of the body of a request.
-      max_pixels: of an image, as its header tells them.
-      max_waiting: how many requests are under way; one more is told to come again.
+      max_pixels: of an image, as its header gives them.
+      max_waiting: how many requests are under way; one more gets status 503.
     """
 
     max_batch: int = 32

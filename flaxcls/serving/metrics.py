@@ -9,8 +9,8 @@ class Metrics:
     """Counts of one server.
 
     Attributes:
-      requests: to /predict, by the status of their answer.
-      seconds: from a request's header to its answer.
+      requests: to /predict, by the status of their response.
+      seconds: from a request's header to its response.
       batch_size: images of each batch.
     """
 
@@ -18,13 +18,13 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             'flaxcls_requests',
-            'Answers to /predict by HTTP status; 499: the other side has gone.',
+            'Responses to /predict by HTTP status; 499: the other side has gone.',
             ['status'],
             registry=self._registry,
         )
         self.seconds = Histogram(
             'flaxcls_request_seconds',
-            'From the header of a request to /predict to its answer.',
+            'From the header of a request to /predict to its response.',
             registry=self._registry,
         )
         sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
@@ -35,7 +35,7 @@ class Metrics:
             registry=self._registry,
         )
         for name, what, count in (
-            ('flaxcls_requests_under_way', 'Requests to /predict without an answer.', under_way),
+            ('flaxcls_requests_under_way', 'Requests to /predict without a response.', under_way),
             ('flaxcls_queue_length', 'Images that wait to be computed.', waiting),
         ):
             Gauge(name, what, registry=self._registry).set_function(count)

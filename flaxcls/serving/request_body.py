@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 READ_SECONDS = 30.0
-# A connection that is closed while the other side still sends is reset, which takes the answer
-# away with it. So long, what comes is thrown away; most have sent all, or have read the answer.
+# A connection that is closed while the other side still sends is reset, and the
+# response is lost with it. For so long, what comes is thrown away; by then most have read it.
 _LINGER_SECONDS = 2.0
 
 
@@ -87,7 +87,7 @@ async def _only_file(request: Request) -> bytes:
 
 
 class ErrorResponse(JSONResponse):
-    """An answer {"error": sentence}, which may come before the request has been read."""
+    """A response {"error": sentence}, which may come before the request has been read."""
 
     def __init__(self, error: HTTPException, body: Body):
         super().__init__({'error': error.detail}, error.status_code, error.headers)

@@ -15,7 +15,7 @@ from flaxcls.serving.limits import Limits
 _BACKLOG = 1024
 
 
-_GRACE_SECONDS = 40  # Longer than a body may take to come, so that its sender has an answer.
+_GRACE_SECONDS = 40  # Longer than a body may take to come, so that its sender has a response.
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -25,11 +25,11 @@ def bind(host: str, port: int) -> socket.socket:
       UserError: nothing can listen there.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f'--port={port} is no port; give one of 0 to 65535.')
+        raise UserError(f'--port={port} is not a port; give one of 0 to 65535.')
     listener = None
     try:
         # With the protocol by its number: asyncio looks for it before it sets TCP_NODELAY, without
-        # which an answer waits 40 ms for the other side to have acknowledged its header.
+        # which a response waits 40 ms for the other side to have acknowledged its header.
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
         )[0]
@@ -50,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> None:
-    """Answers until a signal ends it.
+    """Serves until a signal ends it.
 
     Args:
       classifier: what is asked.
@@ -59,17 +59,17 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
 
     Raises:
       UserError: what it needs is not installed, or the limits make no sense.
-      RunError: the network's predictions are not finite.
-      Stopped: by a second signal, without answering those who wait.
+      RunError: the network's outputs are not finite.
+      Stopped: by a second signal, without responses to those who wait.
     """
     server = make_server(classifier, limits)
     print(_describe(classifier, listener, limits), flush=True)
-    # What is cut off by a second Ctrl-C is no fault to trace.
+    # What is cut off by a second Ctrl-C is not a fault to trace.
     logging.getLogger('uvicorn.error').addFilter(lambda record: not server.force_exit)
     with _signals_do_nothing():
         server.run(sockets=[listener])
     if server.force_exit:
-        raise Stopped('Stopped at once; those who waited have no answer.', signal.SIGINT)
+        raise Stopped('Stopped at once; those who waited have no response.', signal.SIGINT)
 
 
 def make_server(classifier: Classifier, limits: Limits):

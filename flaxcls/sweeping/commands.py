@@ -1,4 +1,4 @@
-"""The command of a run, what it finds around it, and the package that takes it somewhere."""
+"""The command of a run, its environment, and the package that takes it somewhere."""
 
 import contextlib
 import datetime
@@ -27,7 +27,7 @@ def command_of(run: SweepRun, config: str) -> list[str]:
 def share_of_accelerators(
     slot: int, jobs: int, environment: Mapping[str, str]
 ) -> dict[str, str | None]:
-    """Returns the variables that give a job its GPUs: all, or its share where several jobs go on.
+    """Returns the variables that give a job its GPUs: all, or its share where several jobs run.
 
     submitit hides all GPUs from a job that has not asked for some. Where there are fewer GPUs than
     jobs, each job gets its part of the memory. On a CPU all jobs share all cores, since with other

@@ -79,7 +79,7 @@ class Cell:
     levels: tuple[tuple[str, str], ...]
 
     def matches(self, part: Mapping[str, str]) -> bool:
-        """Tells whether it has all the levels of `part`."""
+        """Returns whether it has all the levels of `part`."""
         return part.items() <= dict(self.levels).items()
 
     @property
@@ -97,8 +97,8 @@ class SweepRun:
     """One run of a sweep, equal to itself alone.
 
     Attributes:
-      cell: its levels.
-      seed: of the run.
+      cell: the level of each axis.
+      seed: from which weights, order and random draws of the run follow.
       experiment: the sweep's config file, as for `load_config`.
       overrides: of its config, with the seed.
       options: all, by dotted key, as these make them.
@@ -129,7 +129,7 @@ def zipped(names: Sequence[str], choices: Mapping[str, Sequence[Any]]) -> dict[s
     """Returns levels that set several options, which change together.
 
     Args:
-      names: of the levels.
+      names: what each level is called.
       choices: {option: its value at each level}.
 
     Raises:

@@ -28,7 +28,7 @@ _FOREVER_MINUTES = 60 * 24 * 365
 
 
 class Executor(Protocol):
-    """Takes runs, and tells which have ended."""
+    """Starts runs, and reports which have ended."""
 
     def start(self, runs: Sequence[SweepRun]) -> None:
         """Begins, or puts into a queue."""
@@ -43,7 +43,7 @@ class Executor(Protocol):
         """
 
     @property
-    def going_on(self) -> int:
+    def running_count(self) -> int:
         """How many have begun, or are in a queue, and have not ended."""
 
     def said(self, run: SweepRun) -> str:
@@ -58,7 +58,7 @@ def run_all(
     Args:
       executor: that has none yet.
       runs: to begin.
-      on_end: is told as well whether the runs have been asked to stop.
+      on_end: is also called with whether the runs have been asked to stop.
 
     Raises:
       UserError: they cannot be begun.
@@ -67,12 +67,12 @@ def run_all(
     with SignalFlag() as stop:
         executor.start(runs)
         cancelled = None
-        while executor.going_on:
+        while executor.running_count:
             now = time.monotonic()
             if stop.signal and (cancelled is None or now > cancelled + ASK_AGAIN_SECONDS):
                 executor.cancel()
                 if cancelled is None:
-                    _tell_stopping(stop.signal, executor.going_on)
+                    _print_stopping(stop.signal, executor.running_count)
                 cancelled = now
             for run in executor.ended():
                 on_end(run, cancelled is not None)
@@ -85,7 +85,7 @@ def run_all(
         )
 
 
-def _tell_stopping(number: int, count: int) -> None:
+def _print_stopping(number: int, count: int) -> None:
     runs = '1 run, which saves' if count == 1 else f'{count} runs, which save'
     tqdm.tqdm.write(f'{signal.Signals(number).name}: stopping {runs} first ...')
     sys.stdout.flush()
@@ -124,7 +124,7 @@ class Local:
             going[1]._process.terminate()
 
     @property
-    def going_on(self) -> int:
+    def running_count(self) -> int:
         return sum(going is not None for going in self._slots) + len(self._waiting)
 
     def said(self, run: SweepRun) -> str:

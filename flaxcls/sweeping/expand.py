@@ -42,7 +42,7 @@ def open_sweep(
     Args:
       path: a sweep of `flaxcls configs`, or a file.
       workdir: the folder; None: runs/sweeps/ and a name that follows from the other arguments.
-      overrides: of all runs.
+      overrides: {dotted key: value}, set in every run.
 
     Raises:
       UserError: there is no such sweep, or something in it does not fit, or the folder has others.
@@ -59,7 +59,7 @@ def expand(sweep: Sweep, root: pathlib.Path, overrides: Options | None = None) -
     """Returns all runs, seed by seed, so that a sweep that is stopped has something of each cell.
 
     Args:
-      sweep: of a file.
+      sweep: as the file defines it.
       root: the folder of the sweep's workdirs.
       overrides: further ones for every run.
 

@@ -10,7 +10,7 @@ from flaxcls.system import svg
 # Of the page's light style, for files that stand by themselves.
 _PAPER = ('#0072b2', '#d55e00', '#00845f', '#b0568c', '#a87400', '#2b8fc9')
 _DASHES = ('-', '--', ':', '-.')
-# With each dash a mark, since levels that are no numbers have no lines between them: matplotlib's
+# With each dash a mark, since levels that are not numbers have no lines between them: matplotlib's
 # name, and a letter like it.
 _MARKS = (('o', '●'), ('s', '■'), ('^', '▲'), ('D', '◆'))
 _MARGIN = 3  # Percentage points beside what an accuracy can be, for the marks at the border.
@@ -33,7 +33,7 @@ class Key(NamedTuple):
     """A line of the legend.
 
     Attributes:
-      name: of the line.
+      name: in the legend.
       colour: its index among those of the page.
       mark: a letter like the marks on the line.
     """
@@ -78,9 +78,9 @@ def draw(
     """Returns a matplotlib Figure of means, deviations and single runs; None: too little for one.
 
     Args:
-      axis: of the abscissa.
-      levels: of it, in their order.
-      rows: of the table.
+      axis: name of the swept axis on the abscissa.
+      levels: of that axis, from left to right.
+      rows: of the sweep table, from `tabulate`.
       outcomes: of the runs, which become small points.
       colour: of the line of an index.
       legend: whether it is drawn; a page has its own.
@@ -144,7 +144,7 @@ def _values(metric: Metric, cell: Cell, outcomes: dict[SweepRun, Outcome]) -> li
 
 
 def _is_ordered(levels: Sequence[str]) -> bool:
-    """Tells whether a line between levels means something: they are numbers."""
+    """Returns whether a line between levels means something: they are numbers."""
     try:
         [float(level) for level in levels]
     except ValueError:

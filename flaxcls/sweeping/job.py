@@ -33,11 +33,11 @@ class Job:
         environment: Mapping[str, str | None],
         starter: int | None,
     ):
-        """Keeps what to do.
+        """Stores the arguments; the run starts when it is called.
 
         Args:
-          command: its words.
-          workdir: of the run.
+          command: program and arguments of the job.
+          workdir: path of the directory that the run trains in.
           environment: variables to set, or, where None, to remove.
           starter: process whose end stops the run as well; None: the run outlives it.
         """
@@ -62,7 +62,7 @@ class Job:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self._make_environment(),
-                start_new_session=True,  # Ctrl-C at a terminal is for the sweep, which tells us.
+                start_new_session=True,  # Ctrl-C at a terminal is for the sweep, which signals us.
                 preexec_fn=_prepare_run,
             )
             if self._asked:  # Before there was a child to hand it on to.

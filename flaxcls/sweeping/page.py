@@ -38,10 +38,10 @@ def write_all(
     """Prints the table, and writes it, the plots and the page into the sweep's folder.
 
     Args:
-      sweep: of a file.
-      runs: of it.
-      root: its folder.
-      costs: of its cells.
+      sweep: as its file defines it.
+      runs: every run of the sweep, finished or not.
+      root: folder of the sweep; the page is written there.
+      costs: parameters, FLOPs and steps of each cell.
       failed: {run: sentence} of those that have just failed.
       overrides: of all runs, besides the sweep's own.
     """
@@ -80,7 +80,7 @@ class AxisPlot(NamedTuple):
     """A plot of the page.
 
     Attributes:
-      title: the axis.
+      title: name of the swept axis.
       svg: the element; None: there is nothing to draw.
       keys: of the legend; empty where there is one line.
       why: a sentence that says why there is none.

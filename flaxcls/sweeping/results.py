@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
     @property
     def lacks_metrics(self) -> bool:
-        """Whether all steps are made, and metrics.jsonl does not tell of them."""
+        """Whether all steps are made, and metrics.jsonl does not have them."""
         return not self.values and self.step == self.total_steps
 
 
@@ -88,7 +88,7 @@ def read_outcomes(runs: Sequence[SweepRun]) -> dict[SweepRun, Outcome]:
 
 
 def read_outcome(run: SweepRun) -> Outcome:
-    """Returns what the workdir of a run tells."""
+    """Returns what the workdir of a run says."""
     record = read_record(run.workdir)
     if not record:
         return Outcome(0, None, {}, None)
@@ -144,7 +144,7 @@ class Difference(NamedTuple):
     """Mean of a cell minus that of its base.
 
     Attributes:
-      mean: of the difference.
+      mean: the difference, in units of the metric.
       interval: with 95 % confidence; None: too few seeds, or no spread to judge by.
       paired: whether seeds were compared with the same seeds.
     """
@@ -158,7 +158,7 @@ class SweepRow(NamedTuple):
     """A line of the table.
 
     Attributes:
-      cell: its levels.
+      cell: the level of each axis.
       base: whether it is what it would be compared with.
       summaries: {key of METRICS: Summary}.
       differences: {key: Difference}; None: there is nothing to compare, or with.

@@ -34,7 +34,7 @@ def make_executor(
     Args:
       name: local or slurm.
       root: the sweep's folder.
-      config: of the sweep.
+      config: path of the experiment file that the runs share.
       jobs: at a time; None: one, and with Slurm as many as there is room.
       slurm: options of sbatch.
 
@@ -72,9 +72,9 @@ def run_sweep(
     """Runs what is not finished, then concludes.
 
     Args:
-      runs: of a sweep.
-      root: its folder.
-      executor: of `make_executor`.
+      runs: every run of the sweep; finished ones are skipped.
+      root: folder of the sweep, with a workdir for each run.
+      executor: from `make_executor`.
       conclude: prints and writes the tables, the plots and the page.
 
     Raises:
@@ -121,8 +121,8 @@ def run_unfinished(
     """Runs what is not finished.
 
     Args:
-      runs: of the sweep.
-      executor: that has none yet.
+      runs: every run of the sweep; finished ones are skipped.
+      executor: without any runs yet.
       failed: gets {failed run: sentence}, whatever is raised.
 
     Raises:
@@ -183,7 +183,7 @@ def _said(run: SweepRun, logged: int) -> str:
 
 
 def _was_stopped(run: SweepRun, logged: int) -> bool:
-    """Tells whether a run, of those asked to stop, has neither finished nor failed by itself."""
+    """Returns whether a run, of those asked to stop, has neither finished nor failed by itself."""
     if read_outcome(run).finished:
         return False
     last = last_line(_said(run, logged))

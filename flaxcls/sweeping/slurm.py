@@ -34,7 +34,7 @@ _COUNTED = ('time', 'nodes', 'ntasks_per_node', 'signal_delay_s')
 class Slurm:
     """One array of jobs, at most `jobs` of them at a time.
 
-    The ids are kept in the sweep's folder: where this process dies, the array goes on, and the same
+    The ids are kept in the sweep's folder: where this process dies, the array runs on, and the same
     command finds it again.
     """
 
@@ -49,7 +49,7 @@ class Slurm:
     ):
         self._root, self._config, self._jobs = root, config, jobs
         self._parameters = slurm_parameters(parameters)
-        self._going: dict[SweepRun, str] = {}
+        self._queued: dict[SweepRun, str] = {}
         self._last: dict[SweepRun, pathlib.Path] = {}
         self._asked, self._ask_seconds = 0.0, ask_seconds
 
@@ -57,15 +57,15 @@ class Slurm:
         queued = _require_queued_jobs(self._ask_seconds)
         stored = {name: job for name, job in self._read().items() if job in queued}
         names = {_name_in(self._root, run): run for run in runs}
-        self._going = {names[name]: job for name, job in stored.items() if name in names}
-        if self._going:
-            print(f'{len(self._going)} of the runs are in the queue already.', flush=True)
-        rest = [run for run in runs if run not in self._going]
+        self._queued = {names[name]: job for name, job in stored.items() if name in names}
+        if self._queued:
+            print(f'{len(self._queued)} of the runs are in the queue already.', flush=True)
+        rest = [run for run in runs if run not in self._queued]
         # sbatch would die of Ctrl-C, and leave an array that nobody knows of.
         with kept_from_children(signal.SIGINT):
             if rest:
                 self._submit(rest)
-            jobs = {_name_in(self._root, run): job for run, job in self._going.items()}
+            jobs = {_name_in(self._root, run): job for run, job in self._queued.items()}
             text = json.dumps(stored | jobs, indent=1) + '\n'
             write_atomically(self._root / _ARRAY_FILE, text)
 
@@ -90,7 +90,7 @@ class Slurm:
                 f'sbatch refuses the jobs ({last_line(str(error))}); change --slurm KEY=VALUE.'
             ) from None
         for run, job in zip(runs, submitted, strict=True):
-            self._going[run], self._last[run] = job.job_id, job.paths.stderr
+            self._queued[run], self._last[run] = job.job_id, job.paths.stderr
 
     def ended(self) -> list[SweepRun]:
         if time.monotonic() < self._asked + self._ask_seconds:
@@ -98,18 +98,18 @@ class Slurm:
         queued, self._asked = _queued_jobs(), time.monotonic()
         if queued is None:
             return []
-        found = [run for run, job in self._going.items() if job not in queued]
+        found = [run for run, job in self._queued.items() if job not in queued]
         for run in found:
-            del self._going[run]
+            del self._queued[run]
         return found
 
     def cancel(self) -> None:
-        if self._going:  # Without a name, scancel only complains.
-            _ask('scancel', *self._going.values())
+        if self._queued:  # Without a name, scancel only complains.
+            _ask('scancel', *self._queued.values())
 
     @property
-    def going_on(self) -> int:
-        return len(self._going)
+    def running_count(self) -> int:
+        return len(self._queued)
 
     def said(self, run: SweepRun) -> str:
         path = self._last.get(run)
@@ -127,12 +127,12 @@ def _name_in(root: pathlib.Path, run: SweepRun) -> str:
 
 
 def _queued_jobs() -> set[str] | None:
-    """Returns the ids of all jobs of this user in the queue; None: Slurm does not answer now.
+    """Returns the ids of all jobs of this user in the queue; None: Slurm does not respond now.
 
     squeue, and not submitit's sacct, which needs a data base that not every cluster has.
     """
-    answer = _ask('squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i')
-    return set(answer.stdout.split()) if answer.returncode == 0 else None
+    result = _ask('squeue', f'--user={os.getuid()}', '--noheader', '--array', '--format=%i')
+    return set(result.stdout.split()) if result.returncode == 0 else None
 
 
 def _require_queued_jobs(ask_seconds: float) -> set[str]:
@@ -143,8 +143,8 @@ def _require_queued_jobs(ask_seconds: float) -> set[str]:
             return queued
         time.sleep(ask_seconds)
     raise UserError(
-        f'squeue has given no answer {_TRIES} times, and which runs are in the queue already is '
-        'not known; start the same command when Slurm answers again.'
+        f'squeue has not responded in {_TRIES} tries, and which runs are in the queue already is '
+        'not known; start the same command when Slurm responds again.'
     )
 
 
@@ -187,11 +187,11 @@ def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
 
 
 def require_slurm() -> None:
-    """Raises UserError if there is no Slurm, or it does not answer."""
+    """Raises UserError if there is no Slurm, or it does not respond."""
     if not shutil.which('sbatch') or not shutil.which('srun'):
         raise UserError(
             '--executor=slurm needs sbatch and srun, which are not here; run it where jobs are '
             'submitted, or with --executor=local.'
         )
     if _queued_jobs() is None:
-        raise UserError('--executor=slurm: squeue gets no answer; is Slurm running?')
+        raise UserError('--executor=slurm: squeue gets no response; is Slurm running?')

@@ -13,7 +13,7 @@ def check_sweep(sweep: 'Sweep', overrides: 'Options') -> None:
     """Raises UserError at the first axis, level, option or seed that does not fit.
 
     Args:
-      sweep: of a file.
+      sweep: as its file defines it.
       overrides: of the command, for every run.
     """
     _check_axes(sweep.axes)
@@ -36,7 +36,7 @@ def _check_axes(axes: Any) -> None:
             _require_mapping(f'the level {level!r} of {axis!r}', chosen, '{option: value}')
             for option in chosen:
                 if not isinstance(option, str):
-                    raise UserError(f'{option!r} is no option; name one, as in num_epochs.')
+                    raise UserError(f'{option!r} is not an option; name one, as in num_epochs.')
     files = [axis_file(axis).casefold() for axis in axes]
     if len(set(files)) < len(files):
         raise UserError(
@@ -51,7 +51,7 @@ def _require_mapping(what: str, value: Any, form: str) -> None:
 
 def _require_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
-        raise UserError(f'{name!r} is no name of an axis or a level; write it as a text.')
+        raise UserError(f'{name!r} is not the name of an axis or a level; write it as text.')
 
 
 def _check_parts(sweep: 'Sweep') -> None:
@@ -62,11 +62,13 @@ def _check_parts(sweep: 'Sweep') -> None:
         for axis, level in part.items():
             if axis not in sweep.axes:
                 raise UserError(
-                    f'{what} names {axis!r}, which is no axis{_near(axis, sweep.axes)}.'
+                    f'{what} names {axis!r}, which is not an axis{_near(axis, sweep.axes)}.'
                 )
             if not isinstance(level, str) or level not in sweep.axes[axis]:
                 remedy = _near(level, sweep.axes[axis])
-                raise UserError(f'{what} names {level!r}, which is no level of {axis!r}{remedy}.')
+                raise UserError(
+                    f'{what} names {level!r}, which is not a level of {axis!r}{remedy}.'
+                )
 
 
 def _near(word: Any, known: Mapping[str, Any]) -> str:
@@ -103,4 +105,4 @@ def _check_options(sweep: 'Sweep', overrides: 'Options') -> None:
             owner[key] = axis
     for where in (sweep.overrides, overrides):
         if 'seed' in where:
-            raise UserError('the seed is no override of a sweep; give seeds=... in its file.')
+            raise UserError('a sweep does not override the seed; give seeds=... in its file.')

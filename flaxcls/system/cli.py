@@ -22,12 +22,12 @@ def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str,
 
     Args:
       arguments: of the command line, without the command's own flags.
-      flags: the command's own, to name the nearest to a misspelt one.
+      flags: the command's own, to suggest the closest to a misspelt one.
 
     Raises:
       UserError: an argument is of neither form.
     """
-    # ml_collections' config_flags would answer a mistake with a traceback or absl's usage.
+    # ml_collections' config_flags would report a mistake with a traceback or absl's usage.
     overrides, arguments = {}, list(arguments)
     while arguments:
         argument = arguments.pop(0)

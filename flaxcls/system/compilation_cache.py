@@ -8,15 +8,15 @@ from flaxcls.system.processor import instructions_digest
 
 
 def keep_compiled_programs() -> None:
-    """Tells JAX, before it is imported, to keep programs in the user's cache folder.
+    """Has JAX, before it is imported, keep programs in the user's cache folder.
 
     JAX_COMPILATION_CACHE_DIR, if set, names another folder; JAX_ENABLE_COMPILATION_CACHE=false
     keeps none. The folder may be removed at any time.
     """
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
-    # Machines of one cluster often share a home and not their instructions, which JAX does not tell
-    # programs apart by.
+    # Machines of one cluster often share a home and not their instruction set, which is not in
+    # the key of JAX's cache.
     folder = platformdirs.user_cache_path('flaxcls') / f'xla-{instructions_digest()}'
     try:
         folder.mkdir(parents=True, exist_ok=True)

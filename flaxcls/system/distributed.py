@@ -74,7 +74,7 @@ def _require_all(coordinator: str | None, count: int | None, index: int | None) 
 
 
 def has_peers(environment: dict[str, str]) -> bool:
-    """Tells whether a launcher that JAX knows has started several processes."""
+    """Returns whether a launcher that JAX knows has started several processes."""
     counts = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
     hosts = environment.get('TPU_WORKER_HOSTNAMES', '')
     return any(environment.get(name, '1') != '1' for name in counts) or ',' in hosts
@@ -106,23 +106,23 @@ def retell(lines: Iterable[str], wait: Callable[[], int]) -> int:
       lines: the child's, of its standard error.
       wait: returns the code with which it ended, or minus the signal that ended it.
     """
-    told, dying, troubled, held = '', False, False, []
+    printed, dying, troubled, held = '', False, False, []
     for line in lines:
         dying = dying or bool(_FATAL.match(line))
         troubled = troubled or bool(_TROUBLE.match(line))
-        if told or dying or _TROUBLE.match(line) or _CONNECTIONS.match(line):
+        if printed or dying or _TROUBLE.match(line) or _CONNECTIONS.match(line):
             continue  # What comes after the sentence of an error, or the fatal line, is trace.
         if line.startswith('error: '):
-            told = line
-        if troubled and not told:  # This may be more of the trace, in lines of its own.
+            printed = line
+        if troubled and not printed:  # This may be more of the trace, in lines of its own.
             held.append(line)
             continue
         print(line, end='', file=sys.stderr, flush=True)
     code = wait()
-    if code == -signal.SIGABRT and not told:  # It is not this one that has failed.
-        told = f'error: {PEER_LOST}'
-        print(told, file=sys.stderr)
-    if PEER_LOST not in told:
+    if code == -signal.SIGABRT and not printed:  # It is not this one that has failed.
+        printed = f'error: {PEER_LOST}'
+        print(printed, file=sys.stderr)
+    if PEER_LOST not in printed:
         print(*held, sep='', end='', file=sys.stderr, flush=True)
     if code == -signal.SIGABRT:
         return 1

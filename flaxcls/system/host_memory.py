@@ -18,7 +18,7 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; before threads are started. Returns whether it was told.
+    """Has glibc keep what is freed; before threads are started. Returns whether it was asked.
 
     Whoever sets one of glibc's own variables, such as MALLOC_ARENA_MAX, is not overruled.
     """

@@ -6,7 +6,7 @@ import platform
 
 
 def processor_name() -> str:
-    """Returns the model as the processor tells it, as in 'AMD EPYC 9B14'."""
+    """Returns the model as the processor reports it, as in 'AMD EPYC 9B14'."""
     line = _find_line('model name')
     if line is None:  # Not Linux, or an ARM.
         return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Text for people: tables, sizes, times, and the nearest to a misspelt word."""
+"""Text for people: tables, sizes, times, and the closest to a misspelt word."""
 
 import datetime
 import difflib
@@ -11,7 +11,7 @@ import humanize
 def did_you_mean(word: str, candidates: Sequence[str]) -> str:
     """Returns ' (did you mean ...?)' with the candidate most like `word`, or ''."""
     near = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    if not near:  # `dropout_rate` is best answered with `model.dropout_rate`.
+    if not near:  # `dropout_rate` is most likely `model.dropout_rate`.
         near = [known for known in candidates if known.split('.')[-1] == word]
     return f' (did you mean {near[0]}?)' if near else ''
 

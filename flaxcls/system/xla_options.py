@@ -1,4 +1,4 @@
-"""What XLA is told besides its own defaults, where measurement says so."""
+"""XLA options other than the defaults, where measurement says so."""
 
 import functools
 
@@ -29,7 +29,7 @@ def compiler_options(model_name: str, platform: str) -> dict[str, str]:
 
 @functools.cache
 def _are_known(**options: str) -> bool:
-    """Tells whether this version of XLA has the options; they are no promise of it."""
+    """Returns whether this version of XLA has the options; they do not promise it."""
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

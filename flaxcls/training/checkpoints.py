@@ -46,8 +46,8 @@ def _errors_alone() -> Iterator[None]:
 class Checkpoints:
     """The checkpoints of a workdir: written beside and renamed, so each is whole or absent.
 
-    Saving goes on in the background; `close` waits for it. Kept are the newest, the one before, and
-    the one with the highest validation accuracy (the later one of equals).
+    Saving continues in the background; `close` waits for it. Kept are the newest, the one before,
+    and the one with the highest validation accuracy (the later one of equals).
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
@@ -111,7 +111,7 @@ class Checkpoints:
         """Returns the state saved at `step`.
 
         Args:
-          step: of a checkpoint.
+          step: training step of a saved checkpoint.
           like: the state, or its shapes, dtypes and shardings (jax.ShapeDtypeStruct), to be placed
             so.
 
@@ -130,7 +130,7 @@ class Checkpoints:
         Of a run with averaged weights, these are taken.
 
         Args:
-          step: of a checkpoint.
+          step: training step of a saved checkpoint.
           like: as for `restore`; None: as NumPy arrays of whatever shapes were saved.
 
         Raises:
@@ -204,7 +204,7 @@ class Checkpoints:
         (self._folder / str(step)).rename(target)
 
     def _require_room(self, size: int) -> None:
-        # Told now in one sentence, rather than by the threads that write, each in its own way.
+        # Reported now in one sentence, rather than by the threads that write, each in its own way.
         free = shutil.disk_usage(self._folder).free
         if free < size:
             raise RunError(

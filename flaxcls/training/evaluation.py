@@ -17,7 +17,7 @@ def make_evaluate(
     Args:
       eval_step: compiled, of (variables, batch); see `steps.make_eval_step`.
       make_batches: the batches on the host.
-      layout: of the devices.
+      layout: how batches are split over devices.
       top_k: k of the step's metrics.
     """
 

@@ -40,7 +40,7 @@ def require_trained(params: Any, patterns: Sequence[str]) -> None:
 
 
 def require_match(params: Any, key: str, pattern: str) -> None:
-    """Raises UserError, naming the nearest layer, if `pattern` of config.KEY fits none."""
+    """Raises UserError, suggesting the closest layer, if `pattern` of config.KEY fits none."""
     if not jax.tree.leaves(split_frozen(params, [pattern])[1]):
         layers = ', '.join(list(params)[:8])
         remedy = did_you_mean(pattern, list(params)) or f'; the first ones are {layers}'

@@ -40,7 +40,8 @@ def make_learning_rate(
 
     Args:
       rate, base_batch_size: see `schedules.peak_learning_rate`.
-      batch_size, num_epochs, steps_per_epoch: of the run.
+      batch_size, num_epochs, steps_per_epoch: from which the length of the schedule and linear
+        scaling follow.
       schedule: the further arguments of `make_schedule`.
     """
     peak = schedules.peak_learning_rate(rate, batch_size, base_batch_size)

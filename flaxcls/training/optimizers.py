@@ -45,7 +45,7 @@ def parse_rules(text: str) -> list[Rule]:
             factors = [math.nan]
         if values or not all(factor is None or 0 <= factor < math.inf for factor in factors):
             raise UserError(
-                f'config.optimizer.rules: {part.strip()!r} is no rule such as head:lr=10 or '
+                f'config.optimizer.rules: {part.strip()!r} is not a rule such as head:lr=10 or '
                 'stem*:lr=0.1,decay=0.'
             )
         rules.append(Rule(pattern.strip(), *factors))

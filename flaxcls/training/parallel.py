@@ -65,11 +65,11 @@ def require_equal_shares(layout: Layout, batch_size: int) -> None:
     shares = layout.devices * layout.accumulation_steps
     if batch_size % shares:
         lower, upper = batch_size // shares * shares, -(-batch_size // shares) * shares
-        nearest = upper if not lower else f'{lower} or {upper}'
+        closest = upper if not lower else f'{lower} or {upper}'
         steps = f' x {layout.accumulation_steps} accumulation steps'
         raise UserError(
             f'config.batch_size={batch_size} cannot be shared by {layout.devices} devices'
-            f'{steps if layout.accumulation_steps > 1 else ""}; choose {nearest}.'
+            f'{steps if layout.accumulation_steps > 1 else ""}; choose {closest}.'
         )
 
 
@@ -181,7 +181,7 @@ def to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
 
 
 def microbatches_to_devices(batches: Iterable[Any], layout: Layout) -> Iterator[Any]:
-    """Yields this process's shares of training batches, as [parts, examples, ...] on each device.
+    """Yields this process's shares of training batches: [microbatches, examples, ...] a device.
 
     Their rows are in the order of the global batch.
     """
@@ -223,9 +223,9 @@ def throttle_dispatch(results: list[Any]) -> None:
 
 
 class ProcessConsensus:
-    """Tells all processes, at the same call, that one of them has asked for something.
+    """Lets all processes know, at the same call, that one of them has asked for something.
 
-    Among several processes the answer is two calls old, so that nobody waits for it.
+    Among several processes the result is two calls old, so that nobody waits for it.
     """
 
     _DELAY = 2
@@ -234,12 +234,12 @@ class ProcessConsensus:
         self._layout = layout
         add = lambda asked: lax.psum(asked.sum(), AXIS)  # noqa: E731
         self._add = jax.jit(_shard_map(add, layout, (_SPLIT,)))
-        self._answers = collections.deque()
+        self._results = collections.deque()
 
     def any_process(self, asked: bool) -> bool:
         """Returns whether any process has asked, this call or `_DELAY` calls ago."""
         if jax.process_count() == 1:
             return asked
         here = np.full(self._layout.mesh.local_mesh.size, asked, np.int32)
-        self._answers.append(self._add(_to_array(here, self._layout, _SPLIT)))
-        return len(self._answers) > self._DELAY and bool(self._answers.popleft())
+        self._results.append(self._add(_to_array(here, self._layout, _SPLIT)))
+        return len(self._results) > self._DELAY and bool(self._results.popleft())

@@ -92,7 +92,7 @@ def _add(total: dict[Any, Moments], batch: dict[Any, Moments]) -> dict[Any, Mome
         if not total:
             return wide
         both = jax.tree.map(lambda *values: jnp.stack(values), total, wide)
-        return {path: jax.device_get(merge_moments(parts)) for path, parts in both.items()}
+        return {path: jax.device_get(merge_moments(pair)) for path, pair in both.items()}
 
 
 def precise_bn_workdir(
@@ -105,7 +105,7 @@ def precise_bn_workdir(
     """Writes a run with its statistics computed anew; returns both evaluations, old and new.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       out: the workdir to write.
       checkpoint: newest, best or a step.
       overrides: of the stored config.

@@ -19,7 +19,7 @@ class Restored(NamedTuple):
 
     Attributes:
       setup: what it is made of.
-      step: of the checkpoint.
+      step: training step of the checkpoint.
       variables: {'params': ..., 'batch_stats': ...} of what is evaluated, on all devices.
     """
 
@@ -38,7 +38,7 @@ def load_run(
     """Returns what a run is made of, and what is evaluated of a checkpoint.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       checkpoint: newest, best (by validation accuracy), or a step.
       overrides: of the stored config, such as another `data.source`.
       training_too: also look for unreadable files among the training images.
@@ -113,7 +113,7 @@ def changed_options(
     """Returns the overrides for which the logits of a run are others than its own.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       overrides: of its stored config.
       images_too: count those that say which images there are, not how the network sees them.
     """
@@ -128,8 +128,8 @@ def require_own_network(
     """Raises UserError for overrides that do more than say which images there are.
 
     Args:
-      workdir: of the run.
-      overrides: of its config.
+      workdir: path of the directory that the run was trained in.
+      overrides: {dotted key: value}, of the config.
       purpose: what takes the network as it is, for the message.
     """
     wrong = changed_options(workdir, overrides)

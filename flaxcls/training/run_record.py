@@ -81,7 +81,7 @@ class RunRecord:
     ):
         self._path = workdir / RECORD_FILE
         earlier = read_record(workdir) if from_step else {}
-        # The record may be ahead of the checkpoint that a killed run goes on from.
+        # The record may be ahead of the checkpoint that a killed run resumes from.
         parts = [
             part | {'to_step': min(part['to_step'], from_step)} for part in earlier.get('parts', [])
         ]

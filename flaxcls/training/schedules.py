@@ -13,8 +13,8 @@ def peak_learning_rate(learning_rate: float, batch_size: int, base_batch_size: i
 
     Args:
       learning_rate: for a batch of `base_batch_size` examples; 0: of any batch.
-      batch_size: of the run.
-      base_batch_size: see above.
+      batch_size: examples per optimizer step, over all devices.
+      base_batch_size: examples; 0: no linear scaling.
     """
     return learning_rate * (batch_size / base_batch_size if base_batch_size else 1)
 

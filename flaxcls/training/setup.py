@@ -48,12 +48,12 @@ class Setup(NamedTuple):
     """Everything that follows from a config before a weight is drawn.
 
     Attributes:
-      model_name, dtype, remat: of the network.
+      model_name, dtype, remat: as in config.model.
       model: its module, whose BatchNorm has the axis over the devices.
       initialization: its initial weights, yet to be drawn.
       init_from, frozen, averages_weights: see config.init_from, config.freeze and config.ema.
       source: of the data, as in config.data.source.
-      dataset: its examples.
+      dataset: training and validation examples, and the class names.
       train_crop, eval_crop: how images are cut on the host.
       num_threads: that decode images; None: one per core.
       normalize: images in 0..255 -> what the network takes.
@@ -67,7 +67,7 @@ class Setup(NamedTuple):
       augment: (keys, images) -> images, see `make_augment`.
       make_mix: (num_classes, axis_name) -> how examples are mixed, see `mixup.make_mix`.
       train_step, classify: of one device, see `steps`.
-      intervals: of the loop.
+      intervals: how often the loop logs, evaluates and saves.
     """
 
     model_name: str
@@ -107,7 +107,7 @@ class Setup(NamedTuple):
         """Returns the state before the first step, on all devices.
 
         Raises:
-          UserError: config.init_from is no run of this network.
+          UserError: config.init_from is not a run of this network.
         """
         variables = self.initialization.draw(jax.random.key(self.seed))
         if self.init_from:
@@ -288,5 +288,5 @@ def resolve(config: ConfigDict, setup: Setup) -> ConfigDict:
 
 
 def tta_crops_of(crop: EvalCrop) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns images -> their TTA crops; None: they are looked at as they are."""
+    """Returns images -> their TTA crops; None: they are taken as they are."""
     return None if crop.tta == 'center' else make_tta_crops(crop.tta, crop.size)

@@ -19,7 +19,7 @@ class TrainState:
       step: int32 [], updates made so far.
       params: parameters, trained and frozen, float32.
       batch_stats: BatchNorm's running means and variances, float32; {} for a network without.
-      opt_state: the optimizer's.
+      opt_state: state of the optax optimizer.
       ema: {'params': ..., 'batch_stats': ...}, averaged over the steps; {} without config.ema.
     """
 

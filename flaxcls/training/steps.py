@@ -61,7 +61,7 @@ def make_train_step(
       augment, mix, normalize: see `flaxcls.augment`.
       loss: see `losses`.
       seed: of all random draws.
-      top_k: of the metrics.
+      top_k: k of the top-k accuracy.
       label_smoothing: share of each label spread evenly over all classes.
       frozen: patterns of the layers that are not trained.
       ema_decay: see `update_ema`.
@@ -119,7 +119,7 @@ def make_train_step(
 
 
 def _sum_over_microbatches(compute: Callable[[Any], Any], microbatches: Any) -> Any:
-    """Returns the sum of `compute(part)` over the first axis of `parts`, one after another."""
+    """Returns the sum of `compute` over the microbatches (first axis), one after another."""
     count = len(jax.tree.leaves(microbatches)[0])
     first = jax.tree.map(lambda x: x[0], microbatches)
     if count == 1:
@@ -138,7 +138,7 @@ def _sum_over_microbatches(compute: Callable[[Any], Any], microbatches: Any) -> 
 def _reduce(
     gradients: Any, batch_stats: Any, sums: Sums, microbatches: int
 ) -> tuple[Any, Any, Sums]:
-    """Returns the means of gradients and statistics over parts and devices, and the sums.
+    """Returns the means of gradients and statistics over microbatches and devices, and the sums.
 
     This is the one reduction of a step over the devices, apart from BatchNorm's groups where these
     span devices. XLA joins up to 256 arrays of one type, so the many small ones travel as one
@@ -165,8 +165,8 @@ def make_eval_step(
     share. The loss is the cross-entropy with the labels, whatever training's is.
 
     Args:
-      classify: of `make_classify`.
-      top_k: of the metrics.
+      classify: from `make_classify`.
+      top_k: k of the top-k accuracy.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> Sums:
@@ -189,10 +189,10 @@ def make_classify(
     `TrainState.eval_variables`.
 
     Args:
-      model: the network.
+      model: Linen module whose output is logits [B, C].
       normalize: see `flaxcls.augment.transforms`.
       tta_crops_of: images -> their TTA crops, of which the logits are the logarithms of the
-        averaged probabilities; None: the images are looked at as they are.
+        averaged probabilities; None: the images are taken as they are.
     """
 
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
@@ -218,7 +218,7 @@ class _ExampleKeys(NamedTuple):
 def _example_keys(seed: int, step: jax.Array, shape: tuple[int, int]) -> _ExampleKeys:
     microbatches, local = shape
     devices, device = lax.axis_size(AXIS), lax.axis_index(AXIS)
-    # The order of parallel.Layout: parts, then devices, then examples.
+    # The order of parallel.Layout: microbatches, then devices, then examples.
     positions = (jnp.arange(microbatches)[:, None] * devices + device) * local + jnp.arange(local)
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, positions.ravel())

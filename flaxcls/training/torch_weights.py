@@ -51,14 +51,14 @@ def import_weights(
     config_path: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Makes a workdir, at step 0, of a weights file; evaluation and training take it as any other.
+    """Creates a workdir, at step 0, from a weights file, to evaluate or train as any other.
 
     Args:
       model_name: a row of MODELS.
       weights: .pth or .safetensors.
       workdir: must not have a run yet.
       config_path: an experiment file; None: evaluation on the paper's data set.
-      overrides: of the config.
+      overrides: {dotted key: value}, of the config.
 
     Returns:
       Sentences about what was changed on the way.
@@ -107,7 +107,7 @@ def export_weights(
     """Writes the weights of a run as PyTorch has them, and returns the state dict.
 
     Args:
-      workdir: of the run.
+      workdir: path of the directory that the run was trained in.
       weights: the file to write, .pth or .safetensors.
       checkpoint: newest, best or a step.
 

@@ -201,7 +201,7 @@ def test_cutout_takes_a_square_of_its_side():
 
 
 def test_crops_on_the_device_show_a_part_of_the_image():
-    """A ramp stays a ramp, over a shorter range: its ends tell which part was cut."""
+    """A ramp stays a ramp, over a shorter range: its ends show which part was cut."""
     ramp = np.stack(np.broadcast_arrays(*np.mgrid[0:64, 0:64], 0), -1).astype(np.float32) * 4
     keys = jax.random.split(jax.random.key(0), 500)
     crop = lambda key: transforms.random_resized_crop(key, ramp, min_area=0.08)  # noqa: E731
@@ -283,7 +283,7 @@ def test_mixed_labels_are_distributions_that_fit_the_pixels(options, batch):
     for row in range(batch):
         share = mixed.targets[row, labels[row]]
         assert set(np.nonzero(mixed.targets[row])[0]) <= {labels[row], partner_labels[row]}
-        # The same share, told from the pixels.
+        # The same share, computed from the pixels.
         difference = images[row] - partner_images[row]
         solid = np.abs(difference) > 4
         if batch > 1:
@@ -355,9 +355,9 @@ def test_picture_of_what_training_sees(tmp_path, options):
     assert mixed.images.shape == (5, 8, 16, 16, 3)
     np.testing.assert_allclose(mixed.targets.sum(-1), 1, atol=1e-5)
     if not options:  # A column is one image, flipped or not.
-        for image, views in zip(evaluated, mixed.images.swapaxes(0, 1), strict=True):
-            for view in views:
-                assert min(np.abs(view - i).max() for i in (image, image[:, ::-1])) < 1
+        for image, variants in zip(evaluated, mixed.images.swapaxes(0, 1), strict=True):
+            for variant in variants:
+                assert min(np.abs(variant - i).max() for i in (image, image[:, ::-1])) < 1
     draw_training_images(setup, 2, tmp_path / 'a folder/seen.png')
     with Image.open(tmp_path / 'a folder/seen.png') as picture:
         assert picture.width > 1000

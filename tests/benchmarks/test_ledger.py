@@ -50,15 +50,15 @@ def test_results_are_rendered_from_the_records():
     )
 
 
-def test_the_readme_tells_what_the_ledger_does():
+def test_the_readme_says_what_the_ledger_does():
     entries, _ = ledger.load_entries(ROWS, RESULTS)
     readme = pathlib.Path('README.md').read_text(encoding='utf-8').split('## Measured')[1]
     for entry in entries:
         ours = ledger.describe_ours(entry)
         name = entry.row.name.replace('.py', '')
-        told = [line for line in readme.splitlines() if line.startswith(f'| `{name}` ')]
-        assert len(told) == (ours != 'not run' or entry.row.at_least is not None)
-        assert all(f'| {ours} |' in line for line in told)
+        shown = [line for line in readme.splitlines() if line.startswith(f'| `{name}` ')]
+        assert len(shown) == (ours != 'not run' or entry.row.at_least is not None)
+        assert all(f'| {ours} |' in line for line in shown)
 
 
 @pytest.mark.parametrize('row', [row for row in ROWS if not row.options], ids=lambda row: row.name)
@@ -129,7 +129,7 @@ def test_runs_are_taken_in_and_rendered_with_mean_and_deviation(tmp_path, empty_
     assert '| 98.25 ± 0.96, **not' in _line(out.read_text(), 'digits_resnet20.py')
 
 
-def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
+def test_what_is_not_a_finished_run_of_a_row_is_left_out_with_its_reason(
     tmp_path, empty_ledger, capsys
 ):
     runs = tmp_path / 'runs'
@@ -141,7 +141,7 @@ def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
     _leave_record(runs / 'damaged', 0.5)
     (runs / 'damaged' / RECORD_FILE).write_text('[')
     ledger.main([f'--runs={runs}', f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for name, reason in (
         ('other', r'no row of rows\.toml has its config'),
         ('unfinished', 'it has made 5 of 10 steps'),
@@ -149,7 +149,7 @@ def test_what_is_no_finished_run_of_a_row_is_left_out_with_its_reason(
         ('lengthened', 'its config was changed on the way'),
         ('damaged', r'its record\.json is damaged'),
     ):
-        assert re.search(f'/{name}: left out, since {reason}', told)
+        assert re.search(f'/{name}: left out, since {reason}', shown)
     assert _read(empty_ledger) == {}
 
 
@@ -168,14 +168,14 @@ def test_a_published_number_is_expected_from_both_sides():
         assert ('**not as expected**' in ledger.describe_ours(entry)) == surprising
 
 
-def test_records_whose_experiment_has_changed_are_told_and_not_counted(
+def test_records_whose_experiment_has_changed_are_reported_and_not_counted(
     tmp_path, empty_ledger, capsys
 ):
     _leave_record(tmp_path / 'run', 0.5, overrides={'num_epochs': 7})
     (tmp_path / 'run' / RECORD_FILE).rename(empty_ledger / 'old-seed0.json')
     ledger.main([f'--results={empty_ledger}', f'--out={tmp_path}/R.md'])
-    told = capsys.readouterr().out
-    assert 'old-seed0.json is left out, since no row' in told and '0 runs' in told
+    shown = capsys.readouterr().out
+    assert 'old-seed0.json is left out, since no row' in shown and '0 runs' in shown
 
 
 ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
@@ -189,7 +189,7 @@ ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
         ('rows.toml', '[[rows]]\ntop9 = 3', 'top9'),
         ('rows.toml', ROW, 'either top1 and tolerance, or at_least'),
         ('rows.toml', ROW + 'top1 = 76', 'either top1 and tolerance, or at_least'),
-        ('rows.toml', ROW + 'top1 = "76"\ntolerance = 1', 'an accuracy is no number'),
+        ('rows.toml', ROW + 'top1 = "76"\ntolerance = 1', 'an accuracy is not a number'),
         ('rows.toml', ROW + 'at_least = 7\noptions = "x"', 'cannot be read'),
         ('rows.toml', ROW + 'at_least = 7\noptions = {"model.name" = "resnet5"}', 'did you mean'),
         ('a.json', '{', 'is damaged'),
@@ -197,7 +197,7 @@ ROW = '[[rows]]\nexperiment = "resnet50.py"\nsource = "somebody"\n'
         ('a.json', '{"seed": 1}', 'is damaged'),
     ],
 )
-def test_a_broken_ledger_is_told_in_a_sentence(tmp_path, empty_ledger, name, text, says):
+def test_a_broken_ledger_is_reported_in_a_sentence(tmp_path, empty_ledger, name, text, says):
     (empty_ledger / name).unlink(missing_ok=True)
     if text is not None:
         (empty_ledger / name).write_text(text)
@@ -213,9 +213,9 @@ def test_flags_that_lead_nowhere_are_refused_before_anything_is_kept(tmp_path, e
         ([f'--runs={tmp_path}/none', here], r'no run has left a record\.json there'),
         (
             [f'--runs={tmp_path}/runs', here, f'--out={tmp_path}/none/R.md'],
-            'is no file in a folder',
+            'is not a file in a folder',
         ),
-        ([f'--runs={tmp_path}/runs', here, f'--out={tmp_path}'], 'is no file in a folder'),
+        ([f'--runs={tmp_path}/runs', here, f'--out={tmp_path}'], 'is not a file in a folder'),
         ([f'--results={tmp_path}/ledger/rows.toml'], 'there is no ledger in'),
     ):
         with pytest.raises(UserError, match=says):

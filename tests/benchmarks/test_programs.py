@@ -152,8 +152,8 @@ def test_tpu_table_gives_what_an_image_costs_and_the_ratios(compiled, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'tpu:v5e:2x2, 256 images a chip, effort 0'
     example = next(line for line in lines if line.startswith(EXAMPLE) and 'bfloat16' in line)
-    told = ' '.join(example.split()[1:])
-    assert told == 'train bfloat16 none 320.0 250.0 24.00 9.00 99 50.0 90'
+    shown = ' '.join(example.split()[1:])
+    assert shown == 'train bfloat16 none 320.0 250.0 24.00 9.00 99 50.0 90'
     assert len({len(line) for line in lines[1:6]}) == 1  # Columns end where their titles do.
     assert lines[6:] == [
         'resnet50 / flax_example, float32, remat none: accessed 1.00, HBM 1.00, FLOPs 1.00, '
@@ -163,7 +163,7 @@ def test_tpu_table_gives_what_an_image_costs_and_the_ratios(compiled, capsys):
     ]
 
 
-def test_a_program_that_fails_is_a_row_and_the_table_goes_on(compiled, capsys):
+def test_a_program_that_fails_is_a_row_and_the_table_continues(compiled, capsys):
     with pytest.raises(RunError, match='1 of 6 programs did not compile'):
         tpu_program.main(['--models=resnet50,alexnet'])
     rows = capsys.readouterr().out.splitlines()[2:]
@@ -179,8 +179,8 @@ def test_gpu_table_has_every_kind_of_network(compiled, capsys, monkeypatch):
     # What is recomputed makes another program in training alone.
     assert len(set(compiled)) == len(compiled) == len(programs.FAMILIES) * 2 * (3 + 1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
-    told = next(row for row in rows if row[:4] == ['vgg16_bn', 'train', 'bfloat16', 'norm'])
-    assert ' '.join(told[4:]) == '3.00 159 0 0 300 5 2 TopK, 1 cholesky'
+    shown = next(row for row in rows if row[:4] == ['vgg16_bn', 'train', 'bfloat16', 'norm'])
+    assert ' '.join(shown[4:]) == '3.00 159 0 0 300 5 2 TopK, 1 cholesky'
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_gpu_table_has_every_kind_of_network(compiled, capsys, monkeypatch):
         (['--per_chip=many'], 'invalid int value'),
         (['--effort=0.5'], 'must lie between -1 and 0'),
         (['--effort=nan'], 'must lie between -1 and 0'),
-        (['--target=gpu:h100'], '--target=gpu:h100 is no tpu:'),
+        (['--target=gpu:h100'], '--target=gpu:h100 is not a tpu:'),
         ([f'--models={EXAMPLE}', '--step=eval'], 'has no --step=eval'),
         (['--networks=alexnet'], 'the argument --networks is unknown'),
     ],
@@ -227,7 +227,7 @@ def test_a_process_that_died_leaves_its_last_words():
 
 
 @pytest.mark.parametrize('step', programs.STEPS)
-def test_a_program_of_ours_tells_what_it_needs(step):
+def test_a_program_of_ours_reports_what_it_needs(step):
     program = Program('resnet20', step, 'float32', per_chip=4)
     facts = compile_program.compile_here(program)
     assert facts.error is None and facts.seconds > 0
@@ -239,7 +239,7 @@ def test_a_program_of_ours_tells_what_it_needs(step):
     assert sum(number for number, _ in facts.collectives.values()) >= 1
 
 
-def test_what_does_not_compile_tells_its_first_line(monkeypatch):
+def test_what_does_not_compile_reports_its_first_line(monkeypatch):
     def compile_train_step(setup, options):
         raise RuntimeError(
             'RESOURCE_EXHAUSTED: no memory.\n  Used 33.13G of 15.75G hbm. Exceeded\n\nTotal'

@@ -114,7 +114,7 @@ def test_help_of_a_group_lists_its_commands(argv, capsys):
     ],
     ids=str,
 )
-def test_what_is_no_command_is_told_with_the_one_that_is_meant(argv, says):
+def test_what_is_not_a_command_is_reported_with_the_one_that_is_meant(argv, says):
     with pytest.raises(UserError, match=says) as error:
         main(argv)
     assert '\n' not in str(error.value)
@@ -200,7 +200,7 @@ def test_an_own_file_is_taken_by_its_path(tmp_path, monkeypatch):
         ('shortcuts', "no config 'shortcuts'"),
     ],
 )
-def test_what_is_no_experiment_is_told_with_the_nearest(path, says, tmp_path, monkeypatch):
+def test_what_is_not_an_experiment_is_reported_with_the_closest(path, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=says):
         load_config(path)

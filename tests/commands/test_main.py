@@ -179,7 +179,7 @@ def _read_until_a_step(process):
     return seen
 
 
-def test_signals_save_and_the_same_command_goes_on(tmp_path):
+def test_signals_save_and_the_same_command_resumes(tmp_path):
     command = [*TINY_FLAGS, '--config.num_epochs=2000', f'--workdir={tmp_path}']
     step = None
     for number, code in ((signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)):

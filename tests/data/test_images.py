@@ -205,7 +205,7 @@ READABLE: dict[str, tuple[bytes, np.ndarray, float]] = {
 
 UNREADABLE = {
     'empty': b'',
-    'text': b'this is no image',
+    'text': b'this is not an image',
     'html': b'<html><body>404</body></html>',
     'jpeg, first half': READABLE['jpeg'][0][: len(READABLE['jpeg'][0]) // 2],
     'jpeg, header alone': READABLE['jpeg'][0][:200],
@@ -389,7 +389,7 @@ def test_very_long_images_take_little_memory():
 
 @pytest.fixture
 def torture(tmp_path):
-    """A folder of every readable kind, two classes, with names that tell nothing true."""
+    """A folder of every readable kind, two classes, with misleading names."""
     for index, (data, _, _) in enumerate(READABLE.values()):
         suffix = ('.jpg', '.png', '', '.dat', '.JPEG')[index % 5]
         for part in ('train', 'val'):

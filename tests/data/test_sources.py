@@ -95,7 +95,7 @@ def test_folder_leaves_out_with_a_note_and_misses_nothing(write_images):
     assert [os.path.basename(path) for path in source.train.paths] == ['1.png', '2.JPG', '3.webp']
     assert source.val.labels.tolist() == [1]  # A class missing in val shifts no label.
     assert source.notes == (
-        '4 files that are no images of a class were left out: 2 .png, 1 README, 1 .txt.',
+        '4 files that are not images of a class were left out: 2 .png, 1 README, 1 .txt.',
         '2 folders have no image: c, empty.',
     )
 
@@ -106,14 +106,14 @@ def test_folders_without_images_have_no_say_in_the_order(write_images):
     assert open_dataset(_config(**{'data.source': f'folder:{folder}'})).class_names == ('9', '10')
 
 
-def test_files_are_looked_into_where_their_names_do_not_tell(write_images):
+def test_files_are_looked_into_where_their_names_do_not_say(write_images):
     folder = write_images({f'{name}/{i}.png': (8, 8) for name in 'ab' for i in range(5)})
     (folder / 'a/0.png').rename(folder / 'a/0')
     (folder / 'a/1.png').rename(folder / 'a/1.photo')
     (folder / 'b/list.csv').write_text('path,label')
     source = open_dataset(_config(**{'data.source': f'folder:{folder}'}))
     assert len(source.train) + len(source.val) == 10
-    assert '1 files that are no images of a class were left out: 1 .csv.' in source.notes
+    assert '1 files that are not images of a class were left out: 1 .csv.' in source.notes
 
 
 def test_folder_that_contains_itself_is_one_sentence(write_images):

@@ -67,7 +67,7 @@ LONG = [
     (r'flaxcls benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
 ]
 
-# Servers: what of a command -> its argument for a port, and an address that answers.
+# Servers: what of a command -> its argument for a port, and an address that responds.
 SERVERS = {
     r'flaxcls serve ': ('--port={port}', 'health'),
     r'http\.server ': ('{port}', ''),
@@ -243,8 +243,8 @@ def _execute(command, line):
 
 def _own_workdir(arguments):
     """Returns the flag for where the run would live without the arguments of LONG."""
-    told = [argument for argument in arguments if argument.startswith('--workdir')]
-    if arguments[0] != 'train' or told:
+    shown = [argument for argument in arguments if argument.startswith('--workdir')]
+    if arguments[0] != 'train' or shown:
         return []
     (path,) = [a.partition('=')[2] for a in arguments if a.startswith('--config=')]
     overrides = parse_overrides([a for a in arguments if a.startswith('--config.')], [])
@@ -252,7 +252,7 @@ def _own_workdir(arguments):
 
 
 def _is_elsewhere(command):
-    """Tells whether ELSEWHERE has the command, which the place it names has to have as well."""
+    """Returns whether ELSEWHERE has the command, which the place it names has to have as well."""
     for pattern, (path, expression) in ELSEWHERE.items():
         if match := re.match(pattern, command.replace("'", '')):
             expression = expression.format(*map(re.escape, match.groups()))
@@ -300,8 +300,8 @@ def _serve(arguments, port_argument, path, request):
         _wait_for(f'http://127.0.0.1:{port}/{path}', process)
         if request.startswith('curl'):
             request = shlex.split(request.replace(':8000/', f':{port}/'))
-            answer = subprocess.run([*request, '--fail'], capture_output=True, check=True)
-            assert b'predictions' in answer.stdout
+            response = subprocess.run([*request, '--fail'], capture_output=True, check=True)
+            assert b'predictions' in response.stdout
     finally:
         process.terminate()
         process.wait(60)
@@ -310,11 +310,11 @@ def _serve(arguments, port_argument, path, request):
 def _wait_for(address, process):
     for _ in range(600):
         assert process.poll() is None, 'the server has ended'
-        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=10) as answer:
-            assert answer.status == 200
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=10) as response:
+            assert response.status == 200
             return
         time.sleep(0.1)
-    pytest.fail(f'{address} does not answer')
+    pytest.fail(f'{address} does not respond')
 
 
 @pytest.mark.parametrize(

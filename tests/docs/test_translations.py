@@ -162,12 +162,12 @@ def test_has_the_same_blocks_and_blocks_of_code(path, part):
 @each_part
 def test_has_the_same_code_links_and_numbers(path, part):
     for original, translation in _pairs(path, part):
-        told = f'{_follow(path, part)}: {original.content}'
-        assert _facts(translation) == _facts(original), told
+        message = f'{_follow(path, part)}: {original.content}'
+        assert _facts(translation) == _facts(original), message
 
 
 def _english(prose):
-    """Returns the words that are no names."""
+    """Returns the words that are not names."""
     words = re.findall(r'(?<!\w)[A-Z]?[a-z]{3,}(?!\w)', prose)
     return [word for word in words if word not in _NAMES]
 
@@ -221,11 +221,11 @@ def test_original_and_translation_link_to_each_other(path):
 def test_notebook_has_the_same_code_and_outputs(path):
     original = json.loads(original_of(path).read_text(encoding='utf-8'))
     translation = json.loads(path.read_text(encoding='utf-8'))
-    told = 'python -m notebooks.update_translations takes over the code and what it puts out'
+    message = 'python -m notebooks.update_translations takes over the code and what it puts out'
     assert [cell['id'] for cell in translation['cells']] == [c['id'] for c in original['cells']]
-    assert _cells(path, 'code') == _cells(original_of(path), 'code'), told
+    assert _cells(path, 'code') == _cells(original_of(path), 'code'), message
     for key in ('metadata', 'nbformat', 'nbformat_minor'):
-        assert translation[key] == original[key], told
+        assert translation[key] == original[key], message
 
 
 @each_notebook

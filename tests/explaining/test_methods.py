@@ -1,4 +1,4 @@
-"""What a trained network sees, on networks and images whose answer is known."""
+"""What a trained network sees, on networks and images whose prediction is known."""
 
 import shutil
 
@@ -81,7 +81,7 @@ def _images(classifier, count):
     return rng.integers(0, 256, (count, classifier.side, classifier.side, 3), dtype=np.uint8)
 
 
-def test_maps_are_those_of_the_answers_and_of_an_image_alone(classifier):
+def test_maps_are_those_of_the_predictions_and_of_an_image_alone(classifier):
     images = _images(classifier, 5)
     predicted = classifier.classify(images).argmax(-1)
     others = (predicted + 1) % 5
@@ -200,7 +200,7 @@ def test_what_does_not_fit_is_refused(classifier):
         for classes in ([0, 5], [-1, 0], [0], [0.0, 1.0]):
             with pytest.raises(UserError, match='are not a number from 0 to 4 for each of 2'):
                 method(classifier, images, np.array(classes))
-    with pytest.raises(UserError, match='is no map'):
+    with pytest.raises(UserError, match='is not a map'):
         grad_cam(classifier, images, layer='features')
     with pytest.raises(UserError, match=r'did you mean feature_map\?'):
         feature_maps(classifier, images, 'featuremap')
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_refused(classifier):
         lambda: occlusion(classifier, images, window=0),
         lambda: occlusion(classifier, images, stride=-1),
     ):
-        with pytest.raises(UserError, match='is no positive number'):
+        with pytest.raises(UserError, match='is not a positive number'):
             call()
 
 
@@ -221,7 +221,7 @@ def test_cam_needs_a_classifier_over_means():
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_filters_are_the_first_weights_around_grey(name):
+def test_filters_are_the_first_weights_centred_at_grey(name):
     classifier = _random_classifier(name)
     kernel = next(
         leaf for leaf in jax.tree.leaves(classifier.variables['params'])
@@ -334,7 +334,7 @@ def test_a_wrong_name_is_refused_naming_the_nearest(workdir, flags, says):
         _run(workdir, *flags)
 
 
-def test_data_that_is_gone_is_told_where_it_is_needed(tmp_path, write_images):
+def test_data_that_is_gone_is_reported_where_it_is_needed(tmp_path, write_images):
     folder = write_images({f'set/{part}/{c}/{i}.png': (8, 8) for part in ('train', 'val')
                            for c in 'ab' for i in range(4)})  # fmt: skip
     config = flaxcls.load_config(

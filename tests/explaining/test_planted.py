@@ -12,7 +12,7 @@ from flaxcls.inference.classifier import Classifier
 # Every quadrant has its colour: a network that averages over its map would know a place without it
 # by what the padding does at the borders alone, and look there. The grey ones keep a network whose
 # dense layers know places from taking any chequer for the patch, and the images with nothing but
-# grey ones, a class of their own, from telling a quadrant by what is not in the three others.
+# grey ones, a class of their own, from recognising a quadrant by what is not in the three others.
 QUADRANTS = {
     'top_left': (60, 60, 255),
     'top_right': (60, 255, 60),
@@ -69,7 +69,7 @@ def _write_set(folder, size, count, seed):
 
 
 def _hits(heat, corners, size):
-    """Tells of each map [N, h, w] whether the cell of its maximum meets the patch."""
+    """Returns for each map [N, h, w] whether the cell of its maximum meets the patch."""
     count, height, width = heat.shape
     hottest = np.stack(np.divmod(heat.reshape(count, -1).argmax(-1), width), axis=-1)
     cell = np.array([size / height, size / width])

@@ -1,4 +1,4 @@
-"""Exported networks answer as flaxcls does, where there is no flaxcls, or are not kept."""
+"""Exported networks predict as flaxcls does, where there is no flaxcls, or are not kept."""
 
 import dataclasses
 import errno
@@ -74,21 +74,21 @@ def exported(finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize(('name', 'form'), ANSWERING)
-def test_exported_network_answers_as_the_network(name, form, tmp_path):
+def test_exported_network_predicts_as_the_network(name, form, tmp_path):
     classifier = make_classifier(name)
     images = draw_images(make_config(name), 7)
     file = tmp_path / FORMATS[form].file
     FORMATS[form].write(Request(classifier, ABOUT), file)
     expected = classifier.to_probabilities(classifier.classify(images))
-    answer = run.load(str(file))
+    predict = run.load(str(file))
     for count in (1, 7):
-        found = answer(images[:count])
+        found = predict(images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[:count], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize('form', _if_installed(sorted(FORMATS.keys() - {'web'})))
-def test_a_full_disk_is_told_as_such(form, tmp_path):
+def test_a_full_disk_is_reported_as_such(form, tmp_path):
     classifier = make_classifier('resnet20')
     images = draw_images(make_config('resnet20'), 8)
     file = tmp_path / FORMATS[form].file
@@ -105,9 +105,9 @@ def test_a_full_disk_is_told_as_such(form, tmp_path):
         ('onnx-int8', 'onnxruntime.quantization.quantize_static'),
     ],
 )
-@pytest.mark.parametrize(('free', 'told'), [(1000, OSError), (2**30, ValueError)])
+@pytest.mark.parametrize(('free', 'raised'), [(1000, OSError), (2**30, ValueError)])
 def test_what_fails_for_want_of_room_alone_is_a_full_disk(
-    form, writer, free, told, tmp_path, monkeypatch
+    form, writer, free, raised, tmp_path, monkeypatch
 ):
     """Of libraries that do not look whether a file is written whole."""
     pytest.importorskip('jax2onnx')
@@ -120,7 +120,7 @@ def test_what_fails_for_want_of_room_alone_is_a_full_disk(
         raise ValueError('a network cannot be parsed')
 
     monkeypatch.setattr(writer, fail)
-    with pytest.raises(told):
+    with pytest.raises(raised):
         FORMATS[form].write(request, tmp_path / 'model.onnx')
 
 
@@ -153,11 +153,11 @@ def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
     np.save(tmp_path / 'images.npy', images)
     code = (
         'import sys, runpy; sys.modules["flaxcls"] = sys.modules["jax"] = None;'
-        'sys.argv = ["run.py", "model.onnx", "images.npy", "answers.npy"];'
+        'sys.argv = ["run.py", "model.onnx", "images.npy", "predictions.npy"];'
         'runpy.run_path("run.py", run_name="__main__")'
     )
     subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
-    predicted = np.load(tmp_path / 'answers.npy')
+    predicted = np.load(tmp_path / 'predictions.npy')
     np.testing.assert_allclose(predicted, classifier.predict(images), rtol=1e-3, atol=1e-6)
 
 
@@ -253,14 +253,14 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
     ],
     ids=str,
 )
-def test_mistakes_are_told_in_a_sentence(flags, says, workdir, tmp_path):
+def test_mistakes_are_reported_in_a_sentence(flags, says, workdir, tmp_path):
     with pytest.raises(UserError) as caught:
         export_command.main([f'--workdir={workdir}', f'--out={tmp_path / "out"}', *flags])
     assert says in str(caught.value)
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_folder_that_cannot_be_is_told_before_any_work(workdir, tmp_path):
+def test_a_folder_that_cannot_be_is_reported_before_any_work(workdir, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='is a file'):
         export.export(workdir, 'stablehlo', tmp_path / 'file' / 'below')
@@ -363,7 +363,7 @@ def test_wrong_images_are_a_sentence_without_flaxcls(images, says, exported, tmp
     np.save(tmp_path / 'images.npy', images)
     network = folder / 'model.stablehlo'
     with pytest.raises(SystemExit, match=says):
-        run.main([str(network), str(tmp_path / 'images.npy'), str(tmp_path / 'answers.npy')])
+        run.main([str(network), str(tmp_path / 'images.npy'), str(tmp_path / 'predictions.npy')])
 
 
 def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
@@ -380,11 +380,11 @@ def test_a_set_smaller_than_a_batch_is_enough_to_compare(workdir, tmp_path):
 
 
 def test_a_network_that_is_wrong_in_batches_alone_is_found(tmp_path, monkeypatch, capsys):
-    def answer(images):
+    def predict(images):
         return np.full((len(images), 10), len(images), np.float32)
 
-    monkeypatch.setattr(run, 'load', lambda path: answer)
+    monkeypatch.setattr(run, 'load', lambda path: predict)
     np.save(tmp_path / 'images.npy', np.zeros((3, 8, 8, 3), np.uint8))
-    run.main(['model.onnx', str(tmp_path / 'images.npy'), str(tmp_path / 'answers.npy')])
+    run.main(['model.onnx', str(tmp_path / 'images.npy'), str(tmp_path / 'predictions.npy')])
     difference = json.loads(capsys.readouterr().out)['batch_difference']
     assert difference == run.BATCH_SIZE - 1

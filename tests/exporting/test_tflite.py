@@ -77,7 +77,7 @@ def test_a_loop_is_refused(tmp_path):
         tflite.write_tflite(function, 4, tmp_path / 'model.tflite')
 
 
-def test_files_that_cannot_be_written_are_told_first(tmp_path):
+def test_files_that_cannot_be_written_are_reported_first(tmp_path):
     for path in (tmp_path, tmp_path / 'missing' / 'model.tflite'):
         with pytest.raises(UserError, match='folder'):
             tflite.write_tflite(None, 4, path)

@@ -1,4 +1,4 @@
-"""The page that classifies in the browser, seen in one: answers, maps, offline, and its errors."""
+"""The page that classifies in the browser, seen in one: predictions, maps, offline, errors."""
 
 import base64
 import contextlib
@@ -124,7 +124,7 @@ def port(pages):
 @pytest.fixture
 def open_page(browser):
     """Returns (address, options of the context) -> the page; fails for complaints or strangers."""
-    views = []
+    opened = []
 
     def open_address(address, **options):
         context = browser.new_context(**options)
@@ -135,12 +135,12 @@ def open_page(browser):
         view.on('pageerror', lambda error: view.complaints.append(str(error)))
         # Of the context: those of the service worker as well.
         context.on('request', lambda request: requests.append(request.url))
-        views.append((view, requests, address))
+        opened.append((view, requests, address))
         view.goto(address)
         return view
 
     yield open_address
-    for view, requests, address in views:
+    for view, requests, address in opened:
         own = re.match(r'http://[^/]+/', address)[0]
         assert requests and all(url.startswith((own, 'blob:' + own)) for url in requests)
         assert view.complaints == []
@@ -167,22 +167,22 @@ PICTURE = _two_halves('<b>red</b>', 'blue')
 PICTURE[:35] = COLOURS['<b>red</b>']
 
 
-def _answers(view):
+def _predictions(view):
     """{class: probability} as the page shows them, in their order."""
     view.wait_for_selector('#heat-controls:not([hidden])')
-    rows = view.locator('#answers button').all()
+    rows = view.locator('#predictions button').all()
     return {
         row.locator('.name').inner_text(): float(row.locator('.share').inner_text().rstrip('%'))
         for row in rows
     }
 
 
-def _require_answer(view, image=PICTURE):
-    shown, expected = _answers(view), dict(zip(COLOURS, _expected(image), strict=True))
+def _require_prediction(view, image=PICTURE):
+    shown, expected = _predictions(view), dict(zip(COLOURS, _expected(image), strict=True))
     assert list(shown) == sorted(expected, key=expected.get, reverse=True)
     for name, probability in expected.items():
         assert shown[name] == pytest.approx(100 * probability, abs=0.25)
-        bar = view.locator('#answers button', has_text=name).locator('.bar')
+        bar = view.locator('#predictions button', has_text=name).locator('.bar')
         share = bar.evaluate(
             'bar => parseFloat(getComputedStyle(bar, "::before").width) / bar.clientWidth'
         )
@@ -205,17 +205,19 @@ def _heat(view):
 
 
 @pytest.mark.parametrize('name', ['maps', 'no maps'])
-def test_a_chosen_file_gives_the_networks_answer_and_a_map_for_each_class(open_page, port, name):
+def test_a_chosen_file_gives_the_networks_prediction_and_a_map_for_each_class(
+    open_page, port, name
+):
     view = open_page(f'http://127.0.0.1:{port}/{name}/')
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    _require_answer(view)
+    _require_prediction(view)
     assert view.title() == view.locator('h1').inner_text() == ABOUT['title']
     assert ABOUT['facts'] in view.locator('footer').inner_text()
     method = 'class-activation' if name == 'maps' else 'occlusion'
     upper = slice(0, 90), slice(166, 256)  # Away from the border between the colours.
     for label, (warm, cold) in {'<b>red</b>': upper, 'blue': upper[::-1]}.items():
-        view.locator('#answers button', has_text=label).click()
-        pressed = view.locator('#answers button[aria-pressed=true] .name')
+        view.locator('#predictions button', has_text=label).click()
+        pressed = view.locator('#predictions button[aria-pressed=true] .name')
         assert pressed.all_inner_texts() == [label]
         legend = view.locator('#heat-legend').inner_text()
         assert method in legend and label in legend
@@ -233,7 +235,7 @@ def test_the_mark_lies_over_what_the_network_sees(open_page, port):
     view = open_page(f'http://127.0.0.1:{port}/maps/')
     for height, width in ((60, 90), (200, 50), (16, 16)):
         view.set_input_files('#file', _file(_encoded(np.zeros((height, width, 3), np.uint8))))
-        _answers(view)
+        _predictions(view)
         frame, crop = (view.locator(one).bounding_box() for one in ('#frame', '#crop'))
         assert frame['width'] / frame['height'] == pytest.approx(width / height, rel=0.03)
         side = min(frame['width'], frame['height']) * SIDE / SHORTER
@@ -261,7 +263,7 @@ def _transfer(view, data, event, kind='image/png'):
 
 
 @pytest.mark.parametrize('way', ['drop', 'paste', 'camera', 'keyboard'])
-def test_all_ways_in_lead_to_the_answer(open_page, port, way):
+def test_all_ways_in_lead_to_the_prediction(open_page, port, way):
     view = open_page(f'http://127.0.0.1:{port}/maps/', has_touch=True, is_mobile=True)
     # Playwright begins to catch choosers at some moment after it is first asked to.
     view.on('filechooser', lambda chooser: None)
@@ -280,7 +282,7 @@ def test_all_ways_in_lead_to_the_answer(open_page, port, way):
         chooser.value.set_files(_file(data))
     else:
         _transfer(view, data, way)
-    _require_answer(view)
+    _require_prediction(view)
 
 
 def test_the_camera_is_offered_only_where_one_is_held_in_the_hand(open_page, port):
@@ -293,7 +295,7 @@ def test_a_second_picture_takes_the_place_of_one_that_is_still_explained(open_pa
     view = open_page(f'http://127.0.0.1:{port}/no maps/')
     view.set_input_files('#file', _file(_encoded(PICTURE[::-1])))
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    _require_answer(view)
+    _require_prediction(view)
     assert 'occlusion' in view.locator('#heat-legend').inner_text()
     assert view.locator('#progress').is_hidden()
 
@@ -302,14 +304,14 @@ def test_what_cannot_be_shown_is_one_sentence(open_page, port):
     view = open_page(f'http://127.0.0.1:{port}/maps/')
     error = view.locator('#error')
     view.set_input_files('#file', _file(b'only words', 'notes.txt', 'text/plain'))
-    error.get_by_text('notes.txt is no image that this browser can read').wait_for()
+    error.get_by_text('notes.txt is not an image that this browser can read').wait_for()
     assert view.locator('#status').inner_text() == ''
     view.set_input_files('#file', _file(_encoded(PICTURE)[:60], 'half.png'))
-    error.get_by_text('half.png is no image that').wait_for()
+    error.get_by_text('half.png is not an image that').wait_for()
     _transfer(view, 'http://example.com/cat.jpg', 'drop')
     error.get_by_text('There is no picture in this').wait_for()
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    _require_answer(view)
+    _require_prediction(view)
     assert error.inner_text() == ''
 
 
@@ -346,7 +348,7 @@ def test_after_loading_it_needs_no_server(open_page, pages):
         for address in ('', 'index.html', '?from=home'):
             view.goto(f'http://127.0.0.1:{port}/{address}')
             view.set_input_files('#file', _file(_encoded(PICTURE)))
-            _require_answer(view)
+            _require_prediction(view)
             assert view.locator('h1').inner_text() == ABOUT['title']
         # What Chromium says of each file that it did not get from the server.
         assert all('ERR_CONNECTION_REFUSED' in text for text in view.complaints)
@@ -362,7 +364,7 @@ def test_a_new_version_is_seen_at_once(open_page, pages, tmp_path):
         web.write_page(folder, pages / 'maps' / 'model.onnx', newer)
         view.reload()
         view.set_input_files('#file', _file(_encoded(PICTURE)))
-        assert next(iter(_answers(view))) == 'one'
+        assert next(iter(_predictions(view))) == 'one'
         assert 'class-activation' in view.locator('#heat-legend').inner_text()
         assert view.title() == 'Newer'
         kept = view.evaluate(
@@ -375,7 +377,7 @@ def test_without_https_it_works_and_keeps_nothing(open_page, port):
     view = open_page(f'http://{INSECURE_HOST}:{port}/maps/')
     assert not view.evaluate('isSecureContext')
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    _require_answer(view)
+    _require_prediction(view)
     assert view.locator('#offline').inner_text() == ''
 
 
@@ -396,7 +398,7 @@ def test_it_fits_every_screen_light_and_dark(open_page, port, width):
     view.get_by_text('Ready for a picture').wait_for()
     assert view.evaluate(fits)
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    _answers(view)
+    _predictions(view)
     for scheme in ('light', 'dark'):
         view.emulate_media(color_scheme=scheme)
         assert view.evaluate(fits)
@@ -408,7 +410,7 @@ def test_everything_that_is_used_has_a_name(open_page, port):
     """As a screen reader finds them."""
     view = open_page(f'http://127.0.0.1:{port}/maps/', has_touch=True)
     view.set_input_files('#file', _file(_encoded(PICTURE)))
-    best = next(iter(_answers(view)))
+    best = next(iter(_predictions(view)))
     for role, name in (
         ('button', 'Choose a picture'),
         ('button', 'Take a photo'),
@@ -577,7 +579,7 @@ def test_the_package_is_fetched_once(registry, model_file, tmp_path):
         web.write_page(tmp_path / name, model_file, ABOUT)
     assert len(registry) == 1
     [kept] = (path for path in (tmp_path / 'cache').rglob('*') if path.is_file())
-    kept.write_bytes(kept.read_bytes()[:-1])  # Damage is no reason to fail.
+    kept.write_bytes(kept.read_bytes()[:-1])  # Damage is not a reason to fail.
     web.write_page(tmp_path / 'three', model_file, ABOUT)
     assert len(registry) == 2
 
@@ -659,8 +661,8 @@ def test_an_exported_run_reads_digits_as_the_classifier_does(
         for image, expected in zip(images, probabilities, strict=False):
             view.set_input_files('#file', _file(_encoded(image[..., 0])))
             view.wait_for_function(
-                'text => document.querySelector("#answers .share")?.innerText === text',
+                'text => document.querySelector("#predictions .share")?.innerText === text',
                 arg=f'{100 * expected.max():.1f}%',
             )
-            first = view.locator('#answers button .name').first
+            first = view.locator('#predictions button .name').first
             assert first.inner_text() == str(expected.argmax())

@@ -28,7 +28,7 @@ class Code(NamedTuple):
     """A block of code, or a piece of it within prose."""
 
     section: str  # The heading of second level that it stands under.
-    language: str  # Of a block, '' where it tells none; 'prose' of code within a paragraph.
+    language: str  # Of a block, '' where it names none; 'prose' of code within a paragraph.
     text: str
 
 

@@ -23,7 +23,7 @@ def digits(finished):
     return setup.dataset.val.images, np.concatenate(logits)
 
 
-def test_it_answers_as_evaluation_does(classifier, digits):
+def test_it_predicts_as_evaluation_does(classifier, digits):
     images, logits = digits
     np.testing.assert_allclose(classifier.logits(images), logits, rtol=1e-5, atol=1e-5)
     probabilities = classifier.predict(images[:70])
@@ -53,7 +53,7 @@ def test_few_batch_sizes_are_compiled(workdir, digits, caplog):
     assert len(compiled) == 6, said  # 1, 2, 4, 8, 16 and 32.
 
 
-def test_a_mirrored_view_is_averaged_in(workdir, classifier, digits):
+def test_a_mirrored_crop_is_averaged_in(workdir, classifier, digits):
     images = digits[0][:9]
     both = Classifier.load(workdir, crops='flip').predict(images)
     mirrored = classifier.predict(images[:, :, ::-1])
@@ -89,7 +89,7 @@ def test_a_measured_temperature_is_that_of_its_checkpoint_alone(workdir, digits)
 @pytest.mark.parametrize(
     'text', ['', '{"step": 44', '[]', '{"temperature": 2.0}', '{"step": 44, "temperature": -1}']
 )
-def test_a_damaged_calibration_is_told_in_a_sentence(workdir, text):
+def test_a_damaged_calibration_is_reported_in_a_sentence(workdir, text):
     (workdir / CALIBRATION_FILE).write_text(text)
     with pytest.raises(UserError, match=r'calibration.json. is damaged; delete it'):
         Classifier.load(workdir)
@@ -114,7 +114,7 @@ def test_the_exported_program_needs_jax_alone(classifier, digits, tmp_path):
     ],
     ids=['float', 'one image', 'four channels', 'none'],
 )
-def test_what_is_no_image_is_refused(classifier, images, says):
+def test_what_is_not_an_image_is_refused(classifier, images, says):
     with pytest.raises(UserError, match=says):
         classifier.predict(images)
 
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_read_is_named(classifier, tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '{}', '["a", "b"]'])
-def test_damaged_class_names_are_told_in_a_sentence(workdir, text):
+def test_damaged_class_names_are_reported_in_a_sentence(workdir, text):
     (workdir / 'class_names.json').write_text(text)
     with pytest.raises(UserError, match='is missing or damaged, and should list 10 names'):
         Classifier.load(workdir)

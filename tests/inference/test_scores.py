@@ -1,4 +1,4 @@
-"""Scores: as scikit-learn has them, or as their definitions say, on random answers."""
+"""Scores: as scikit-learn has them, or as their definitions say, on random predictions."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_scores_of_classes_are_shares_of_the_confusion_matrix(example):
     np.testing.assert_allclose(table.f1, 2 * right / np.maximum(named + there, 1))
 
 
-def test_what_is_no_class_is_refused():
+def test_what_is_not_a_class_is_refused():
     for labels, predicted in (([0, 3], [0, 1]), ([0, 1], [-1, 0])):
         with pytest.raises(ValueError, match='classes are 0 to 2'):
             scores.confusion_matrix(np.array(labels), np.array(predicted), 3)
@@ -127,7 +127,7 @@ def test_temperature_recovers_a_known_one(factor):
     assert min(losses) == losses[1]
 
 
-def test_temperature_is_finite_whatever_the_answers_are(example):
+def test_temperature_is_finite_whatever_the_predictions_are(example):
     labels, logits = example
     low, high = scores.TEMPERATURES
     for shown in (logits, -logits, logits * 0, np.eye(logits.shape[1])[labels]):
@@ -136,7 +136,7 @@ def test_temperature_is_finite_whatever_the_answers_are(example):
         before, after = (scores.log_loss(labels, shown, t) for t in (1.0, temperature))
         assert after <= before + 1e-6
         np.testing.assert_array_equal((shown / temperature).argmax(1), shown.argmax(1))
-    assert temperature == 1  # Of answers that are all right.
+    assert temperature == 1  # Of predictions that are all right.
 
 
 @pytest.mark.parametrize(('count', 'share'), [(30, 0.5), (100, 0.9), (360, 0.98), (50, 0.999)])
@@ -159,7 +159,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(count, share):
 
 
 @pytest.mark.parametrize('count', [1, 10, 359])
-def test_the_interval_is_no_point_where_all_are_right_or_none(count):
+def test_the_interval_is_not_a_point_where_all_are_right_or_none(count):
     all_right = scores.accuracy_interval(np.ones(count, bool))
     none_right = scores.accuracy_interval(np.zeros(count, bool))
     # Of an accuracy at the bound, all right has the probability that is left out on that side.

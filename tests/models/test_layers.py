@@ -103,12 +103,12 @@ def test_batch_norms_gradients_are_those_of_its_formula(mean_shape):
         _assert_same_gradients(
             normalize, lambda x, mean, factor, bias: (x - mean) * factor + bias, x, *vectors
         )
-        around = vectors[2]
+        shift = vectors[2]
         examples = (1, 2, 3)
         plain = lambda x: (x.mean(examples), x.var(examples))  # noqa: E731
         _assert_same_gradients(mean_and_var, plain, x)
-        _assert_same_gradients(lambda x: mean_and_var(x, around), plain, x)
-        _assert_same_gradients(lambda x: in_one_reading(x, around), plain, x)
+        _assert_same_gradients(lambda x: mean_and_var(x, shift), plain, x)
+        _assert_same_gradients(lambda x: in_one_reading(x, shift), plain, x)
 
 
 def _assert_same_gradients(ours, plain, *inputs):

@@ -17,11 +17,11 @@ from flaxcls.models.registry import MODELS, create_model
 from flaxcls.weights.state_dict import from_state_dict, to_state_dict, torch_layout
 
 # The others are the same code, wider or deeper, and up to minutes each: make test-slow.
-QUICK = {
+FAST = {
     'alexnet', 'resnet18', 'resnet18_v2', 'resnet18_d', 'resnet50', 'resnet20_b', 'densenet121',
     'densenet_bc_40_12', 'densenet_c_40_12',
 }  # fmt: skip
-QUICK_IN_TRAINING = {'alexnet'}
+FAST_IN_TRAINING = {'alexnet'}
 _COMPILER = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
@@ -46,12 +46,12 @@ def _assert_close(got, expected, relative):
     assert (np.abs(np.asarray(got, np.float64) - expected) <= relative * scale).all()
 
 
-def _cases(quick):
-    marks = {name: () if name in quick else pytest.mark.slow for name in CASES}
+def _cases(fast):
+    marks = {name: () if name in fast else pytest.mark.slow for name in CASES}
     return pytest.mark.parametrize('name', [pytest.param(n, marks=m) for n, m in marks.items()])
 
 
-@_cases(QUICK)
+@_cases(FAST)
 def test_logits_are_the_reference_implementations(name):
     case, golden = CASES[name], _load(name)
     model, entries, variables = _build(name)
@@ -64,7 +64,7 @@ def test_logits_are_the_reference_implementations(name):
         _assert_close(logits[:, :32], golden[f'eval_{height}x{width}'], 1e-4)
 
 
-@_cases(QUICK_IN_TRAINING)
+@_cases(FAST_IN_TRAINING)
 def test_training_step_is_the_reference_implementations(name):
     with jax.enable_x64(True):  # Rounding flips a few ReLUs, and with them some gradients.
         _compare_training(name)

@@ -86,7 +86,7 @@ COSTS = [
 SMALLEST = {'alexnet_2012': 67, 'alexnet': 63, 'alexnet_bn': 63, 'vgg16': 32, 'vgg16_bn': 32}
 
 # A tenth of the compile time; the numbers are those of the same operations, unoptimised.
-_QUICK_COMPILE = {
+_FAST_COMPILE = {
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
 }
@@ -118,12 +118,12 @@ def test_parameters_and_multiply_adds_are_exact(name, options, parameters, gmacs
 
 # The others are the same code, and up to minutes of compilation each; test_parity.py has the forms
 # of ResNet, and DenseNets.
-QUICK = {'alexnet_2012', 'alexnet_bn', 'resnet20'}
+FAST = {'alexnet_2012', 'alexnet_bn', 'resnet20'}
 
 
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS],
 )
 def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(name):
     size = _smallest(name)
@@ -133,7 +133,7 @@ def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(na
 
     traced = []
 
-    @jax.jit(compiler_options=_QUICK_COMPILE)
+    @jax.jit(compiler_options=_FAST_COMPILE)
     def evaluate_and_differentiate(variables, images):
         traced.append(1)
 

@@ -106,7 +106,7 @@ def _count(jaxpr):
     return found
 
 
-def test_runs_of_the_time_when_it_was_a_switch_go_on():
+def test_runs_of_the_time_when_it_was_a_switch_resume():
     text = to_json(default_config())
     for old, new in (('false', 'none'), ('true', 'norm')):
         config = from_json(text.replace('"remat": "none"', f'"remat": {old}'))

@@ -22,7 +22,7 @@ from flaxcls.training.setup import build_setup
 from tests.helpers.configs import EXPERIMENTS, TINY
 
 # The others take XLA up to minutes to compile.
-QUICK = ('digits_alexnet',)
+FAST = ('digits_alexnet',)
 
 
 def _make_plan(path, **overrides):
@@ -49,7 +49,7 @@ def test_every_experiment_can_be_planned(path, tmp_path):
     'path',
     [
         path
-        if pathlib.Path(path).name.startswith(QUICK)
+        if pathlib.Path(path).name.startswith(FAST)
         else pytest.param(path, marks=pytest.mark.slow)
         for path in EXPERIMENTS
     ],
@@ -84,7 +84,7 @@ IMPOSSIBLE = [
     ({'schedule.name': 'step'}, 'needs config.schedule.milestones'),
     ({'augment.repeats': 3}, 'augment.repeats=3 does not divide'),
     ({'optimizer.rules': 'haed:lr=10'}, "'haed' fits no layer"),
-    ({'optimizer.rules': 'head=10'}, 'is no rule'),
+    ({'optimizer.rules': 'head=10'}, 'is not a rule'),
     ({'optimizer.name': 'adam'}, 'did you mean adamw'),
     ({'optimizer.beta2': 0.9}, 'belongs to config.optimizer.name'),
     ({'data.source': 'tfds:imagenet', 'data.data_dir': 'none'}, 'imagenet is not prepared'),
@@ -104,7 +104,7 @@ def test_impossible_runs_are_refused_by_plan_and_by_training(overrides, says, tm
 def test_milestones_past_the_end_are_refused_by_plan_alone():
     """Training notes them: a recipe that is cut short on purpose is a common trial."""
     config = {'schedule.name': 'step', 'schedule.milestones': '5,30', 'num_epochs': 10}
-    with pytest.raises(UserError, match='go on to epoch 30'):
+    with pytest.raises(UserError, match='last until epoch 30'):
         estimate.create_plan(load_config(None, config))
 
 
@@ -257,9 +257,9 @@ def test_a_larger_tpu_changes_nothing_for_a_chip():
             *command],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        told = [re.sub(r'.* a device: ', '', line) for line in result.stdout.splitlines()]
+        lines = [re.sub(r'.* a device: ', '', line) for line in result.stdout.splitlines()]
         lines.append(
-            [line for line in told if line.startswith(('weights ', 'traffic ', 'between '))]
+            [line for line in lines if line.startswith(('weights ', 'traffic ', 'between '))]
         )
     assert len(lines[0]) == 3 and 'all-reduce' in lines[0][-1]
     assert lines[0] == lines[1]

@@ -43,7 +43,7 @@ def test_every_number_is_finite_and_positive(measured):
     assert all(math.isfinite(number) and number > 0 for number in numbers)
 
 
-def test_what_is_told_of_the_run_is_the_runs_own(measured):
+def test_facts_of_the_run_are_its_own(measured):
     setup = build_setup(load_config(None, TINY))
     cost = count_cost(setup.model, 8)
     assert (measured.train_flops, measured.eval_flops) == (6 * cost.macs, 2 * cost.macs)
@@ -78,7 +78,7 @@ def test_every_layout_and_ten_crops_can_be_measured(mode):
 
 
 def _fake(**values):
-    """Returns measurements of 100 images/s in the step and 90 in the loop, on two fake H100."""
+    """Returns results of 100 images/s in the step and 90 in the loop, on two fake H100."""
     about = {'model': 'm', 'dtype': 'bfloat16', 'image_size': 8, 'source': 's', 'devices': 2,
              'device_kind': 'NVIDIA H100 80GB HBM3', 'host': 'h', 'versions': {'jax': '1'},
              'commit': None, 'date': 'd', 'notes': ['n']}  # fmt: skip
@@ -122,7 +122,7 @@ def test_devices_are_known_by_the_names_that_jax_gives_them():
     assert hardware.chip_of('cpu') is None
 
 
-def test_memory_is_the_fullest_devices_where_devices_tell():
+def test_memory_is_the_fullest_devices_where_devices_report_it():
     devices = [SimpleNamespace(memory_stats=lambda n=n: {'peak_bytes_in_use': n}) for n in (5, 7)]
     assert timing.peak_memory(devices) == 7
     assert timing.peak_memory([SimpleNamespace(memory_stats=lambda: None)]) > 2**20
@@ -138,7 +138,7 @@ def test_rounds_are_short_and_many_unless_steps_take_long():
     assert timing.choose_rounds(1.0, 3, 2) == (3, 2)
 
 
-def test_a_program_that_the_cache_has_is_told_of():
+def test_a_program_from_the_cache_is_reported():
     found = [timing.compile_step(jax.jit(lambda x, y: x - y), 1.0, 2.0) for _ in range(2)]
     assert found[1].compilation.from_cache is True
 

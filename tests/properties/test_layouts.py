@@ -1,4 +1,4 @@
-"""One experiment, one result: the layout of devices is no part of it.
+"""One experiment, one result: the layout of devices is not part of it.
 
 In float64, so that a wrong rule cannot hide behind rounding, and in float32 as people train.
 """
@@ -51,7 +51,7 @@ COMPARED = {
     'float32': ('params', 'batch_stats', 'ema'),
 }
 # Of these, one for each family, which hold most values of each axis; the rest are slow tests.
-QUICK = {
+FAST = {
     ('resnet20', 8, (2, 'pmap', 4), 'float64'),
     ('densenet_bc_100_12', None, (4, 'jit', 1), 'float64'),
     ('alexnet_bn', 16, (8, 'jit', 1), 'float64'),
@@ -111,7 +111,7 @@ def _cases():
     for name, group_size, layout, dtype in cases:
         if _fits(group_size, layout[0], layout[2]):
             case = (name, group_size, layout, dtype)
-            marks = () if case in QUICK else pytest.mark.slow
+            marks = () if case in FAST else pytest.mark.slow
             yield pytest.param(*case, marks=marks, id='-'.join(map(str, _flat(case))))
 
 
@@ -121,10 +121,10 @@ def _flat(case):
     return name, group_size, *layout, dtype
 
 
-def test_quick_cases_hold_most_values_of_each_axis():
-    quick = [_flat(case.values) for case in _cases() if not case.marks]
-    assert len(quick) == len(QUICK)
-    assert [set(axis) for axis in zip(*quick, strict=True)] == [
+def test_fast_cases_hold_most_values_of_each_axis():
+    fast = [_flat(case.values) for case in _cases() if not case.marks]
+    assert len(fast) == len(FAST)
+    assert [set(axis) for axis in zip(*fast, strict=True)] == [
         set(FAMILIES), {8, 16, None}, {2, 4, 8}, {'jit', 'pmap'}, {1, 4}, {'float64'}
     ]  # fmt: skip
 

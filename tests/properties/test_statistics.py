@@ -12,7 +12,7 @@ from flaxcls.config.files import load_config
 from flaxcls.config.workdir import load_stored_config
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
-from flaxcls.ops.batch_norm import merge_moments, moments, unbiased
+from flaxcls.ops.batch_norm import compute_moments, merge_moments, unbiased
 from flaxcls.training import parallel
 from flaxcls.training.ema import update_ema
 from flaxcls.training.precise_bn import compute_precise_bn, precise_bn_workdir
@@ -33,13 +33,13 @@ def _values(shape=(6, 5, 4, 3, 2), mean=1000.0):
 
 
 @pytest.mark.parametrize('masked', [False, True])
-def test_moments_and_their_pool_are_numpys(masked):
+def test_moments_and_merged_moments_are_numpys(masked):
     """Of groups with a mean far from zero, some of them with no example that counts."""
     values = _values().astype(np.float32)
     mask = np.random.default_rng(1).random(values.shape[:2]) < 0.5 if masked else None
     if masked:
         mask[2] = False
-    got = moments(jnp.array(values), None if mask is None else mask[..., None, None, None])
+    got = compute_moments(jnp.array(values), None if mask is None else mask[..., None, None, None])
     mask = np.ones(values.shape[:2], bool) if mask is None else mask
     for index, group in enumerate(values):
         kept = group[mask[index]].astype(np.float64)
@@ -143,7 +143,7 @@ def test_precise_bn_is_numpys_over_every_training_image(finished):
     stem = _numpy_oracle(load_stored_config(workdir), setup, raw)
     got = compute_precise_bn(setup, raw)['batch_stats']['bn_stem']
     np.testing.assert_allclose(got['mean'], stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    # Near enough to tell the unbiased variance from the biased one.
+    # Near enough to distinguish the unbiased variance from the biased one.
     np.testing.assert_allclose(got['var'], stem.var((0, 1, 2), ddof=1), rtol=4e-6)
     # The next layer sees what the first has normalised with the statistics of each group alone.
     norm = state.params['bn_stem']
@@ -163,9 +163,9 @@ def test_run_with_precise_bn_is_evaluated_like_any_other(finished, tmp_path):
     before, after = precise_bn_workdir(workdir, tmp_path / 'out')
     assert before == {k: v for k, v in evaluate_workdir(workdir).items() if k != 'step'}
     assert after == {k: v for k, v in evaluate_workdir(tmp_path / 'out').items() if k != 'step'}
-    recalibrated = load_state(tmp_path / 'out')
+    recomputed = load_state(tmp_path / 'out')
     for got, averaged in zip(
-        *map(jax.tree.leaves, (recalibrated.params, state.ema['params'])), strict=True
+        *map(jax.tree.leaves, (recomputed.params, state.ema['params'])), strict=True
     ):
         np.testing.assert_array_equal(got, averaged)
     with pytest.raises(UserError, match='has a run already'):

@@ -29,7 +29,7 @@ from tests.helpers.configs import TINY
 
 SECTIONS = ('run', 'curves', 'results', 'confusions', 'calibration', 'mistakes', 'typical',
             'uncertain', 'classes')  # fmt: skip
-# What the network answers to nothing: one word of every kind that HTML, SVG or matplotlib reads.
+# Class names: one of every kind that means something to HTML, SVG or matplotlib.
 HOSTILE = (
     '<script>alert(1)</script>',
     '"><img src=http://x/y>',
@@ -141,7 +141,7 @@ def _text(nodes):
 @pytest.mark.parametrize('name', CASES)
 def test_every_page_is_valid_complete_and_needs_no_other_file(pages, name):
     text = pages(name).read_text(encoding='utf-8')
-    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is no valid HTML.
+    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is not valid HTML.
     ids = re.findall(r'\sid="([^"]*)"', text)
     assert max(collections.Counter(ids).values()) == 1
     referred = re.findall(r'(?:url\(#|href="#|aria-labelledby=")([^")]+)', text)
@@ -214,7 +214,7 @@ def test_names_are_shown_as_they_are(pages, hostile):
         ('two that cannot be compared', 'comparison', 'are not the same in the same order'),
     ],
 )
-def test_what_is_missing_is_told_where_it_would_be(pages, name, section, says):
+def test_what_is_missing_is_reported_where_it_would_be(pages, name, section, says):
     document = JustHTML(pages(name).read_text(encoding='utf-8'), sanitize=False)
     assert says in ' '.join(_text(document.query(f'#{section}')).split())
 
@@ -230,7 +230,7 @@ def test_predictions_that_were_kept_do_for_all_but_the_images(pages):
     assert with_data.query('img') and not without.query('img')
 
 
-def test_other_classes_than_the_runs_are_told(cases, tmp_path):
+def test_other_classes_than_the_runs_are_reported(cases, tmp_path):
     workdir = _copy(cases['finished'][0], tmp_path / 'run')
     names = json.loads((workdir / CLASSES_FILE).read_text())
     (workdir / CLASSES_FILE).write_text(json.dumps(names[::-1]))
@@ -333,7 +333,7 @@ def test_watching_writes_the_page_again_until_the_run_is_finished(one, tmp_path,
     assert len(set(texts)) == 3
 
 
-def test_what_is_left_out_is_told_on_the_terminal_as_well(workdir, capsys):
+def test_what_is_left_out_is_reported_on_the_terminal_as_well(workdir, capsys):
     shutil.rmtree(workdir / 'checkpoints')
     report_command.main([f'--workdir={workdir}'])
     assert f'Note: in {workdir}, the run in' in capsys.readouterr().out

@@ -65,7 +65,7 @@ def _request(port, method, path, body=None, headers=None):
 
 
 def _predict(port, data, query='', **headers):
-    """Returns the status and what the answer says."""
+    """Returns the status and the JSON of the response."""
     headers = {name.replace('_', '-'): value for name, value in headers.items()}
     status, _, text = _request(port, 'POST', f'/predict{query}', data, headers)
     return status, json.loads(text)
@@ -116,20 +116,20 @@ def _png_header(width, height):
     return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts)
 
 
-def _require_answer(classifier, data, status, answer):
-    assert status == 200, answer
+def _require_predictions(classifier, data, status, response):
+    assert status == 200, response
     expected = dict(zip(classifier.class_names, classifier.predict(data)[0], strict=True))
-    found = {one['name']: one['probability'] for one in answer['predictions']}
-    assert len(found) == len(answer['predictions'])
+    found = {one['name']: one['probability'] for one in response['predictions']}
+    assert len(found) == len(response['predictions'])
     for name, probability in found.items():
         np.testing.assert_allclose(probability, expected[name], rtol=1e-4, atol=1e-6)
-    shares = [one['probability'] for one in answer['predictions']]
+    shares = [one['probability'] for one in response['predictions']]
     assert shares == sorted(shares, reverse=True)
     assert min(shares) >= sorted(expected.values())[-len(shares)] - 1e-5
 
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
-def test_it_answers_as_the_classifier_does(classifier, port, kind):
+def test_it_predicts_as_the_classifier_does(classifier, port, kind):
     data = _image(0, kind)
     for body, headers in (
         (data, {}),
@@ -138,26 +138,28 @@ def test_it_answers_as_the_classifier_does(classifier, port, kind):
         (_form(data), FORM),
         (iter([data[:50], data[50:]]), {}),  # In chunks of unknown number.
     ):
-        status, answer = _predict(port, body, **headers)
-        _require_answer(classifier, data, status, answer)
-        assert len(answer['predictions']) == 5
-        assert (answer['model'], answer['step']) == ('resnet20', classifier.step)
+        status, response = _predict(port, body, **headers)
+        _require_predictions(classifier, data, status, response)
+        assert len(response['predictions']) == 5
+        assert (response['model'], response['step']) == ('resnet20', classifier.step)
 
 
-@pytest.mark.parametrize(('asked', 'told'), [(1, 1), (3, 3), (10, 10), (99, 10)])
-def test_as_many_classes_are_told_as_were_asked_for(classifier, port, asked, told):
-    status, answer = _predict(port, _image(1), f'?top_k={asked}')
-    _require_answer(classifier, _image(1), status, answer)
-    assert len(answer['predictions']) == told
+@pytest.mark.parametrize(('asked', 'returned'), [(1, 1), (3, 3), (10, 10), (99, 10)])
+def test_as_many_classes_are_returned_as_were_asked_for(classifier, port, asked, returned):
+    status, response = _predict(port, _image(1), f'?top_k={asked}')
+    _require_predictions(classifier, _image(1), status, response)
+    assert len(response['predictions']) == returned
 
 
-def test_of_many_requests_at_once_each_has_its_own_answer_and_some_share_a_batch(classifier, port):
+def test_of_many_requests_at_once_each_has_its_own_response_and_some_share_a_batch(
+    classifier, port
+):
     before = _counts(port)
     images = [_image(seed, shape=(8 + seed % 5, 8, 3)) for seed in range(120)]
     with futures.ThreadPoolExecutor(16) as pool:
         predicted = list(pool.map(lambda data: _predict(port, data, '?top_k=10'), images))
-    for data, (status, answer) in zip(images, predicted, strict=True):
-        _require_answer(classifier, data, status, answer)
+    for data, (status, response) in zip(images, predicted, strict=True):
+        _require_predictions(classifier, data, status, response)
     after = _counts(port)
     grown = {name: value - before.get(name, 0) for name, value in after.items()}
     assert grown['flaxcls_requests_total{status="200"}'] == 120
@@ -221,14 +223,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('name', REFUSED)
-def test_what_cannot_be_answered_is_refused_in_a_sentence(classifier, port, name):
+def test_what_cannot_be_served_is_refused_in_a_sentence(classifier, port, name):
     body, query, headers, code, says = REFUSED[name]
-    status, answer = _predict(port, body, query, **headers)
-    assert (status, list(answer)) == (code, ['error'])
-    assert says in answer['error']
-    assert answer['error'].endswith('.')
-    assert '\n' not in answer['error']
-    _require_answer(classifier, _image(0), *_predict(port, _image(0)))
+    status, response = _predict(port, body, query, **headers)
+    assert (status, list(response)) == (code, ['error'])
+    assert says in response['error']
+    assert response['error'].endswith('.')
+    assert '\n' not in response['error']
+    _require_predictions(classifier, _image(0), *_predict(port, _image(0)))
 
 
 def test_a_body_is_refused_by_what_it_announces(port):
@@ -250,7 +252,7 @@ def test_a_client_that_goes_away_is_counted_and_forgotten(classifier, port):
     with socket.create_connection(('127.0.0.1', port), timeout=PATIENCE) as client:
         client.sendall(b'POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc')
     _until(lambda: _counts(port).get('flaxcls_requests_total{status="499"}', 0) > before)
-    _require_answer(classifier, _image(0), *_predict(port, _image(0)))
+    _require_predictions(classifier, _image(0), *_predict(port, _image(0)))
 
 
 def test_a_form_that_says_nothing_for_long_is_given_up(classifier, monkeypatch):
@@ -263,7 +265,7 @@ def test_a_form_that_says_nothing_for_long_is_given_up(classifier, monkeypatch):
         assert client.recv(1000).startswith(b'HTTP/1.1 408 ')
 
 
-def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypatch):
+def test_who_comes_when_too_many_wait_gets_503(classifier, monkeypatch):
     classify, go_on = classifier.classify, threading.Event()
     limits = SMALL._replace(max_waiting=3)
     with _serving(classifier, limits) as port, futures.ThreadPoolExecutor(3) as pool:
@@ -283,31 +285,33 @@ def test_who_comes_when_too_many_wait_is_told_to_come_again(classifier, monkeypa
         assert int(headers['Retry-After']) > 0
         assert json.loads(text)['error'].startswith('no more than 3 may wait')
         monkeypatch.undo()
-        for seed, answer in enumerate(predicted):
-            _require_answer(classifier, _image(seed), *answer.result())
-        _require_answer(classifier, _image(3), *_predict(port, _image(3)))
+        for seed, response in enumerate(predicted):
+            _require_predictions(classifier, _image(seed), *response.result())
+        _require_predictions(classifier, _image(3), *_predict(port, _image(3)))
 
 
-def test_a_failure_of_ours_is_told_and_survived(classifier, monkeypatch):
+def test_a_failure_of_ours_is_reported_and_survived(classifier, monkeypatch):
     def fail(images):
         raise RuntimeError('a fault')
 
     with _serving(classifier, SMALL) as port:
         with monkeypatch.context() as patch:
             patch.setattr(classifier, 'classify', fail)
-            status, answer = _predict(port, _image(0))
-            assert (status, list(answer)) == (500, ['error'])
+            status, response = _predict(port, _image(0))
+            assert (status, list(response)) == (500, ['error'])
             assert _counts(port)['flaxcls_requests_total{status="500"}'] == 1
-        _require_answer(classifier, _image(0), *_predict(port, _image(0)))
+        _require_predictions(classifier, _image(0), *_predict(port, _image(0)))
 
 
-def test_answers_that_are_no_numbers_are_told_before_anything_is_served(classifier, monkeypatch):
+def test_outputs_that_are_not_finite_are_reported_before_anything_is_served(
+    classifier, monkeypatch
+):
     monkeypatch.setattr(classifier, 'to_probabilities', lambda logits: np.asarray(logits) * np.nan)
     with pytest.raises(RunError, match='not finite; its training has failed'):
         server_lib.make_server(classifier, SMALL)
 
 
-def test_health_tells_what_is_served(classifier, port):
+def test_health_says_what_is_served(classifier, port):
     status, _, text = _request(port, 'GET', '/health')
     about = {'model': 'resnet20', 'step': classifier.step, 'classes': 10}
     assert (status, json.loads(text)) == (200, {'status': 'ready'} | about)
@@ -317,7 +321,7 @@ def test_health_tells_what_is_served(classifier, port):
     ('method', 'path', 'code'),
     [('GET', '/nothing', 404), ('GET', '/predict', 405), ('POST', '/health', 405)],
 )
-def test_what_is_not_there_is_told_in_json(port, method, path, code):
+def test_what_is_not_there_is_reported_in_json(port, method, path, code):
     status, _, text = _request(port, method, path)
     assert status == code
     assert '/predict' in json.loads(text)['error']
@@ -329,8 +333,8 @@ def test_rows_that_come_together_are_one_batch_and_none_is_lost_at_the_end():
         lambda rows: rows * 2, max_batch=4, max_wait=60.0, observe=sizes.append
     ) as batcher:
         predicted = [batcher.submit(np.array([value])) for value in range(10)]
-        for value, answer in enumerate(predicted[:8]):
-            assert answer.result(PATIENCE) == 2 * value
+        for value, response in enumerate(predicted[:8]):
+            assert response.result(PATIENCE) == 2 * value
         assert batcher.waiting in (0, 2)  # Taken by the thread, or not yet.
         predicted[9].cancel()
     assert predicted[8].result(PATIENCE) == 16
@@ -338,7 +342,7 @@ def test_rows_that_come_together_are_one_batch_and_none_is_lost_at_the_end():
     assert not batcher.alive
 
 
-def test_a_failed_batch_is_told_to_those_in_it_alone():
+def test_a_failed_batch_is_reported_to_those_in_it_alone():
     def invert(rows):
         if not rows.all():
             raise ZeroDivisionError
@@ -346,12 +350,14 @@ def test_a_failed_batch_is_told_to_those_in_it_alone():
 
     with Batcher(invert, max_batch=2, max_wait=60.0) as batcher:
         predicted = [batcher.submit(np.array(value)) for value in (4, 0, 2, 1)]
-    assert [type(answer.exception(PATIENCE)) for answer in predicted[:2]] == [ZeroDivisionError] * 2
-    assert [answer.result(PATIENCE) for answer in predicted[2:]] == [0.5, 1.0]
+    assert [type(response.exception(PATIENCE)) for response in predicted[:2]] == [
+        ZeroDivisionError
+    ] * 2
+    assert [response.result(PATIENCE) for response in predicted[2:]] == [0.5, 1.0]
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, workdir, number):
+def test_a_signal_ends_it_when_all_that_was_accepted_has_a_response(classifier, workdir, number):
     command = [sys.executable, '-m', 'flaxcls', 'serve', f'--workdir={workdir}', '--port=0',
                '--max_batch=8', '--max_wait_ms=2500']  # fmt: skip
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
@@ -362,8 +368,8 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
             predicted = [pool.submit(_predict, port, _image(seed)) for seed in range(5)]
             _until(lambda: _counts(port)['flaxcls_requests_under_way'] == 5)
             process.send_signal(number)
-            for seed, answer in enumerate(predicted):
-                _require_answer(classifier, _image(seed), *answer.result())
+            for seed, response in enumerate(predicted):
+                _require_predictions(classifier, _image(seed), *response.result())
         out, err = process.communicate()
     assert process.returncode == 0, err
     assert out == 'Stopped.\n'
@@ -379,7 +385,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_is_answered(classifier, wor
         (['--workdir=no/such'], "no run in 'no/such'"),
         (['--checkpoint=7'], '7'),
         (['--port=http'], 'invalid int value'),
-        (['--port=70000'], '--port=70000 is no port'),
+        (['--port=70000'], '--port=70000 is not a port'),
         (['--host=no.such.host.invalid'], 'cannot listen at --host=no.such.host.invalid'),
         (['--host=192.0.2.1'], 'cannot listen at --host=192.0.2.1'),
         (['--max_batch=0'], '--max_batch=0 is out of range; give 1 to 4096'),
@@ -401,12 +407,12 @@ def test_a_users_mistake_is_a_sentence(workdir, flags, says):
     assert '\n' not in str(error.value)
 
 
-def test_the_socket_is_one_that_asyncio_sends_answers_over_at_once():
+def test_the_socket_is_one_that_asyncio_sends_responses_over_at_once():
     with server_lib.bind('127.0.0.1', 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
-def test_a_port_in_use_is_told_in_a_sentence(workdir, port):
+def test_a_port_in_use_is_reported_in_a_sentence(workdir, port):
     with pytest.raises(UserError, match=f'--port={port} .*in use.*choose others'):
         serve.main([f'--workdir={workdir}', f'--port={port}'])
 

@@ -139,21 +139,21 @@ class Script:
         self.cancels += 1
 
     @property
-    def going_on(self):
+    def running_count(self):
         return len(self.ends)
 
     def said(self, run):
         return ''
 
 
-def test_failures_before_and_during_a_stop_are_told_and_jobs_are_asked_again(
+def test_failures_before_and_during_a_stop_are_reported_and_jobs_are_asked_again(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(executors, 'ASK_AGAIN_SECONDS', 0.3)
     runs = expand.expand(Sweep(**SMALL), tmp_path)[:4]
     ends = [
         (runs[0], 'error: too hot', False),
-        (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; go on', True),
+        (runs[1], 'SIGTERM: stopped and saved at step 3 of 9; continue', True),
         (runs[2], 'error: the disk is full', True),
         (runs[3], '$ python -m flaxcls train', True),
     ]
@@ -183,7 +183,7 @@ def _interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_a_second_ctrl_c_is_told_as_it_is(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_is_reported_as_it_is(tmp_path, monkeypatch):
     words = _write_sweep(tmp_path, 'digits')
     monkeypatch.setattr(page, 'write_all', _interrupted)
     with pytest.raises(Stopped, match='with --report writes them'):
@@ -242,12 +242,12 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(tmp_path, queue):
     _start_slurm(tmp_path, runs)
     assert (tmp_path / 'submitted').read_text().count('--array') == 1
     _write_command(tmp_path / 'bin', 'squeue', 'exit 1')
-    with pytest.raises(UserError, match='no answer'):
+    with pytest.raises(UserError, match='not responded'):
         _start_slurm(tmp_path, runs)
     assert (tmp_path / 'submitted').read_text().count('--array') == 1
 
 
-def test_an_array_takes_all_runs_at_a_time_unless_told_and_not_more_than_there_is_room(
+def test_an_array_takes_all_runs_at_a_time_unless_limited_and_not_more_than_there_is_room(
     tmp_path, queue
 ):
     runs = expand.expand(Sweep(**SMALL | {'seeds': 51}), tmp_path)

@@ -1,4 +1,4 @@
-"""Sweeps: the runs that follow from a file, and what is told of a mistake."""
+"""Sweeps: the runs that follow from a file, and the message for a mistake."""
 
 import collections
 import itertools
@@ -61,7 +61,7 @@ def test_runs_are_the_product_of_axes_and_seeds_with_the_options_of_their_levels
         assert dict(flatten(config)) == given
 
 
-def test_a_part_of_the_baseline_compares_at_the_same_other_levels_and_skipped_ones_are_no_runs():
+def test_a_part_of_the_baseline_compares_at_the_same_other_levels_and_skipped_ones_are_not_runs():
     skip = [{'depth': '6', 'width': '0.5'}]
     found = Sweep(**SMALL, baseline={'depth': '4'}, skip=skip)
     cells = found.cells
@@ -85,21 +85,21 @@ MISTAKES = {
     'an override': ({'overrides': {'bach_size': 8}}, 'did you mean batch_size'),
     'no axes': ({'axes': {}}, 'no axes'),
     'an axis without levels': ({'axes': {'depth': {}}}, 'no levels'),
-    'a level that is no text': ({'axes': {'depth': {8: {}, '9': {'num_epochs': 3}}}}, 'as a text'),
-    'axes that are no dict': ({'axes': ['depth']}, '{axis: {level: {option: value}}}'),
+    'a level that is not text': ({'axes': {'depth': {8: {}, '9': {'num_epochs': 3}}}}, 'as text'),
+    'axes that are not a dict': ({'axes': ['depth']}, '{axis: {level: {option: value}}}'),
     'levels in a list': ({'axes': {'w': ['a']}}, '{level: {option: value}}'),
     'a level without its option': ({'axes': {'w': {'a': 0.5}}}, '{option: value}'),
-    'an option that is no text': ({'axes': {'w': {'a': {3: 0.5}}}}, 'is no option'),
+    'an option that is not text': ({'axes': {'w': {'a': {3: 0.5}}}}, 'is not an option'),
     'axes that become one': ({'axes': {'a b': DEPTH, 'A_b': WIDTH}}, 'rename one'),
-    'a baseline that is no dict': ({'baseline': '4'}, '{axis: level}'),
+    'a baseline that is not a dict': ({'baseline': '4'}, '{axis: level}'),
     'an option of two axes': ({'axes': TWICE}, "axes 'depth' and 'again'"),
     'the seed as an axis': ({'axes': {'seed': values('seed', [0, 1])}}, 'seeds='),
     'the seed as an override': ({'overrides': {'seed': 3}}, 'seeds='),
     'no seeds': ({'seeds': 0}, 'at least one'),
     'a negative seed': ({'seeds': (-1, 0)}, 'from 0 to'),
     'a seed that is a text': ({'seeds': ('0',)}, 'whole numbers'),
-    'a seed that is no whole number': ({'seeds': (1.5,)}, 'whole numbers'),
-    'seeds that are no list': ({'seeds': 2.0}, 'how many'),
+    'a seed that is not a whole number': ({'seeds': (1.5,)}, 'whole numbers'),
+    'seeds that are not a list': ({'seeds': 2.0}, 'how many'),
     'a seed twice': ({'seeds': (1, 1)}, 'none twice'),
     'a baseline of no axis': ({'baseline': {'dept': '4'}}, 'did you mean depth'),
     'a baseline of no level': ({'baseline': {'depth': '5'}}, 'there are 4, 6'),
@@ -122,7 +122,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('name', MISTAKES)
-def test_a_mistake_is_told_before_any_run_begins(name):
+def test_a_mistake_is_reported_before_any_run_begins(name):
     changes, says = MISTAKES[name]
     with pytest.raises(UserError, match=re.escape(says)):
         expand.expand(Sweep(**SMALL | changes), ROOT)
@@ -135,7 +135,7 @@ def test_names_of_folders_are_short_and_differ_where_runs_do():
     assert all(len(cell.folder) <= 100 for cell in cells)
 
 
-def test_levels_written_shortly_are_told_when_they_do_not_fit():
+def test_levels_written_shortly_are_reported_when_they_do_not_fit():
     with pytest.raises(UserError, match='comes twice'):
         values('num_epochs', [3, 3])
     with pytest.raises(UserError, match='2 values for the 1 levels'):
@@ -169,7 +169,7 @@ def test_a_wrong_command_is_one_sentence(argv, says, tmp_path):
     assert not (tmp_path / 'none').exists()
 
 
-def test_slurm_that_is_not_there_is_told(tmp_path, monkeypatch):
+def test_slurm_that_is_not_there_is_reported(tmp_path, monkeypatch):
     monkeypatch.setenv('PATH', str(tmp_path))
     argv = [f'--sweep={FILES[-1]}', '--executor=slurm', f'--workdir={tmp_path / "none"}']
     with pytest.raises(UserError, match='needs sbatch'):

@@ -78,7 +78,7 @@ def test_the_page_is_valid_and_needs_no_other_file(finished):
     last = list(outcomes)[-1]
     failed = {} if finished == 12 else {last: f'it says {HOSTILE[0]}'}
     text = page.render(found, rows, outcomes, {'batch_size': 32}, failed)
-    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is no valid HTML.
+    document = JustHTML(text, strict=True, sanitize=False)  # Raises what is not valid HTML.
     ids = re.findall(r'\sid="([^"]*)"', text)
     assert max(collections.Counter(ids).values()) == 1
     assert set(re.findall(r'(?:url\(#|href="#|aria-labelledby=")([^")]+)', text)) <= set(ids)
@@ -157,7 +157,7 @@ def test_an_axis_of_accuracy_ends_where_accuracies_do():
     assert -5 < bottom < 0 and 100 < top < 105
 
 
-def test_all_lines_of_the_legend_can_be_told_apart():
+def test_all_lines_of_the_legend_are_distinct():
     many = {str(place): {'num_epochs': 2 + place} for place in range(24)}
     found = Sweep('experiments/digits_resnet20.py', {'width': WIDTH, 'epochs': many}, seeds=1)
     runs = expand.expand(found, ROOT)

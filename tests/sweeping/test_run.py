@@ -76,7 +76,7 @@ def _finished(root):
 
 
 @pytest.mark.usefixtures('one_device')
-def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tmp_path, capfd):
+def test_a_sweep_that_was_interrupted_resumes_and_a_failed_run_stops_no_other(tmp_path, capfd):
     file = _write_sweep(
         tmp_path, [0.1, 1e30], 1,
         num_epochs=40, eval_every_epochs=40, checkpoint_every_steps=2000, log_every_steps=20,
@@ -100,8 +100,8 @@ def test_a_sweep_that_was_interrupted_goes_on_and_a_failed_run_stops_no_other(tm
     out = capfd.readouterr().out
     assert f'Resuming at step {saved}.' in (good / LOG_FILE).read_text()
     assert _finished(root) == {str(good / 'record.json')}
-    (told,) = (line for line in out.splitlines() if 'failed: ' in line)
-    assert 'loss' in told and LOG_FILE in told
+    (line,) = (line for line in out.splitlines() if 'failed: ' in line)
+    assert 'loss' in line and LOG_FILE in line
     for name in ('sweep.csv', 'summary.csv', 'summary.md', 'sweep.html', 'rate.png', 'rate.svg'):
         assert (root / name).stat().st_size > 100
 
@@ -148,7 +148,7 @@ def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_p
     queue = ask('squeue', '--noheader', '--array', '--format=%F %K')
     arrays = {line.split()[0] for line in queue.splitlines()}
     assert len(arrays) == 1 and 'N/A' not in queue
-    first.kill()  # As when a connection breaks: the array goes on.
+    first.kill()  # As when a connection breaks: the array continues.
     first.communicate()
 
     second = _start(*words)

@@ -35,14 +35,14 @@ def _run(mode, **environment):
         [sys.executable, '-c', _PROGRAM, mode],
         capture_output=True, text=True, check=True, env=os.environ | environment,
     )  # fmt: skip
-    told, faults = result.stdout.split()
-    return told == 'True', int(faults)
+    asked, faults = result.stdout.split()
+    return asked == 'True', int(faults)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason="glibc's")
 def test_memory_that_was_freed_is_met_again_without_page_faults():
-    told, faults = _run('keep')
-    if not told:
+    asked, faults = _run('keep')
+    if not asked:
         pytest.skip('another C library')
     assert faults < 100
     _, faults_without = _run('leave')

@@ -49,7 +49,7 @@ def test_history_is_metrics_jsonl_under_the_promised_names(finished):
     assert json.loads((workdir / 'config.json').read_text())['model']['num_classes'] == 10
 
 
-def test_brief_run_is_the_same_and_tells_its_evaluations_and_notes(finished, tmp_path, capsys):
+def test_brief_run_is_the_same_and_prints_its_evaluations_and_notes(finished, tmp_path, capsys):
     config, _, sha256, history = finished
     capsys.readouterr()
     again, brief_history = flaxcls.train_and_evaluate(config, tmp_path / 'brief', brief=True)
@@ -205,7 +205,7 @@ def test_another_experiment_in_the_same_workdir_is_refused(finished, workdir):
         assert '--workdir' in str(caught.value)
 
 
-def test_longer_run_goes_on_with_a_warning(finished, workdir, capsys):
+def test_longer_run_resumes_with_a_warning(finished, workdir, capsys):
     longer = finished.config.copy_and_resolve_references()
     longer.num_epochs, longer.log_every_steps = 3, 7
     state, history = flaxcls.train_and_evaluate(longer, workdir)
@@ -269,7 +269,7 @@ def test_one_class_is_refused(tiny_config, tmp_path, write_images):
         flaxcls.train_and_evaluate(_folder_config(tiny_config, folder), tmp_path / 'new')
 
 
-def test_classes_of_a_run_are_checked_wherever_it_goes_on(
+def test_classes_of_a_run_are_checked_wherever_it_resumes(
     tiny_config, tmp_path, write_images, capsys
 ):
     folder = write_images({f'images/{n}/{i}.png': (8, 8) for n in 'ab' for i in range(9)})
@@ -279,7 +279,7 @@ def test_classes_of_a_run_are_checked_wherever_it_goes_on(
     flaxcls.train_and_evaluate(config, workdir)
     capsys.readouterr()
     evaluate_workdir(workdir)
-    assert '1 files that are no images of a class were left out' in capsys.readouterr().out
+    assert '1 files that are not images of a class were left out' in capsys.readouterr().out
     (folder / 'images/a').rename(folder / 'images/z')
     for go_on in (
         lambda: flaxcls.train_and_evaluate(config, workdir),
@@ -292,7 +292,7 @@ def test_classes_of_a_run_are_checked_wherever_it_goes_on(
         evaluate_workdir(workdir)
 
 
-def test_speed_is_told_only_where_a_step_was_timed(tiny_config, tmp_path):
+def test_speed_is_reported_only_where_a_step_was_timed(tiny_config, tmp_path):
     config = tiny_config(num_epochs=1, log_every_steps=1)
     _, history = flaxcls.train_and_evaluate(config, tmp_path)
     records = [record for record in history if 'train/loss' in record]
@@ -335,7 +335,7 @@ def test_damaged_checkpoint_is_a_failed_run_not_a_mistake(workdir, part, damage)
     assert '\n' not in str(caught.value)
 
 
-def test_full_disk_is_told_before_the_checkpoint_is_begun(tiny_config, tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_the_checkpoint_is_begun(tiny_config, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage)
     with pytest.raises(RunError, match='MB left, and a checkpoint takes'):

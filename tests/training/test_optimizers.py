@@ -268,10 +268,10 @@ def test_gradients_are_clipped_to_their_global_norm():
 @pytest.mark.parametrize(
     ('rules', 'says'),
     [
-        ('head', "'head' is no rule"),
-        ('head:lr=fast', 'is no rule such as'),
-        ('head:lr=-1', 'is no rule'),
-        ('head:rate=3', 'is no rule'),
+        ('head', "'head' is not a rule"),
+        ('head:lr=fast', 'is not a rule such as'),
+        ('head:lr=-1', 'is not a rule'),
+        ('head:rate=3', 'is not a rule'),
         ('haed:lr=3', "'haed' fits no layer .did you mean head"),
     ],
 )

@@ -146,7 +146,7 @@ LOST = f'error: {errors.PEER_LOST}\n'
         ([*TROUBLE, LOST, 'more trace\n'], 1, LOST, 1),
         (TROUBLE, -signal.SIGABRT, LOST, 1),
         (['F1126 18:40:01.1 99 client.h:80] Ending.\n', 'trace\n'], -signal.SIGABRT, LOST, 1),
-        # What is not known to be trace is told, if late.
+        # What is not known to be trace is printed, if late.
         ([TROUBLE[0], 'a warning\n'], 0, 'a warning\n', 0),
         ([TROUBLE[0], 'a warning\n', 'error: no.\n'], 2, 'error: no.\na warning\n', 2),
         (['a warning\n'], -signal.SIGTERM, 'a warning\n', 128 + signal.SIGTERM),
@@ -158,7 +158,7 @@ def test_trace_of_connections_is_left_out_and_nothing_else(lines, ended, says, c
 
 
 @pytest.mark.parametrize('door', ['-m flaxcls train', '-m flaxcls.main', 'script train'])
-def test_a_mistake_is_told_by_both_and_ends_both(tmp_path, door):
+def test_a_mistake_is_reported_by_both_and_ends_both(tmp_path, door):
     script = tmp_path / 'flaxcls'  # As pip writes it.
     script.write_text('from flaxcls.__main__ import run\nrun()\n')
     door = door.replace('script', str(script)).split()

@@ -34,7 +34,7 @@ def _changed(key):
 
 
 @pytest.mark.parametrize('key', [key for key, _ in flatten(load_config(None))])
-def test_the_hash_tells_experiments_apart_and_not_their_runs(key):
+def test_the_hash_differs_between_experiments_and_not_their_runs(key):
     config = load_config(None, {key: 'resnet32'}) if key == 'model.name' else _changed(key)
     ours, default = (experiment_options(config) for config in (config, load_config(None)))
     same = experiment_hash(ours) == experiment_hash(default)
@@ -66,7 +66,7 @@ def test_the_hash_is_the_same_when_a_run_has_filled_in_what_was_left_open():
     assert experiment_options(resolved) == experiment_options(config)
 
 
-def test_the_record_of_an_interrupted_run_tells_of_both_parts(tmp_path, monkeypatch):
+def test_the_record_of_an_interrupted_run_has_both_parts(tmp_path, monkeypatch):
     config = load_config(None, TINY)
     with monkeypatch.context() as patch:
         _stop_at_step(patch, 3)
@@ -87,7 +87,7 @@ def test_the_record_of_an_interrupted_run_tells_of_both_parts(tmp_path, monkeypa
     ]
 
 
-def test_a_record_ahead_of_its_checkpoint_ends_where_the_run_goes_on(tmp_path):
+def test_a_record_ahead_of_its_checkpoint_ends_where_the_run_resumes(tmp_path):
     config, val = load_config(None, TINY), {'val/accuracy': 0.5}
     RunRecord(tmp_path, dict(flatten(config)), from_step=0, total_steps=44).update(44, val)
     RunRecord(tmp_path, dict(flatten(config)), from_step=22, total_steps=44).update(30, None)
@@ -97,7 +97,7 @@ def test_a_record_ahead_of_its_checkpoint_ends_where_the_run_goes_on(tmp_path):
     assert record['val'] == val
 
 
-def test_the_commit_is_told_where_there_is_one(tmp_path, monkeypatch):
+def test_the_commit_is_reported_where_there_is_one(tmp_path, monkeypatch):
     """Of a checkout: as it is, changed, with an experiment that is not committed, and of none."""
     package = tmp_path / 'flaxcls'
     package.mkdir()

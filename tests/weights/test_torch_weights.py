@@ -200,7 +200,7 @@ def test_imported_workdir_is_evaluated_and_trained_like_any_other(tmp_path, caps
     import_weights('resnet20', path, tmp_path / 'imported', overrides=TINY | {'num_epochs': 1})
     values = evaluate_workdir(tmp_path / 'imported')
     assert values | {'step': 22} == {k: v for k, v in history[-1].items() if k != 'epoch'}
-    assert 'tell no names of classes' in capsys.readouterr().out
+    assert 'come without names of classes' in capsys.readouterr().out
     with pytest.raises(UserError, match='has a run already'):
         import_weights('resnet20', path, tmp_path / 'imported')
     state, _ = flaxcls.train_and_evaluate(config, tmp_path / 'imported')

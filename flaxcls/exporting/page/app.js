@@ -1,10 +1,10 @@
-// The page: takes a picture, shows the answer and where it comes from.
+// The page: takes a picture, shows the prediction and where it comes from.
 
 import { drawHeat, occlude } from './heat.js';
 import { isKept, loadModel } from './model.js';
 import { centerCrop, decode, prepare } from './preprocess.js';
 
-const NUM_ANSWERS = 5;
+const NUM_PREDICTIONS = 5;
 const LONGER_SIDE = 960; // Of the picture as it is shown, pixels.
 const percent = new Intl.NumberFormat('en', {
   style: 'percent',
@@ -45,7 +45,7 @@ function introduce(about) {
   const more = names.length > 12 ? ', …' : '';
   document.title = element('title').textContent = about.title;
   element('lead').textContent =
-    `Tells ${names.length} classes apart: ${names.slice(0, 12).join(', ')}${more}.`;
+    `Distinguishes ${names.length} classes: ${names.slice(0, 12).join(', ')}${more}.`;
   element('facts').textContent = about.facts;
 }
 
@@ -104,7 +104,7 @@ async function show(file) {
   if (!current()) return;
   if (!picture) {
     say('');
-    fail(`${file.name || 'This'} is no image that this browser can read. JPEG, PNG and WebP are.`);
+    fail(`${file.name || 'This'} is not an image that this browser can read. JPEG, PNG and WebP are.`);
     return;
   }
   let about, classify;
@@ -121,7 +121,7 @@ async function show(file) {
   if (!current()) return;
   say('Looking at the picture …');
   try {
-    await answer(picture, about, classify, current);
+    await predict(picture, about, classify, current);
   } catch (error) {
     if (!current()) return;
     showProgress(null);
@@ -130,11 +130,11 @@ async function show(file) {
   }
 }
 
-async function answer(picture, about, classify, current) {
+async function predict(picture, about, classify, current) {
   const image = prepare(picture, about.side, about.shorter_side);
   const { probabilities, maps } = await classify(image, 1);
   if (!current()) return;
-  const explain = showAnswers(probabilities, about.class_names);
+  const explain = showPredictions(probabilities, about.class_names);
   if (maps) {
     explain(maps, 'cam');
     return;
@@ -175,9 +175,9 @@ function drawPicture(picture, about) {
 }
 
 /** Lists the likeliest classes; returns explain(maps, method), which makes their maps visible. */
-function showAnswers(probabilities, names) {
+function showPredictions(probabilities, names) {
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
-  const labels = order.slice(0, NUM_ANSWERS);
+  const labels = order.slice(0, NUM_PREDICTIONS);
   let [chosen] = labels;
   let explanation = null;
   const buttons = new Map();
@@ -187,12 +187,12 @@ function showAnswers(probabilities, names) {
     if (explanation) showHeat(...explanation, chosen, names[chosen]);
   };
   for (const label of labels) {
-    const button = makeAnswer(names[label], probabilities[label]);
+    const button = makePrediction(names[label], probabilities[label]);
     button.addEventListener('click', () => choose(label));
     buttons.set(label, button);
     const item = document.createElement('li');
     item.append(button);
-    element('answers').append(item);
+    element('predictions').append(item);
   }
   choose(chosen);
   const name = names[chosen];
@@ -204,7 +204,7 @@ function showAnswers(probabilities, names) {
   };
 }
 
-function makeAnswer(name, probability) {
+function makePrediction(name, probability) {
   const button = document.createElement('button');
   button.type = 'button';
   const parts = ['name', 'share', 'bar'].map((kind) => {
@@ -243,7 +243,7 @@ function clear() {
   fail('');
   showProgress(null);
   say('Reading the picture …');
-  element('answers').replaceChildren();
+  element('predictions').replaceChildren();
   element('heat-controls').hidden = true;
   element('heat').width = 0;
   element('frame').hidden = true;

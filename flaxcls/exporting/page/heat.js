@@ -3,7 +3,7 @@
 
 import { triangleFilter } from './preprocess.js';
 
-const CELLS = 8; // Of a side of the map that is found by occlusion; each costs an answer.
+const CELLS = 8; // Of a side of the map that is found by occlusion; each costs a prediction.
 const BATCH = 8;
 const GREY = [124, 116, 104]; // The mean colour of photographs, which says the least.
 const SIDE = 256; // Of the drawn map, pixels.
@@ -17,11 +17,11 @@ const COLOURS = [
 /**
  * Covers the image with a grey square, place by place, and looks how much less sure the network
  * gets: Zeiler and Fergus, arXiv:1311.2901, section 4.2. Sureness is the logarithm of the odds,
- * since the probability of a sure answer hardly moves.
+ * since the probability of a confident prediction hardly moves.
  * @param classify takes images and their number, and promises {probabilities [number, classes]}.
  * @param {Uint8Array} image [side, side, 3]
  * @param {Float32Array} whole the probabilities of the image with nothing covered.
- * @param report is told the finished share; what is true of its answer stops the work.
+ * @param report is called with the finished share; if it returns true, the work stops.
  * @returns maps, or null when stopped.
  */
 export async function occlude(classify, image, side, whole, report) {
@@ -63,11 +63,11 @@ function cover(image, side, [top, left], size) {
 
 /** log(p / (1 - p)) of each class; 1 - p is the sum of the others, exact also where p is near 1. */
 function logOdds(probabilities, classes, index) {
-  const own = probabilities.subarray(index * classes, (index + 1) * classes);
+  const row = probabilities.subarray(index * classes, (index + 1) * classes);
   const tiny = 1e-30;
-  return own.map((probability, label) => {
+  return row.map((probability, label) => {
     let others = 0;
-    own.forEach((other, place) => (others += place === label ? 0 : other));
+    row.forEach((other, place) => (others += place === label ? 0 : other));
     return Math.log(probability + tiny) - Math.log(others + tiny);
   });
 }

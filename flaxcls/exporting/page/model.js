@@ -11,7 +11,7 @@ env.wasm.numThreads = 1;
 /**
  * Loads the runtime and the model.
  * @param about what about.json says.
- * @param report is told the loaded share.
+ * @param report is called with the loaded share.
  * @returns classify(images, count): images Uint8Array [count, side, side, 3], promises
  *   {probabilities: Float32Array [count, classes], maps: as in heat.js, of the first image, or null}.
  */
@@ -87,7 +87,7 @@ async function keep(cache, address, bytes) {
   }
 }
 
-/** Tells whether the page would start without a network. */
+/** Returns whether the page would start without a network. */
 export async function isKept(about) {
   const cache = await openCache();
   if (!cache || !navigator.serviceWorker?.controller) return false;

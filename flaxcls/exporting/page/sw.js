@@ -29,10 +29,10 @@ const ADDRESSES = new Set(FILES.map((file) => new URL(file, self.location).href)
 self.addEventListener('fetch', (event) => {
   const { request } = event;
   const name = request.url.replace(/(index\.html)?([?#].*)?$/, '');
-  if (request.method === 'GET' && ADDRESSES.has(name)) event.respondWith(answer(request, name));
+  if (request.method === 'GET' && ADDRESSES.has(name)) event.respondWith(respond(request, name));
 });
 
-async function answer(request, name) {
+async function respond(request, name) {
   const cache = await caches.open(KEPT);
   try {
     const response = await fetch(request, {
