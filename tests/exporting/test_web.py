@@ -21,7 +21,7 @@ from flaxcls.data.crops import resize_and_center_crop
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import web
 from flaxcls.exporting.export import export
-from flaxcls.training.restore import load_run
+from flaxcls.training.restore import open_run
 from tests.helpers.environment import INSECURE_HOST
 
 SIDE, SHORTER = 16, 20
@@ -654,11 +654,13 @@ def test_an_exported_run_reads_digits_as_the_classifier_does(
 ):
     pytest.importorskip('jax2onnx')
     export(finished.workdir, 'web', tmp_path / 'page', images=50)
-    images = load_run(finished.workdir)[0].dataset.val.images
-    probabilities = classifier.predict(images[:5])
+    # As large as the network takes them, since a browser's way to resize is another one.
+    digits = open_run(finished.workdir).dataset.val.images[:5]
+    images = [classifier.preprocess(image) for image in digits]
+    probabilities = classifier.predict(np.stack(images))
     with _served(tmp_path / 'page') as (port, _):
         view = open_page(f'http://127.0.0.1:{port}/')
-        for image, expected in zip(images, probabilities, strict=False):
+        for image, expected in zip(images, probabilities, strict=True):
             view.set_input_files('#file', _file(_encoded(image[..., 0])))
             view.wait_for_function(
                 'text => document.querySelector("#predictions .share")?.innerText === text',
