@@ -6,7 +6,7 @@ FIXTURES = {'finished', 'finished_other', 'cluster'}
 COMPILING = (
     'benchmarks/test_programs.py',
     'commands/test_main.py::test_train_in_a_relative_workdir_then_evaluate_and_report',
-    'commands/test_main.py::test_signals_save_and_the_same_command_goes_on',
+    'commands/test_main.py::test_signals_save_and_the_same_command_resumes',
     'commands/test_main.py::test_killed_three_times_ends_as_the_uninterrupted_run',
     'commands/test_main.py::test_folder_of_23_validation_images_counts_23',
     'commands/test_main.py::test_unreadable_training_file_ends_the_run_with_its_name_and_exit_1',
@@ -25,7 +25,7 @@ COMPILING = (
     'ops/test_remat.py',
     'planning/test_estimate.py',
     'planning/test_timing.py::test_every_number_is_finite_and_positive',
-    'planning/test_timing.py::test_what_is_told_of_the_run_is_the_runs_own',
+    'planning/test_timing.py::test_facts_of_the_run_are_its_own',
     'planning/test_timing.py::test_the_loop_that_is_timed_takes_the_steps_of_the_run',
     'planning/test_timing.py::test_every_layout_and_ten_crops_can_be_measured',
     'planning/test_timing.py::test_command_writes_what_it_prints_and_nothing_else',
@@ -36,7 +36,7 @@ COMPILING = (
     'training/test_finetuning.py',
     'training/test_loop.py',
     'training/test_processes.py',
-    'training/test_run_record.py::test_the_record_of_an_interrupted_run_tells_of_both_parts',
+    'training/test_run_record.py::test_the_record_of_an_interrupted_run_has_both_parts',
     'training/test_slurm.py',
     'weights/',
 )
