@@ -71,12 +71,12 @@ def test_every_experiment_trains_two_steps_of_its_own_shape(path, tmp_path):
 
 IMPOSSIBLE = [
     ({'batch_size': 2000}, 'batch_size=2000 is larger than the training set'),
-    ({'num_epochs': 0}, 'num_epochs=0 must be positive'),
+    ({'num_epochs': 0}, 'num_epochs=0 must be at least 1'),
     ({'batch_size': 63}, 'batch_size=63 cannot be shared by 2 devices'),
     ({'batch_norm.group_size': 7}, 'batch_norm.group_size=7 does not divide'),
     ({'parallel.accumulation_steps': 2}, 'asks for 64 examples at once'),
     ({'model.num_classes': 7}, 'model.num_classes=7 does not match the 10 classes'),
-    ({'data.train_image_size': 0}, 'train_image_size=0 must be positive'),
+    ({'data.train_image_size': 0}, 'train_image_size=0 must be at least 1'),
     ({'model.name': 'alexnet', 'data.image_size': 40}, 'the smallest is 63 pixels'),
     ({'model.name': 'alexnet', 'data.image_size': 63, 'data.train_image_size': 40}, 'train_image'),
     ({'schedule.warmup_epochs': 20.0}, 'warmup_epochs=20 leaves nothing'),
