@@ -197,8 +197,10 @@ def _observe(setup):
     if setup.num_threads:
         yield 'threads', _count_threads(setup)
     yield 'state', fingerprint(setup.init_state())
+    step = setup.make_train_step()
+    yield 'how a step is laid out', type(step).__name__
     state, batch = abstract_inputs(setup)
-    yield 'training', _text(setup.make_train_step().lower(state, batch))
+    yield 'training', _text(step.lower(state, batch))
     batch = dict(next(setup.make_eval_batches()()))
     yield 'evaluation', _text(setup.make_eval_step().lower(state.eval_variables, batch))
 
