@@ -54,6 +54,8 @@ class StepResources(NamedTuple):
 
 def compile_train_step(setup: Setup, compiler_options: dict[str, Any] | None = None) -> Any:
     """Returns the training step of `setup`, compiled for its layout with nothing computed."""
+    # The inputs are laid out as jit takes them, and pmap's step is the same program.
+    setup = setup._replace(layout=setup.layout._replace(mode='jit'))
     return setup.make_train_step().lower(*abstract_inputs(setup)).compile(compiler_options)
 
 

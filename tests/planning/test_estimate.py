@@ -167,6 +167,13 @@ def test_roofline_is_the_slower_of_arithmetic_and_memory():
     assert 'fits in 16.00 GiB' in text
 
 
+def test_the_plan_is_the_same_under_pmap():
+    options = {k.replace('.', '__'): v for k, v in TINY.items()}
+    plans = [_make_plan(None, parallel__mode=mode, **options) for mode in ('jit', 'pmap')]
+    under_jit, under_pmap = (estimate.compile_plan(plan).resources for plan in plans)
+    assert under_jit == under_pmap
+
+
 def test_step_that_does_not_fit_is_one_sentence(monkeypatch):
     def compile_train_step(setup, compiler_options):
         raise RuntimeError(
