@@ -280,7 +280,7 @@ def test_files_that_no_export_has_written_are_left_alone(workdir, tmp_path):
     (tmp_path / 'out' / 'notes.txt').write_text('mine')
     with pytest.raises(UserError, match=r'such as notes\.txt'):
         export.export(workdir, 'stablehlo', tmp_path / 'out', images=20)
-    with pytest.raises(UserError, match='no export'):
+    with pytest.raises(UserError, match='not part of an export'):
         export.export(workdir, 'stablehlo', workdir, images=20)
     (tmp_path / 'new.rejected').mkdir()
     (tmp_path / 'new.rejected' / 'mine.txt').write_text('mine')
