@@ -40,8 +40,8 @@ def pytest_collection_modifyitems(items):
 def nothing_is_trained_unmarked(request, monkeypatch):
     """Keeps `make check` short."""
     if not request.node.get_closest_marker('compiles'):
-        told = 'a test that trains is to be named in tests/helpers/costs.py'
-        monkeypatch.setattr(parallel, 'parallelize_train_step', lambda *_: pytest.fail(told))
+        message = 'a test that trains is to be named in tests/helpers/costs.py'
+        monkeypatch.setattr(parallel, 'parallelize_train_step', lambda *_: pytest.fail(message))
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -43,6 +43,6 @@ COMPILING = (
 
 
 def compiles(path: str, name: str, fixtures: set[str]) -> bool:
-    """Tells whether a test compiles a network, by its file below tests/, its name and fixtures."""
+    """Returns whether a test compiles a network: by its file below tests/, name and fixtures."""
     place = f'{path}::{name}'
     return bool(fixtures & FIXTURES) or place.startswith(COMPILING)
