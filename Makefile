@@ -5,22 +5,26 @@ PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
 BIN := .venv/bin
 
-.PHONY: demo check test test-slow lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
+.PHONY: demo check test test-slow test-weekly lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
 
 demo: .venv/.ready
 	$(BIN)/flaxcls train --config=digits_resnet20 --workdir=runs/demo
 	$(BIN)/flaxcls report --workdir=runs/demo
 
 test: .venv/.tested
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not weekly'
 
 # For the hand: lint, and the tests that compile no network; see tests/helpers/costs.py.
 check: lint .venv/.tested
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not compiles'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not weekly and not compiles'
+
+# What does not fit into nine minutes: whole notebooks, the cluster, docs, several processes.
+test-slow: .venv/.tested
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow and not weekly'
 
 # The deepest networks, whose training steps take XLA minutes to compile; one at a time.
-test-slow: .venv/.tested
-	$(BIN)/python -m pytest -m slow
+test-weekly: .venv/.tested
+	$(BIN)/python -m pytest -m weekly
 
 # Executes the notebooks in full, and keeps what they put out; translations take it over.
 notebooks: .venv/.tested
@@ -40,7 +44,7 @@ docs: .venv/.ready
 	$(BIN)/python -m benchmarks.option_reference --out=docs/config.md
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow'
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow and not weekly'
 
 # Makes the goldens anew with the libraries as they are today, and compares every network to them.
 parity: .venv/.ready .venv-parity/.ready

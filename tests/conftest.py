@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 import flaxcls  # noqa: E402
 from flaxcls.training import parallel  # noqa: E402
 from tests.helpers.configs import TINY, TRAINED  # noqa: E402
-from tests.helpers.costs import compiles  # noqa: E402
+from tests.helpers.costs import compiles, is_slow  # noqa: E402
 from tests.helpers.runs import common_folder, list_files, train_once  # noqa: E402
 from tests.helpers.slurm_cluster import cluster  # noqa: E402, F401 - a fixture
 
@@ -34,6 +34,8 @@ def pytest_collection_modifyitems(items):
         path = item.path.relative_to(pathlib.Path(__file__).parent).as_posix()
         if compiles(path, item.name, set(item.fixturenames)):
             item.add_marker('compiles')
+        if is_slow(path, item.name):
+            item.add_marker('slow')
 
 
 @pytest.fixture(autouse=True)

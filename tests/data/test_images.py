@@ -518,7 +518,7 @@ print('KiB:', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-@pytest.mark.slow  # Fifty thousand files.
+@pytest.mark.weekly  # Fifty thousand files.
 def test_memory_does_not_grow_with_the_folder(tmp_path):
     peaks = {}
     for count, epochs in ((500, 100), (50_000, 1)):

@@ -435,7 +435,7 @@ def test_files_of_the_real_fashion_mnist_have_its_70000_images():
         assert (np.bincount(labels) == count // 10).all()
 
 
-@pytest.mark.slow  # Half a minute of decoding.
+@pytest.mark.weekly  # Half a minute of decoding.
 @_needs_fashion_mnist
 def test_real_fashion_mnist_has_its_70000_images():
     source = open_dataset(_config(**{'data.source': 'fashion_mnist'}))

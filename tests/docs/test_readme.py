@@ -76,8 +76,8 @@ SERVERS = {
 # The beginning of a command, without quotes -> who executes it: a file, and what stands there.
 WEEKLY = '.github/workflows/weekly.yml'
 ELSEWHERE = {
-    r'make (demo|test|lint)$': ('.ci/run', r'^make {0}$'),
-    r'make (test-slow|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
+    r'make (demo|test|test-slow|lint)$': ('.ci/run', r'^make {0}$'),
+    r'make (test-weekly|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
     r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}\b'),
     r'make (docs)$': ('tests/config/test_options.py', r'option_reference\.main'),
     r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),

@@ -80,7 +80,7 @@ def _hits(heat, corners, size):
 # The others take a minute each; that their maps are what they should be, test_methods.py has too.
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(n, marks=() if n == 'resnet20' else pytest.mark.slow) for n in FAMILIES],
+    [pytest.param(n, marks=() if n == 'resnet20' else pytest.mark.weekly) for n in FAMILIES],
 )
 def test_the_maximum_lies_on_the_patch(name, tmp_path):
     options = FAMILIES[name]

@@ -1,4 +1,7 @@
-"""Which tests compile networks or start runs: `make check` leaves these out, `make test` not."""
+"""Which tests take long: `make check` leaves out what compiles, `make test` what is slow.
+
+What takes hours is marked where it stands, `weekly`: the deepest networks, every layout.
+"""
 
 # Whoever takes one of these looks at a run.
 FIXTURES = {'finished', 'finished_other', 'cluster'}
@@ -40,6 +43,43 @@ COMPILING = (
     'training/test_slurm.py',
     'weights/',
 )
+# What `make test` has no room for in nine minutes. Of each property, a cheaper case stays there.
+SLOW = (
+    'commands/test_main.py::test_killed_three_times_ends_as_the_uninterrupted_run',
+    'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[ablation',
+    'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[architectures',
+    'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[fine_tune',
+    'docs/test_readme.py::test_commands_work_as_they_are_written[docs/',
+    'explaining/test_planted.py',
+    'explaining/test_signal_propagation.py::test_gradients_explode',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[alexnet_',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[densenet121',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[densenet_40',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[resnet18',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[resnet50-',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[resnext50',
+    'exporting/test_export.py::test_exported_network_predicts_as_the_network[vgg16',
+    'inference/test_predictions.py::test_two_processes_predict_as_one',
+    'planning/test_estimate.py::test_every_experiment_trains_two_steps_of_its_own_shape',
+    'models/test_parity.py::test_logits_are_the_reference_implementations[densenet121',
+    'models/test_parity.py::test_logits_are_the_reference_implementations[resnet50',
+    'ops/test_remat.py::test_gradients_and_statistics_are_those_without[alexnet_bn',
+    'ops/test_remat.py::test_gradients_and_statistics_are_those_without[densenet121',
+    'ops/test_remat.py::test_gradients_and_statistics_are_those_without[resnet50',
+    'sweeping/test_run.py::test_a_run_ends_with_the_process_that_has_started_it[SIGHUP',
+    'sweeping/test_run.py::test_a_sweep_that_was_interrupted_resumes',
+    'sweeping/test_run.py::test_slurm_runs_a_sweep_as_an_array',
+    'system/test_compilation_cache.py::test_a_run_finds_the_programs_of_the_one_before',
+    'training/test_processes.py::test_a_signal_to_one_stops_all_at_one_step',
+    'training/test_processes.py::test_saved_on_eight_devices_and_continued_on_fewer',
+    'training/test_processes.py::test_the_death_of_one_ends_the_other_with_a_sentence',
+    'training/test_slurm.py',
+)
+
+
+def is_slow(path: str, name: str) -> bool:
+    """Returns whether `make test` leaves a test out, by its file below tests/ and its name."""
+    return f'{path}::{name}'.startswith(SLOW)
 
 
 def compiles(path: str, name: str, fixtures: set[str]) -> bool:

@@ -16,7 +16,7 @@ from flaxcls.models.init import abstract_variables
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.weights.state_dict import from_state_dict, to_state_dict, torch_layout
 
-# The others are the same code, wider or deeper, and up to minutes each: make test-slow.
+# The others are the same code, wider or deeper, and up to minutes each: make test-weekly.
 FAST = {
     'alexnet', 'resnet18', 'resnet18_v2', 'resnet18_d', 'resnet50', 'resnet20_b', 'densenet121',
     'densenet_bc_40_12', 'densenet_c_40_12',
@@ -47,7 +47,7 @@ def _assert_close(got, expected, relative):
 
 
 def _cases(fast):
-    marks = {name: () if name in fast else pytest.mark.slow for name in CASES}
+    marks = {name: () if name in fast else pytest.mark.weekly for name in CASES}
     return pytest.mark.parametrize('name', [pytest.param(n, marks=m) for n, m in marks.items()])
 
 

@@ -123,7 +123,7 @@ FAST = {'alexnet_2012', 'alexnet_bn', 'resnet20'}
 
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS],
+    [pytest.param(name, marks=() if name in FAST else pytest.mark.weekly) for name in MODELS],
 )
 def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(name):
     size = _smallest(name)

@@ -50,7 +50,7 @@ def test_every_experiment_can_be_planned(path, tmp_path):
     [
         path
         if pathlib.Path(path).name.startswith(FAST)
-        else pytest.param(path, marks=pytest.mark.slow)
+        else pytest.param(path, marks=pytest.mark.weekly)
         for path in EXPERIMENTS
     ],
 )
@@ -248,7 +248,7 @@ def test_an_effort_that_cannot_be_made_is_one_sentence(flags, says):
         plan.main(flags)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_larger_tpu_changes_nothing_for_a_chip():
     """The same examples a chip: the same bytes and collectives, on 4 chips and on 256."""
     pytest.importorskip('libtpu', reason='needs the extra [tpu]')

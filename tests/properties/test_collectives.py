@@ -30,7 +30,7 @@ def test_one_reduction_a_step_where_groups_lie_within_devices():
     assert _collectives(2, **{'model.stage_sizes': '1,1,1,1'}) == {'all-reduce': 1}
 
 
-@pytest.mark.parametrize('group_size', [pytest.param(4, marks=pytest.mark.slow), None])
+@pytest.mark.parametrize('group_size', [pytest.param(4, marks=pytest.mark.weekly), None])
 def test_groups_over_devices_add_one_collective_a_layer_each_way(group_size):
     layers = 1 + 4 * 3  # A shortcut's BatchNorm waits for nothing that the block's last does not.
     expected = {'all-reduce': 1 + 2 * layers}

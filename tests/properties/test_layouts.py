@@ -111,7 +111,7 @@ def _cases():
     for name, group_size, layout, dtype in cases:
         if _fits(group_size, layout[0], layout[2]):
             case = (name, group_size, layout, dtype)
-            marks = () if case in FAST else pytest.mark.slow
+            marks = () if case in FAST else pytest.mark.weekly
             yield pytest.param(*case, marks=marks, id='-'.join(map(str, _flat(case))))
 
 

@@ -253,6 +253,22 @@ def _train(config, workdir):
     yield 'events', bool(list(pathlib.Path(workdir).rglob('*tfevents*')))
 
 
+class _Seen:
+    """What an iterator yields, as often as one looks, and no further than anyone has looked."""
+
+    def __init__(self, iterator):
+        self._iterator, self._items = iterator, []
+
+    def __iter__(self):
+        for place in itertools.count():
+            if place == len(self._items):
+                try:
+                    self._items.append(next(self._iterator))
+                except StopIteration:
+                    return
+            yield self._items[place]
+
+
 def _observe_config(key, config, workdir):
     try:
         if key in OF_THE_LOOP:
@@ -266,12 +282,14 @@ def _observe_config(key, config, workdir):
 @pytest.mark.parametrize('key', OPTIONS)
 def test_any_two_values_of_an_option_differ_in_what_a_run_does(key, make_config, tmp_path):
     case = CASES[key]
-    for a, b in itertools.combinations(case.values or OPTIONS[key].choices, 2):
-        observed = [
+    seen = {
+        value: _Seen(
             _observe_config(key, make_config(case.base | {key: value}), tmp_path / str(value))
-            for value in (a, b)
-        ]
-        pairs = zip(*observed, strict=False)
+        )
+        for value in case.values or OPTIONS[key].choices
+    }
+    for a, b in itertools.combinations(seen, 2):
+        pairs = zip(seen[a], seen[b], strict=False)
         assert any(x != y for x, y in pairs), f'config.{key}={a} does the same as {b}'
 
 

@@ -116,7 +116,7 @@ def test_a_signal_to_one_stops_all_at_one_step(tmp_path):
     assert int(load_state(workdir).step) == step
 
 
-@pytest.mark.parametrize('dead', [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize('dead', [pytest.param(0, marks=pytest.mark.weekly), 1])
 def test_the_death_of_one_ends_the_other_with_a_sentence(tmp_path, dead):
     running = _start_two(tmp_path / 'run', '--config.num_epochs=2000')
     for line in running[0].stdout:

@@ -69,7 +69,7 @@ def test_import_then_export_is_the_same_file(tmp_path, name, options, counters):
     _assert_same(read_state_dict(again), state)
 
 
-@pytest.mark.slow  # Up to half a gigabyte each.
+@pytest.mark.weekly  # Up to half a gigabyte each.
 @pytest.mark.parametrize('name', list(MODELS))
 def test_import_then_export_of_the_whole_network_is_the_same_file(tmp_path, name):
     test_import_then_export_is_the_same_file(tmp_path, name, {}, True)
