@@ -14,6 +14,7 @@ COMPILING = (
     'commands/test_main.py::test_folder_of_23_validation_images_counts_23',
     'commands/test_main.py::test_unreadable_training_file_ends_the_run_with_its_name_and_exit_1',
     'data/test_images.py::test_training_on_all_kinds_reaches_its_end',
+    'docs/test_extend.py',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing',
     'docs/test_notebooks.py::test_failing_cell_fails_and_the_kernel_is_this_python',
     'docs/test_readme.py::test_commands_work_as_they_are_written',
@@ -46,6 +47,8 @@ COMPILING = (
 # What `make test` has no room for in nine minutes. Of each property, a cheaper case stays there.
 SLOW = (
     'commands/test_main.py::test_killed_three_times_ends_as_the_uninterrupted_run',
+    'docs/test_extend.py::test_a_sweep_varies_an_extensions_option',
+    'docs/test_extend.py::test_what_an_extension_adds_is_found_by_every_command',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[ablation',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[architectures',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[fine_tune',
