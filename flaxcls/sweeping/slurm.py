@@ -32,7 +32,7 @@ _COUNTED = ('time', 'nodes', 'ntasks_per_node', 'signal_delay_s')
 
 
 class Slurm:
-    """Arrays of jobs, at most `jobs` of them at a time; one array where the cluster has room for it.
+    """Arrays of jobs, at most `jobs` of them at a time; a single array where it has room for all.
 
     Slurm limits what runs of one array, and not of several. So, with a limit, an array waits in the
     queue until an earlier one has ended: this process need not live for that, and no more than
