@@ -155,8 +155,13 @@ def test_slurm_runs_a_sweep_as_arrays_and_a_rerun_finishes_only_the_rest(tmp_pat
     words = [f'--sweep={file}', f'--workdir={root}', '--executor=slurm', '--jobs=2']
     words += ['--slurm', 'partition=main']
 
+    def finished():  # And never do more of them run than --jobs says, of whatever array.
+        running = ask('squeue', '--noheader', '--array', '--states=RUNNING')
+        assert len(running.splitlines()) <= 2
+        return len(_finished(root))
+
     first = _start(*words)
-    wait_for('the first run', lambda: _finished(root))
+    wait_for('the first run', finished)
     arrays = [job.split('_')[0] for job in _jobs(root).values()]
     assert [arrays.count(array) for array in dict.fromkeys(arrays)] == [MAX_ARRAY_SIZE] * 3
     first.kill()  # As when a connection breaks: the arrays continue.
@@ -166,13 +171,7 @@ def test_slurm_runs_a_sweep_as_arrays_and_a_rerun_finishes_only_the_rest(tmp_pat
     for line in second.stdout:
         if 'are in the queue already' in line:  # From now on it hears Ctrl-C.
             break
-
-    def half():  # More than the first array, with never more than --jobs of them at a time.
-        running = ask('squeue', '--noheader', '--array', '--states=RUNNING')
-        assert len(running.splitlines()) <= 2
-        return len(_finished(root)) >= 3
-
-    wait_for('half of the runs', half)
+    wait_for('half of the runs', lambda: finished() >= 3)  # More than the first array.
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=WAIT)
     assert second.returncode == 130, said
