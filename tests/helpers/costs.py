@@ -71,7 +71,7 @@ SLOW = (
     'ops/test_remat.py::test_gradients_and_statistics_are_those_without[resnet50',
     'sweeping/test_run.py::test_a_run_ends_with_the_process_that_has_started_it[SIGHUP',
     'sweeping/test_run.py::test_a_sweep_that_was_interrupted_resumes',
-    'sweeping/test_run.py::test_slurm_runs_a_sweep_as_an_array',
+    'sweeping/test_run.py::test_slurm_',
     'system/test_compilation_cache.py::test_a_run_finds_the_programs_of_the_one_before',
     'training/test_processes.py::test_a_signal_to_one_stops_all_at_one_step',
     'training/test_processes.py::test_saved_on_eight_devices_and_continued_on_fewer',
