@@ -78,7 +78,7 @@ WEEKLY = '.github/workflows/weekly.yml'
 ELSEWHERE = {
     r'make (demo|test|test-slow|lint)$': ('.ci/run', r'^make {0}$'),
     r'make (test-weekly|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
-    r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}\b'),
+    r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}$'),
     r'make (docs)$': ('tests/config/test_options.py', r'option_reference\.main'),
     r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),

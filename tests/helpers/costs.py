@@ -37,6 +37,7 @@ COMPILING = (
     'reporting/test_report.py::test_a_browser_shows_it_all_and_asks_for_nothing',
     'sweeping/test_run.py',
     'system/test_compilation_cache.py::test_a_run_finds_the_programs_of_the_one_before',
+    'training/test_checkpoints.py',
     'training/test_finetuning.py',
     'training/test_loop.py',
     'training/test_processes.py',
