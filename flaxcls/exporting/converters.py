@@ -1,9 +1,9 @@
 """Converters whose bounds would hold back what the rest needs, kept in folders of their own.
 
-jax2onnx wants an Orbax that newer releases of JAX have left behind, and litert-converter an exact,
-old xdsl, which bounds immutabledict and typing-extensions; neither takes them for what is done here.
-So pip is asked for the converter alone, once, at the version that was tested. Its folder in the
-user's cache goes to the end of sys.path, where it hides nothing.
+jax2onnx wants an old Orbax, and litert-converter an old xdsl, which bounds immutabledict and
+typing-extensions; neither takes them for what is done here. So pip is asked for the converter
+alone, once, at the version that was tested. Its folder in the user's cache goes to the end of
+sys.path, where it hides nothing.
 """
 
 import importlib
