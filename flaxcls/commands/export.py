@@ -3,8 +3,8 @@
   flaxcls export --workdir=RUN --format=onnx --out=exported
 
 Formats, and what runs them:
-  stablehlo   JAX alone, on CPU, CUDA and TPU
-  onnx        onnxruntime and others, opset 21
+  stablehlo   JAX alone, on CPU, CUDA and TPU: releases until six months after the one here
+  onnx        onnxruntime and others, opset 21; the form for archives
   onnx-int8   onnxruntime alone; a quarter as large, calibrated on training images
   tflite      LiteRT, on phones and small computers
   tflite-int8 the same with weights in int8, a quarter as large where they are most of it

@@ -89,14 +89,8 @@ def _installer(module: str) -> list[str]:
     options = ['install', '--no-deps', '--only-binary=:all:']
     if importlib.util.find_spec('pip') is not None:
         # Not all of sympy is compiled, which takes longer than to fetch it.
-        return [
-            sys.executable,
-            '-m',
-            'pip',
-            *options,
-            '--no-compile',
-            '--disable-pip-version-check',
-        ]
+        options += ['--no-compile', '--disable-pip-version-check']
+        return [sys.executable, '-m', 'pip', *options]
     if uv := shutil.which('uv'):  # Which makes environments without pip.
         return [uv, 'pip', *options, '--python', sys.executable]
     raise RunError(_failure(module, f'{sys.executable} has no pip, and there is no uv'))

@@ -19,6 +19,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import export, formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
+from flaxcls.exporting.jax_promise import readable_until
 from flaxcls.exporting.samples import take_samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run, open_run
@@ -150,10 +151,24 @@ def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
     assert stored['images'] == 100
     assert stored['sha256'] == certificate.sha256
     assert stored['bytes'] == (folder / network).stat().st_size
+    assert (stored['readable_until'] is not None) == (form == 'stablehlo')
     assert abs(stored['accuracy_before'] - stored['accuracy_after']) <= 0.02
     assert stored['accuracy_before'] > 0.5
     assert json.loads((folder / 'class_names.json').read_text()) == list('0123456789')
     assert json.loads((folder / 'preprocessing.json').read_text())['side'] == 12
+
+
+def test_an_export_that_jax_reads_says_until_when(exported):
+    folder, certificate = exported
+    until = readable_until(certificate.versions_of_export['jaxlib']).isoformat()
+    stored = json.loads((folder / 'certificate.json').read_text())
+    assert stored['readable_until'] == until
+    assert certificate.describe().splitlines()[2] == (
+        f'written by JAX {jax.__version__}; releases of JAX until {until} promise to read it, and '
+        '--format=onnx is for archives'
+    )
+    lasting = dataclasses.replace(certificate, format='onnx', readable_until=None)
+    assert len(lasting.describe().splitlines()) == 2
 
 
 def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
