@@ -62,6 +62,22 @@ def by_hand(module: str) -> str:
     return f'pip install --no-deps {" ".join(CONVERTERS[module])}'
 
 
+def find_installer(module: str) -> list[str]:
+    """Returns the beginning of a command that installs wheels, without what they want besides.
+
+    Raises:
+      RunError: there is neither pip nor uv.
+    """
+    options = ['install', '--no-deps', '--only-binary=:all:']
+    if importlib.util.find_spec('pip') is not None:
+        # Not all of sympy is compiled, which takes longer than to fetch it.
+        options += ['--no-compile', '--disable-pip-version-check']
+        return [sys.executable, '-m', 'pip', *options]
+    if uv := shutil.which('uv'):  # Which makes environments without pip.
+        return [uv, 'pip', *options, '--python', sys.executable]
+    raise RunError(_failure(module, f'{sys.executable} has no pip, and there is no uv'))
+
+
 def _make(module: str, folder: pathlib.Path) -> None:
     """Makes the folder, whole or not at all."""
     print(f'Fetching {CONVERTERS[module][0].replace("==", " ")}, once ...', flush=True)
@@ -69,7 +85,7 @@ def _make(module: str, folder: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory(prefix='.', dir=folder.parent) as beside:
         new = pathlib.Path(beside, 'new')
         done = subprocess.run(
-            [*_installer(module), '--target', str(new), *CONVERTERS[module]],
+            [*find_installer(module), '--target', str(new), *CONVERTERS[module]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -82,18 +98,6 @@ def _make(module: str, folder: pathlib.Path) -> None:
         except OSError:
             if not folder.is_dir():  # Else another process has been faster.
                 raise
-
-
-def _installer(module: str) -> list[str]:
-    """Returns the beginning of a command that installs wheels, without what they want besides."""
-    options = ['install', '--no-deps', '--only-binary=:all:']
-    if importlib.util.find_spec('pip') is not None:
-        # Not all of sympy is compiled, which takes longer than to fetch it.
-        options += ['--no-compile', '--disable-pip-version-check']
-        return [sys.executable, '-m', 'pip', *options]
-    if uv := shutil.which('uv'):  # Which makes environments without pip.
-        return [uv, 'pip', *options, '--python', sys.executable]
-    raise RunError(_failure(module, f'{sys.executable} has no pip, and there is no uv'))
 
 
 def _last_words(said: str) -> str:

@@ -94,10 +94,8 @@ def refusal(path, installed, error):
         certificate = json.loads(pathlib.Path(path).with_name('certificate.json').read_text())
         version = certificate['versions_of_export']['jax']
         wrote, remedy = f'JAX {version} wrote it', f'pip install jax=={version}, or '
-        if certificate.get('readable_until'):
-            wrote += (
-                f', which releases of JAX until {certificate["readable_until"]} promise to read'
-            )
+        if until := certificate.get('readable_until'):
+            wrote += f', which releases of JAX until {until} promise to read'
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # There is no certificate beside it.
     return (

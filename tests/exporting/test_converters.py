@@ -26,7 +26,7 @@ REQUIRE = """
     import sys
     from flaxcls.exporting import converters
     converters.CONVERTERS['stub_converter'] = ('stub-converter==1.2',)
-    converters._installer = lambda module: [sys.executable, {stub!r}]
+    converters.find_installer = lambda module: [sys.executable, {stub!r}]
     converters.require_converter('stub_converter')
     import numpy, stub_converter
     numpy.zeros(1)
@@ -42,7 +42,7 @@ def install(tmp_path, monkeypatch):
         converters, 'CONVERTERS', {'stub_converter': ('stub-converter==1.2', 'other==3.0')}
     )
     script = tmp_path / 'stub.py'
-    monkeypatch.setattr(converters, '_installer', lambda module: [sys.executable, str(script)])
+    monkeypatch.setattr(converters, 'find_installer', lambda module: [sys.executable, str(script)])
     yield lambda code: script.write_text(textwrap.dedent(code))
     sys.modules.pop('stub_converter', None)
 
@@ -85,7 +85,9 @@ def test_another_version_or_python_has_a_folder_of_its_own(install, monkeypatch)
 def test_an_installed_converter_is_taken_as_it_is(install, monkeypatch):
     install('raise SystemExit(1)')
     monkeypatch.setattr(converters, 'CONVERTERS', {'numpy': ('numpy==0.1',)})
+    before = [*sys.path]
     converters.require_converter('numpy')
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(
@@ -133,16 +135,16 @@ def test_two_processes_at_once_leave_one_whole_folder(install, tmp_path):
 
 
 def test_pip_is_asked_for_wheels_alone_and_uv_where_there_is_none(monkeypatch):
-    assert converters._installer('jax2onnx')[:3] == [sys.executable, '-m', 'pip']
+    assert converters.find_installer('jax2onnx')[:3] == [sys.executable, '-m', 'pip']
     monkeypatch.setattr(converters.importlib.util, 'find_spec', lambda _: None)
     monkeypatch.setattr(converters.shutil, 'which', {'uv': '/bin/uv'}.get)
-    command = converters._installer('jax2onnx')
+    command = converters.find_installer('jax2onnx')
     assert command[:3] == ['/bin/uv', 'pip', 'install']
     assert command[-2:] == ['--python', sys.executable]
     assert {'--no-deps', '--only-binary=:all:'} < set(command)
     monkeypatch.setattr(converters.shutil, 'which', {}.get)
     with pytest.raises(RunError, match='has no pip, and there is no uv'):
-        converters._installer('jax2onnx')
+        converters.find_installer('jax2onnx')
 
 
 @pytest.fixture
