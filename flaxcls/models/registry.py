@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from flaxcls.config.option import require_choice
 from flaxcls.config.options import keys_of
+from flaxcls.config.registry import Registry
 from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
@@ -24,8 +25,10 @@ from flaxcls.models.resnet import (
 )
 from flaxcls.models.vgg import VGG
 
-# Options of config.model that are attributes of the modules, in the families that have them.
-ATTRIBUTES = frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
+
+def attributes() -> frozenset[str]:
+    """Returns the options of config.model that are attributes of the modules that have them."""
+    return frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
 
 
 def create_model(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
@@ -44,7 +47,7 @@ def create_model(name: str, *, num_classes: int | None = None, **options: Any) -
     variant = MODELS[name]
     model = variant.constructor(num_classes=num_classes or variant.num_classes)
     known = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
-    shaping = known & ({'num_classes'} | ATTRIBUTES)
+    shaping = known & ({'num_classes'} | attributes())
     for option, value in options.items():
         if option not in known:
             raise UserError(
@@ -96,7 +99,7 @@ class Variant(NamedTuple):
       constructor: of the network, with the variant's attributes; takes `num_classes`.
       image_size: side of the paper's training images, pixels.
       num_classes: of the paper's data set.
-      parameters: number of trainable parameters.
+      parameters: number of trainable parameters; of an extension's network, it need not be told.
       gmacs: multiply-adds of convolutions and fully connected layers, 10**9 an image.
       activations: outputs of these layers, 10**6 an image.
       paper: where the paper describes it.
@@ -105,10 +108,21 @@ class Variant(NamedTuple):
     constructor: Callable[..., nn.Module]
     image_size: int
     num_classes: int
-    parameters: int
-    gmacs: float
-    activations: float
-    paper: str
+    parameters: int | None = None
+    gmacs: float | None = None
+    activations: float | None = None
+    paper: str = ''
+
+
+class Networks(Registry):
+    """The table of networks: what is registered is the constructor, and the facts are the row's.
+
+    @MODELS.register('se_resnet20', image_size=32, num_classes=10)
+    class SEResNet20(nn.Module): ...
+    """
+
+    def row_of(self, thing: Callable[..., nn.Module], **facts: Any) -> Variant:
+        return Variant(thing, **facts)
 
 
 alexnet_2012 = partial(
@@ -206,7 +220,7 @@ def _cifar(constructor, *numbers_and_paper):
 
 
 # fmt: off
-MODELS: dict[str, Variant] = {
+MODELS = Networks('model.name', {
     'alexnet_2012': Variant(alexnet_2012, 227, 1000, 60_965_224, 0.7244, 0.659, _ALEX),
     'alexnet': _imagenet(AlexNet, 61_100_840, 0.7142, 0.494, _OWT),
     'alexnet_bn': _imagenet(alexnet_bn, 61_101_992, 0.7142, 0.494, _IOFFE),
@@ -251,5 +265,5 @@ MODELS: dict[str, Variant] = {
     'densenet_bc_100_12': _cifar(cifar_densenet_bc(100, 12), 769_162, 0.2879, 1.464, _DENSE_C),
     'densenet_bc_250_24': _cifar(cifar_densenet_bc(250, 24), 15_324_406, 5.4188, 7.382, _DENSE_C),
     'densenet_bc_190_40': _cifar(cifar_densenet_bc(190, 40), 25_624_430, 9.3019, 9.334, _DENSE_C),
-}
+})
 # fmt: on

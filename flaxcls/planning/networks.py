@@ -10,7 +10,9 @@ def model_table() -> str:
     """Returns a line for each network: what it costs at its paper's image size, and the paper."""
     rows = [('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
     for name, row in MODELS.items():
-        numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
+        numbers = '', '', ''
+        if row.parameters is not None:
+            numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
         rows.append((name, *numbers, row.image_size, row.paper))
     return '\n'.join(table(rows, '<>>>><'))
 

@@ -36,7 +36,7 @@ from flaxcls.system.cli import parse_overrides
 from flaxcls.weights.state_dict import torch_layout
 from tests.helpers.configs import TINY
 from tests.helpers.converters import need_converter
-from tests.helpers.documents import DOCUMENTS, ROOT, code, commands, parse
+from tests.helpers.documents import DOCUMENTS, ROOT, code, commands, parse, write_file
 from tests.helpers.environment import with_devices
 
 _SMALL_RESNET = '--config.model.stage_sizes=1,1 --config.model.width_multiplier=0.0625'
@@ -202,7 +202,7 @@ def _nothing_is_downloaded():
 def test_commands_work_as_they_are_written(document, section, here, monkeypatch):
     pieces = [piece for piece in code(document) if section in (None, piece.section)]
     for piece in pieces:
-        if piece.language == 'python':
+        if piece.language == 'python' and not write_file(piece, here):
             _run_python(piece.text, monkeypatch)
         for line in commands(piece):
             for command in parse(line):

@@ -14,6 +14,7 @@ COMPILING = (
     'commands/test_main.py::test_folder_of_23_validation_images_counts_23',
     'commands/test_main.py::test_unreadable_training_file_ends_the_run_with_its_name_and_exit_1',
     'data/test_images.py::test_training_on_all_kinds_reaches_its_end',
+    'docs/test_extend.py',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing',
     'docs/test_notebooks.py::test_failing_cell_fails_and_the_kernel_is_this_python',
     'docs/test_readme.py::test_commands_work_as_they_are_written',
@@ -47,6 +48,8 @@ COMPILING = (
 # What `make test` has no room for in nine minutes. Of each property, a cheaper case stays there.
 SLOW = (
     'commands/test_main.py::test_killed_three_times_ends_as_the_uninterrupted_run',
+    'docs/test_extend.py::test_a_sweep_varies_an_extensions_option',
+    'docs/test_extend.py::test_what_an_extension_adds_is_found_by_every_command',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[ablation',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[architectures',
     'docs/test_notebooks.py::test_notebook_runs_anywhere_quietly_and_leaves_nothing[fine_tune',
@@ -69,7 +72,7 @@ SLOW = (
     'ops/test_remat.py::test_gradients_and_statistics_are_those_without[resnet50',
     'sweeping/test_run.py::test_a_run_ends_with_the_process_that_has_started_it[SIGHUP',
     'sweeping/test_run.py::test_a_sweep_that_was_interrupted_resumes',
-    'sweeping/test_run.py::test_slurm_runs_a_sweep_as_an_array',
+    'sweeping/test_run.py::test_slurm_',
     'system/test_compilation_cache.py::test_a_run_finds_the_programs_of_the_one_before',
     'training/test_processes.py::test_a_signal_to_one_stops_all_at_one_step',
     'training/test_processes.py::test_saved_on_eight_devices_and_continued_on_fewer',
