@@ -80,11 +80,9 @@ clean:
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[test]'
 	touch $@
 
-# Besides, what exports take. LiteRT's converter is installed without what it declares
-# to need, see CONTRIBUTING.md; where it has no wheel, the tests of .tflite files are skipped.
+# Besides, what exports take; they fetch their converters themselves.
 .venv/.tested: .venv/.ready
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[test,onnx,serve,tflite]'
-	-$(BIN)/python -m pip install -q --no-deps litert-converter==0.5.0
 	touch $@
 
 .venv-newest/.ready: setup.cfg setup.py

@@ -16,6 +16,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from flaxcls.exporting.converters import require_converter
 from flaxcls.inference.export_function import Inference
 
 OPSET = 21
@@ -36,11 +37,17 @@ def write_onnx(
       side: S.
       path: of the .onnx file to write.
       about: goes into the file's metadata, as JSON.
+
+    Raises:
+      RunError: jax2onnx is not installed and cannot be fetched.
     """
-    import jax2onnx  # noqa: PLC0415 - an extra, and slow to import
+    require_converter('jax2onnx')
+    import jax2onnx  # noqa: PLC0415 - not installed with flaxcls, and slow to import
 
     # It warns of shapes that it leaves out; all are inferred anew.
     logging.getLogger('onnx_ir').setLevel(logging.ERROR)
+    # And of each library, such as Equinox, whose layers it would convert if that were installed.
+    logging.getLogger('jax2onnx.plugins.plugin_system').setLevel(logging.ERROR)
 
     (count,) = jax.export.symbolic_shape('N')
     images = jax.ShapeDtypeStruct((count, side, side, 3), jnp.uint8)

@@ -30,10 +30,12 @@ from benchmarks.parity_cases import make_tensor
 from flaxcls.config.files import default_workdir
 from flaxcls.errors import RunError
 from flaxcls.exporting import web
+from flaxcls.exporting.formats import FORMATS
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.system.cli import parse_overrides
 from flaxcls.weights.state_dict import torch_layout
 from tests.helpers.configs import TINY
+from tests.helpers.converters import need_converter
 from tests.helpers.documents import DOCUMENTS, ROOT, code, commands, parse, write_file
 from tests.helpers.environment import with_devices
 
@@ -83,7 +85,6 @@ ELSEWHERE = {
     r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),
     r'pip install \.\[(onnx,serve,tflite)\]': ('Makefile', r"-e '\.\[test,{0}\]'"),
-    r'pip install --no-deps (litert-converter==\S+)': ('Makefile', r'--no-deps {0}$'),
     r'pip install \.$': (WEEKLY, r'pip install \.$'),
     r'git clone ': ('.github/workflows/ci.yml', 'actions/checkout'),
     r'apt-get install (dataset-fashion-mnist)': ('.ci/run', r'packages=.*\b{0}\b'),
@@ -94,10 +95,10 @@ ELSEWHERE = {
 
 # Packages of extras that not every environment of the tests has.
 NEEDS = {
-    r'--format=onnx': ('onnx', 'jax2onnx', 'onnxruntime'),
-    r'--format=web': ('onnx', 'jax2onnx', 'onnxruntime'),
+    r'--format=onnx': ('onnx', 'onnxruntime'),
+    r'--format=web': ('onnx', 'onnxruntime'),
     r'exported/run\.py': ('onnxruntime',),
-    r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer', 'litert_converter'),
+    r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer'),
     r'flaxcls serve': ('starlette', 'uvicorn', 'prometheus_client'),
 }
 
@@ -216,6 +217,8 @@ def _execute(command, line):
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         if missing and re.search(pattern, str(command)):
             pytest.skip(f'{command} needs {", ".join(missing)}')
+    for converter in _converters(command):
+        need_converter(converter)
     if '--format=web' in command.arguments:
         try:
             web.read_runtime(None)
@@ -239,6 +242,14 @@ def _execute(command, line):
             _run_main(*arguments[1:])
     else:
         _run_main(*arguments[1:])
+
+
+def _converters(command):
+    """Returns what an export is converted with; nothing of other commands."""
+    names = [argument.removeprefix('--format=') for argument in command.arguments]
+    return [
+        FORMATS[name].converter for name in names if name in FORMATS and FORMATS[name].converter
+    ]
 
 
 def _own_workdir(arguments):

@@ -19,6 +19,7 @@ COMPILING = (
     'docs/test_notebooks.py::test_failing_cell_fails_and_the_kernel_is_this_python',
     'docs/test_readme.py::test_commands_work_as_they_are_written',
     'explaining/',
+    'exporting/test_aging.py',
     'exporting/test_export.py',
     'exporting/test_tflite.py',
     'exporting/test_web.py',
