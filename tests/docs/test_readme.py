@@ -46,6 +46,11 @@ _OWN = f'{_SMALL_RESNET} --config.data.image_size=32'
 
 # What of a command -> arguments behind its own, for a run of seconds; the first that fits counts.
 LONG = [
+    (
+        r'train .*model\.name=se_resnet',
+        '--config.model.stage_sizes=1,1 --config.data.image_size=8 --config.num_epochs=1',
+    ),
+    (r'train --config=my_experiment', '--config.model.stage_sizes=1'),
     (r'train --config=\S*digits_resnet20', f'{_DIGITS} --config.num_epochs=1'),
     (
         r'(train|main) --config=\S*densenet121',
