@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
     )
     flags, overrides = parser.parse_with_overrides(argv)
     effort = _effort(flags)
+    hardware.prepare_environment(flags.target)  # Before JAX is imported, which extensions do.
     from flaxcls.config.files import load_config
 
     config = load_config(flags.config, overrides)
-    hardware.prepare_environment(flags.target)  # Before JAX is imported.
     from flaxcls.planning import estimate
 
     plan = estimate.create_plan(config, flags.target)

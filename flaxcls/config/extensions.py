@@ -236,6 +236,11 @@ def unload_all() -> None:
     _read.clear()
 
 
+def adds(name: str) -> bool:
+    """Returns whether the file of this name has registered something."""
+    return bool(_undo.get(name))
+
+
 def being_loaded() -> str:
     """Returns the name of the extension that is being loaded; '' if none is."""
     return _being_loaded

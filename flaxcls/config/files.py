@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from flaxcls.config.config_dict import add_missing_options, default_config, flatten, set_option
-from flaxcls.config.extensions import as_user_error, load_extensions, names_of, run_file
+from flaxcls.config.extensions import adds, as_user_error, load_extensions, names_of, run_file
 from flaxcls.config.options import OPTIONS, options_with
 from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
@@ -126,7 +126,14 @@ def _experiment(path: str) -> tuple[ConfigDict, str]:
             _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
         config = module.get_config() if variant is None else module.get_config(variant)
     _require_all_options(config, path)
-    return config, _find_file(path, 'config')
+    file = _find_file(path, 'config')
+    name = os.path.basename(file)
+    if adds(name) and name not in names_of(config.extensions):
+        raise UserError(
+            f'{path!r} registers something, which other commands would not find; begin get_config '
+            'with flaxcls.default_config(extensions=__file__).'
+        )
+    return config, file
 
 
 def load_module(path: str, kind: str, function: str) -> types.ModuleType:

@@ -47,7 +47,8 @@ class Registry(dict[str, Any]):
             # An extension may be what first imports a module of flaxcls's own.
             own = getattr(thing, '__module__', '').startswith('flaxcls.')
             self._make_room(name, thing)
-            self[name], self.facts[name] = self.row_of(thing, **facts), facts
+            dict.__setitem__(self, name, self.row_of(thing, **facts))
+            self.facts[name] = facts
             if not own:
                 self._origins[name] = extensions.being_loaded()
                 extensions.on_removal(functools.partial(self._remove, name))
@@ -55,6 +56,11 @@ class Registry(dict[str, Any]):
             return thing
 
         return add
+
+    def __setitem__(self, name: str, thing: Any) -> None:
+        raise UserError(
+            f'the table of config.{self.key} cannot be assigned to; use .register({name!r})(...).'
+        )
 
     def row_of(self, thing: Any, **facts: Any) -> Any:
         """Returns what the table holds of a thing that is registered."""

@@ -154,6 +154,21 @@ def test_a_file_that_fails_is_a_sentence_and_leaves_nothing(text, says, here):
     assert before == flaxcls.LOSSES
 
 
+@pytest.mark.parametrize(
+    ('lines', 'says'),
+    [
+        ("flaxcls.LOSSES.register('mine')(lambda logits, targets: 0)", 'would not find'),
+        ("flaxcls.MODELS['mine'] = flaxcls.MODELS['resnet20']", 'cannot be assigned to'),
+    ],
+)
+@pytest.mark.usefixtures('forget')
+def test_what_nobody_else_would_find_is_refused(lines, says, here):
+    text = f'import flaxcls\n{lines}\ndef get_config():\n  return flaxcls.default_config()'
+    (here / 'experiment.py').write_text(text)
+    with pytest.raises(UserError, match=says):
+        flaxcls.load_config('experiment.py')
+
+
 @pytest.mark.usefixtures('forget')
 def test_a_module_that_can_be_imported_is_an_extension(here):
     package = here / 'package'
