@@ -12,6 +12,8 @@ _HOME = {
     'load_config': 'flaxcls.config.files',
     'MODELS': 'flaxcls.models.registry',
     'create_model': 'flaxcls.models.registry',
+    'to_nnx': 'flaxcls.models.nnx_network',
+    'to_linen': 'flaxcls.models.nnx_network',
     'train_and_evaluate': 'flaxcls.training.loop',
     'evaluate_workdir': 'flaxcls.training.restore',
     'Classifier': 'flaxcls.inference.classifier',

@@ -201,7 +201,7 @@ def build_setup(
     model = create_network(config, axis_name=parallel.AXIS)
     initialization = require_image_size(model, config.model.name, config.data.image_size)
     if (size := config.data.train_image_size) is not None:
-        require_image_size(model, config.model.name, size, 'data.train_image_size')
+        require_image_size(model, config.model.name, size, 'config.data.train_image_size')
     if for_training:
         if 'batch_stats' in initialization.abstract:
             group_size = config.batch_norm.group_size
