@@ -1,8 +1,11 @@
-# make demo, make test and make lint each set up .venv first, with the versions in constraints.txt.
+# make demo, make test and make lint each set up .venv first, with the newest Python there is and the
+# versions in constraints.txt; PYTHON=python3.11 chooses another.
 
-PYTHON ?= python3
-# The newest interpreter there is, for the newest versions of all dependencies.
-NEWEST_PYTHON ?= $(shell for v in 3.14 3.13 3.12; do command -v python$$v && break; done)
+# The first that runs: pyenv's python3.13 may be there, and fail unless it has been chosen.
+PYTHON ?= $(shell for v in 3.14 3.13 3.12 3.11; do for p in python$$v ~/.pyenv/versions/$$v.*/bin/python; do \
+	"$$p" -c 'import ensurepip, venv' 2>/dev/null && echo "$$p" && exit; done; done; echo python3)
+# The last versions for 3.11, which JAX has left behind, are another list.
+CONSTRAINTS := $(firstword $(wildcard constraints-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt) constraints.txt)
 BIN := .venv/bin
 
 .PHONY: demo check test test-slow test-weekly lint format docs notebooks test-newest parity bench-input bench-torch bench-programs clean
@@ -43,6 +46,7 @@ format: .venv/.ready
 docs: .venv/.ready
 	$(BIN)/python -m benchmarks.option_reference --out=docs/config.md
 
+# With the newest versions of everything, whatever constraints.txt has.
 test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest -n 2 --dist worksteal -m 'not slow and not weekly'
 
@@ -70,22 +74,20 @@ bench-programs: .venv-tpu/.ready .venv-cuda/.ready
 clean:
 	rm -rf .venv .venv-newest .venv-parity .venv-bench .venv-tpu .venv-cuda build *.egg-info
 
-.venv/.ready: setup.cfg setup.py constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+.venv/.ready: setup.cfg setup.py $(CONSTRAINTS)
+	@echo "$$($(PYTHON) --version) ($(PYTHON)), $(CONSTRAINTS)"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[test]'
 	touch $@
 
-# Besides, what exports take. LiteRT's converter is installed without what it declares
-# to need, see CONTRIBUTING.md; where it has no wheel, the tests of .tflite files are skipped.
+# Besides, what exports take; they fetch their converters themselves.
 .venv/.tested: .venv/.ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,onnx,serve,tflite]'
-	-$(BIN)/python -m pip install -q --no-deps litert-converter==0.5.0
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[test,onnx,serve,tflite]'
 	touch $@
 
 .venv-newest/.ready: setup.cfg setup.py
-	@test -n "$(NEWEST_PYTHON)" || { echo 'test-newest needs Python 3.12 or newer; name one with NEWEST_PYTHON=...' >&2; exit 2; }
-	$(NEWEST_PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install -q -e '.[test]'
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install -q -e '.[test,onnx,serve,tflite]'
 	touch $@
 
 .venv-bench/.ready: setup.cfg setup.py
@@ -93,9 +95,9 @@ clean:
 	.venv-bench/bin/python -m pip install -q -e . torch torchvision tensorflow-cpu
 	touch $@
 
-.venv-tpu/.ready .venv-cuda/.ready: .venv-%/.ready: setup.cfg setup.py constraints.txt
+.venv-tpu/.ready .venv-cuda/.ready: .venv-%/.ready: setup.cfg setup.py $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install -q -c constraints.txt -e '.[$*]'
+	.venv-$*/bin/python -m pip install -q -c $(CONSTRAINTS) -e '.[$*]'
 	touch $@
 
 .venv-parity/.ready:

@@ -8,9 +8,17 @@ import importlib
 __version__ = '0.1.0'
 
 _HOME = {
+    'Option': 'flaxcls.config.option',
+    'add_option': 'flaxcls.config.registry',
+    'MODELS': 'flaxcls.models.registry',
+    'OPTIMIZERS': 'flaxcls.training.optimizers',
+    'SCHEDULES': 'flaxcls.training.schedules',
+    'LOSSES': 'flaxcls.training.losses',
+    'SOURCES': 'flaxcls.data.sources',
+    'AUGMENTATIONS': 'flaxcls.augment.transforms',
+    'TRACKERS': 'flaxcls.training.logging',
     'default_config': 'flaxcls.config.config_dict',
     'load_config': 'flaxcls.config.files',
-    'MODELS': 'flaxcls.models.registry',
     'create_model': 'flaxcls.models.registry',
     'to_nnx': 'flaxcls.models.nnx_network',
     'to_linen': 'flaxcls.models.nnx_network',

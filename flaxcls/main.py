@@ -10,7 +10,7 @@ The other commands are those of `flaxcls --help`.
 from collections.abc import Sequence
 
 from flaxcls.commands import train
-from flaxcls.commands.flags import CHECKPOINT
+from flaxcls.commands.flags import CHECKPOINT, load_named_extensions
 from flaxcls.errors import UserError
 from flaxcls.system import distributed
 from flaxcls.system.cli import run_command
@@ -18,6 +18,7 @@ from flaxcls.system.host_memory import keep_freed_memory
 
 
 def main(argv: Sequence[str]) -> None:
+    load_named_extensions(argv)
     parser = train.make_parser('python -m flaxcls.main', __doc__)
     parser.add_argument('--mode', default='train', choices=['train', 'evaluate'])
     parser.add_argument('--checkpoint', help=f'to evaluate: {CHECKPOINT}')

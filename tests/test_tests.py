@@ -75,7 +75,9 @@ def test_what_takes_long_is_there():
     for place in COMPILING + SLOW:
         path, _, name = place.partition('::')
         assert (FOLDER / path).exists()
-        assert any(known.startswith(name.partition('[')[0]) for known in _functions(FOLDER / path))
+        if name:
+            names = _functions(FOLDER / path)
+            assert any(known.startswith(name.partition('[')[0]) for known in names)
 
 
 def test_a_test_that_asserts_nothing_is_found():

@@ -6,7 +6,9 @@ from a stream of its own: switching one on leaves the draws of the others as the
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +16,10 @@ from jax import lax
 
 from flaxcls.augment import image_ops
 from flaxcls.augment.image_ops import OPERATIONS
+from flaxcls.config.registry import Registry
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]  # (key, image) -> image.
 
-# Which stream of its example's key an operation draws from. New ones get new numbers.
-_STREAMS = {
-    'crop': 0, 'flip': 1, 'policy': 2, 'color_jitter': 3, 'lighting': 4, 'erase': 5, 'cutout': 6,
-}  # fmt: skip
 _BINS = 31  # Magnitudes of the policies run from 0 to 30.
 # Principal components of ImageNet's RGB values in 0..1: columns, and their variances, with
 # which the paper multiplies them.
@@ -30,55 +29,84 @@ _PCA_VECTORS = (
 _PCA_VALUES = (0.2175, 0.0188, 0.0045)
 
 
+# Name -> (options of config.augment, and `fill`, the mean colour in 0..255, as keyword-only
+# arguments) -> Transform, or None where it is switched off. They are applied in this order.
+# `stream`: which stream of its example's key it draws from; of others it follows from the name.
+AUGMENTATIONS: Registry = Registry('augment.')
+
+
 def make_augment(
-    mean: Sequence[float],
-    *,
-    crop: str = 'none',
-    crop_on: str = 'host',
-    pad: int = 4,
-    min_area: float = 0.08,
-    flip: bool = False,
-    policy: str = 'none',
-    randaugment_layers: int = 2,
-    randaugment_magnitude: float = 9.0,
-    color_jitter: Sequence[float] = (),
-    lighting: float = 0.0,
-    erase: float = 0.0,
-    cutout: int = 0,
-) -> Transform:
-    """Returns (keys [B], images [B, H, W, 3]) -> images; the arguments are config.augment's.
+    mean: Sequence[float], *, extensions: Collection[str] = (), **options: Any
+) -> Callable[..., jax.Array]:
+    """Returns (keys [B], images [B, H, W, 3]) -> images.
 
     What is erased gets the colour `mean`, RGB in 0..1. Not among them are random crops cut on the
     host, as the file is decoded, and what mixes examples (`flaxcls.augment.mixup`).
+
+    Args:
+      mean: of red, green and blue.
+      extensions: names of those of the config; what others have registered is left out.
+      **options: as in config.augment; the defaults of those that are missing.
     """
-    fill = 255 * jnp.array(mean, jnp.float32)
-    chain: dict[str, Transform] = {}  # What is switched on, in the order of its application.
-    if crop == 'pad':
-        chain['crop'] = functools.partial(pad_and_crop, pad=pad)
-    if crop == 'random_resized' and crop_on == 'device':
-        chain['crop'] = functools.partial(random_resized_crop, min_area=min_area)
-    if flip:
-        chain['flip'] = flip_left_right
-    if policy == 'randaugment':
-        strength = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
-        chain['policy'] = functools.partial(randaugment, **strength)
-    if policy == 'trivialaugment':
-        chain['policy'] = trivialaugment
-    if color_jitter:
-        chain['color_jitter'] = functools.partial(jitter_colors, strengths=tuple(color_jitter))
-    if lighting:
-        chain['lighting'] = functools.partial(pca_lighting, std=lighting)
-    if erase:
-        chain['erase'] = functools.partial(random_erase, probability=erase, fill=fill)
-    if cutout:
-        chain['cutout'] = functools.partial(cut_out, side=cutout, fill=fill)
+    values = options | {'fill': 255 * jnp.array(mean, jnp.float32)}
+    chain = []  # What is switched on.
+    for name in AUGMENTATIONS.of_config(extensions):
+        transform = AUGMENTATIONS.bind(name, values)()
+        if transform is not None:
+            facts = AUGMENTATIONS.facts[name]
+            chain.append((facts.get('stream', zlib.crc32(name.encode())), transform))
 
     def augment(key: jax.Array, image: jax.Array) -> jax.Array:
-        for name, transform in chain.items():
-            image = transform(jax.random.fold_in(key, _STREAMS[name]), image)
+        for stream, transform in chain:
+            image = transform(jax.random.fold_in(key, stream), image)
         return image
 
     return jax.vmap(augment)
+
+
+@AUGMENTATIONS.register('crop', stream=0)
+def _crop(*, crop: str, crop_on: str, pad: int, min_area: float) -> Transform | None:
+    if crop == 'pad':
+        return functools.partial(pad_and_crop, pad=pad)
+    if crop == 'random_resized' and crop_on == 'device':
+        return functools.partial(random_resized_crop, min_area=min_area)
+    return None
+
+
+@AUGMENTATIONS.register('flip', stream=1)
+def _flip(*, flip: bool) -> Transform | None:
+    return flip_left_right if flip else None
+
+
+@AUGMENTATIONS.register('policy', stream=2)
+def _policy(
+    *, policy: str, randaugment_layers: int, randaugment_magnitude: float
+) -> Transform | None:
+    if policy == 'randaugment':
+        strength = {'layers': randaugment_layers, 'magnitude': randaugment_magnitude}
+        return functools.partial(randaugment, **strength)
+    return trivialaugment if policy == 'trivialaugment' else None
+
+
+@AUGMENTATIONS.register('color_jitter', stream=3)
+def _color_jitter(*, color_jitter: Sequence[float]) -> Transform | None:
+    strengths = tuple(color_jitter)
+    return functools.partial(jitter_colors, strengths=strengths) if strengths else None
+
+
+@AUGMENTATIONS.register('lighting', stream=4)
+def _lighting(*, lighting: float) -> Transform | None:
+    return functools.partial(pca_lighting, std=lighting) if lighting else None
+
+
+@AUGMENTATIONS.register('erase', stream=5)
+def _erase(*, erase: float, fill: jax.Array) -> Transform | None:
+    return functools.partial(random_erase, probability=erase, fill=fill) if erase else None
+
+
+@AUGMENTATIONS.register('cutout', stream=6)
+def _cutout(*, cutout: int, fill: jax.Array) -> Transform | None:
+    return functools.partial(cut_out, side=cutout, fill=fill) if cutout else None
 
 
 def pad_and_crop(key: jax.Array, image: jax.Array, *, pad: int) -> jax.Array:

@@ -3,8 +3,8 @@
   flaxcls export --workdir=RUN --format=onnx --out=exported
 
 Formats, and what runs them:
-  stablehlo   JAX alone, on CPU, CUDA and TPU
-  onnx        onnxruntime and others, opset 21
+  stablehlo   JAX alone, on CPU, CUDA and TPU: releases until six months after the one here
+  onnx        onnxruntime and others, opset 21; the form for archives
   onnx-int8   onnxruntime alone; a quarter as large, calibrated on training images
   tflite      LiteRT, on phones and small computers
   tflite-int8 the same with weights in int8, a quarter as large where they are most of it
@@ -21,14 +21,24 @@ with the network here in float32, on images of the validation set. If it keeps l
 --min_agreement and --max_difference allow, the command fails with exit code 1, what was there
 stays, and the new files are kept in FOLDER.rejected. Data that has moved is named with
 --config.data.source=...
+
+The converters to ONNX and TFLite are fetched on first use and kept in the user's cache, apart from
+the packages here, whose versions they would hold back. --export_python runs the export in another
+Python instead, with a flaxcls and converters of its own.
 """
 
+import argparse
+import os
 import pathlib
+import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from flaxcls.commands.flags import add_checkpoint, add_crops, add_workdir
+from flaxcls.errors import UserError
 from flaxcls.system.cli import CommandParser
 
 
@@ -45,7 +55,10 @@ def main(argv: Sequence[str]) -> None:
     add('--min_agreement', type=float, help='share of equal predictions (1; int8: 0.98)')
     add('--max_difference', type=float, help='of a probability (1e-4; int8: any)')
     add('--onnxruntime_web', metavar='FILE', help='its npm package, where it cannot be fetched')
+    add('--export_python', metavar='PYTHON', help='that has flaxcls, to run the export there')
     flags, overrides = parser.parse_with_overrides(argv)
+    if flags.export_python:
+        _run_elsewhere(flags.export_python, argv)
     # By an exception, which takes the temporary folder away.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     from flaxcls.exporting.export import export
@@ -65,3 +78,31 @@ def main(argv: Sequence[str]) -> None:
     )
     print(certificate.describe())
     print(f'wrote {pathlib.Path(flags.out)}')
+
+
+def _run_elsewhere(python: str, argv: Sequence[str]) -> NoReturn:
+    """Becomes the same command in another Python.
+
+    Raises:
+      UserError: it is none, or cannot import flaxcls.
+    """
+    program = shutil.which(os.path.expanduser(python))
+    try:
+        command = [program or '', '-c', 'import flaxcls.commands.export']
+        tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        raise UserError(
+            f'--export_python={python} is no program; name the python of an environment that has '
+            'flaxcls, such as venv/bin/python.'
+        ) from None
+    if tried.returncode:
+        said = (tried.stderr.strip() or f'exit code {tried.returncode}').splitlines()[-1]
+        raise UserError(
+            f'--export_python={python} cannot import flaxcls ({said}); install it there, or name '
+            'another.'
+        )
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument('--export_python')
+    _, rest = own.parse_known_args(argv)
+    sys.stdout.flush()
+    os.execv(program, [program, '-m', 'flaxcls', 'export', *rest])

@@ -9,10 +9,11 @@
 The same command resumes a sweep: finished runs stay, unfinished ones resume, failed ones are tried
 again. A run that fails is reported and does not stop the others. Ctrl-C lets running ones save, and
 stops, as does a terminal that is closed; with Slurm it cancels the array, which saves as well.
-Where the connection breaks, the array continues, and the same command finds it again. One sweep at
-a time runs in a folder. --dry_run shows what would be run and what it costs, --report shows what is
-there. --config.KEY=VALUE changes an option of all runs. A run that has no --slurm time=MINUTES is
-given four hours at a time.
+Where the connection breaks, the array continues, and the same command finds it again. What is more
+than the cluster lets into one array (MaxArraySize) becomes several, which wait for one another
+where --jobs limits them. One sweep at a time runs in a folder. --dry_run shows what would be run
+and what it costs, --report shows what is there. --config.KEY=VALUE changes an option of all runs. A
+run that has no --slurm time=MINUTES is given four hours at a time.
 """
 
 import argparse

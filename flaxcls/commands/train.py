@@ -12,13 +12,14 @@ same command resumes its run.
 import argparse
 from collections.abc import Mapping, Sequence
 
-from flaxcls.commands.flags import add_config
+from flaxcls.commands.flags import add_config, add_trust, load_named_extensions
 from flaxcls.config.options import describe_options
 from flaxcls.system import distributed
 from flaxcls.system.cli import CommandParser
 
 
 def main(argv: Sequence[str]) -> None:
+    load_named_extensions(argv)
     parser = make_parser('flaxcls train', __doc__)
     run(parser, *parser.parse_with_overrides(argv))
 
@@ -30,6 +31,7 @@ def make_parser(prog: str, description: str) -> CommandParser:
     parser.add_argument(
         '--workdir', help='where the run lives; default: runs/, named by --config and the options'
     )
+    add_trust(parser)
     distributed.add_flags(parser)
     return parser
 

@@ -1,19 +1,18 @@
 """Loading of configs: experiment files, their variants, overrides; and where such a run lives."""
 
 import ast
-import contextlib
-import importlib.util
 import os
 import pathlib
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.config_dict import default_config, flatten, set_option
-from flaxcls.config.options import OPTIONS
+from flaxcls.config.config_dict import add_missing_options, default_config, flatten, set_option
+from flaxcls.config.extensions import as_user_error, load_extensions, names_of, run_file
+from flaxcls.config.options import OPTIONS, options_with
 from flaxcls.errors import UserError
 from flaxcls.system.files import LONGEST_NAME, shorten
 from flaxcls.system.text import did_you_mean
@@ -44,8 +43,15 @@ def load_config(
     Raises:
       UserError: no such experiment, file or variant, an unknown key, or a value of another type.
     """
-    config = default_config() if path in (None, 'default') else _experiment(os.fspath(path))
-    for key, value in (overrides or {}).items():
+    overrides = dict(overrides or {})
+    if path in (None, 'default'):
+        config, file = default_config(), None
+    else:
+        config, file = _experiment(os.fspath(path))
+    # First, since others may be the extensions' own.
+    config.extensions = load_extensions(overrides.pop('extensions', config.extensions), file)
+    add_missing_options(config, names_of(config.extensions))
+    for key, value in overrides.items():
         set_option(config, key, value)
     return config
 
@@ -111,7 +117,8 @@ def _find_file(path: str, kind: str) -> str:
     )
 
 
-def _experiment(path: str) -> ConfigDict:
+def _experiment(path: str) -> tuple[ConfigDict, str]:
+    """Returns the config of an experiment, and its file."""
     path, variant = split_variant(path)
     module = load_module(path, 'config', 'get_config')
     with as_user_error(path, 'config'):
@@ -119,7 +126,7 @@ def _experiment(path: str) -> ConfigDict:
             _require_variant(path, variant, getattr(module, 'VARIANTS', ()))
         config = module.get_config() if variant is None else module.get_config(variant)
     _require_all_options(config, path)
-    return config
+    return config, _find_file(path, 'config')
 
 
 def load_module(path: str, kind: str, function: str) -> types.ModuleType:
@@ -134,27 +141,12 @@ def load_module(path: str, kind: str, function: str) -> types.ModuleType:
       UserError: there is no such file, it does not run, or has no such function.
     """
     path = _find_file(path, kind)
-    spec = importlib.util.spec_from_file_location('flaxcls_experiment', path)
-    if spec is None:
+    if not path.endswith('.py'):
         raise UserError(f'{path!r} is not a Python file with a {function}() function.')
-    module = importlib.util.module_from_spec(spec)
-    with as_user_error(path, kind):
-        spec.loader.exec_module(module)
+    module = run_file(path, kind)
     if not hasattr(module, function):
         raise UserError(f'the {kind} file {path!r} has no {function}() function; define it.')
     return module
-
-
-@contextlib.contextmanager
-def as_user_error(path: str, kind: str) -> Iterator[None]:
-    """Turns whatever a file's code raises into a UserError that names the file."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        what = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(f'the {kind} file {path!r} does not run ({what}).') from error
 
 
 def _require_variant(path: str, variant: str, variants: Iterable[str]) -> None:
@@ -175,8 +167,11 @@ def _require_all_options(config: Any, path: str) -> None:
     theirs = dict(flatten(config))
     for key in theirs:
         if key not in OPTIONS:
-            raise UserError(f'{path!r} adds the key {key!r}, which flaxcls does not know.')
-    for key in OPTIONS:
+            raise UserError(
+                f'{path!r} adds the key {key!r}, which flaxcls does not know; add it with '
+                'flaxcls.add_option in an extension.'
+            )
+    for key in options_with(()):
         if key not in theirs:
             raise UserError(
                 f'the config of {path!r} lacks {key!r}; begin with flaxcls.default_config().'

@@ -36,6 +36,7 @@ class Option:
       varies: beside what is neutral, runs of one experiment may differ in it.
       same_logits: beside what is neutral, it leaves the logits of a checkpoint alone.
       selects_images: it says which images there are to train and to evaluate on.
+      origin: the extension that has added it; '' for flaxcls's own.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Option:
     varies: bool = False
     same_logits: bool = False
     selects_images: bool = False
+    origin: str = ''
 
     @property
     def default(self) -> Any:

@@ -4,6 +4,7 @@ Adding an option is a row here, and reading it where it has its effect. See docs
 """
 
 import itertools
+from collections.abc import Collection
 
 from flaxcls.config.option import Option
 
@@ -48,8 +49,10 @@ _ROWS = (
     Option('init_from', str, help='Workdir whose newest weights are the initial ones.'),
     Option('freeze', '',
            help='Layers left as they are: comma-separated patterns such as stem,stage[12]*.'),
-    Option('tensorboard', False, neutral=True,
-           help='Also write TensorBoard events (extra [tensorboard]).'),
+    Option('trackers', '', neutral=True,
+           help='Also record with, comma-separated: tensorboard (extra [tensorboard]).'),
+    Option('extensions', '',
+           help='Python files or modules, comma-separated, that add to flaxcls.'),
 
     Option('model.name', 'resnet20', help='A row of flaxcls.MODELS.'),
     Option('model.num_classes', int, at_least=2, varies=True,
@@ -206,7 +209,12 @@ _ROWS = (
 )
 # fmt: on
 
-OPTIONS: dict[str, Option] = {row.key: row for row in _ROWS}
+OPTIONS: dict[str, Option] = {row.key: row for row in _ROWS}  # And those of loaded extensions.
+
+
+def options_with(origins: Collection[str]) -> dict[str, Option]:
+    """Returns the options of flaxcls and of these extensions, by key."""
+    return {key: row for key, row in OPTIONS.items() if row.origin in {'', *origins}}
 
 
 def keys_of(*columns: str) -> frozenset[str]:

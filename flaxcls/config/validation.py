@@ -15,8 +15,8 @@ _Values = Mapping[str, Any]  # Of all options, by dotted key.
 def validate(config: ConfigDict) -> None:
     """Raises UserError at the first value out of range and the first pair that contradicts."""
     values = dict(flatten(config))
-    for key, row in OPTIONS.items():
-        row.require(values[key])
+    for key, value in values.items():
+        OPTIONS[key].require(value)
     _refuse_ineffective(values)
     _refuse_schedule(values)
     _refuse_nesterov_without_momentum(values)
@@ -26,12 +26,13 @@ def validate(config: ConfigDict) -> None:
 
 
 def _refuse_ineffective(values: _Values) -> None:
-    for key, row in OPTIONS.items():
+    for key, value in values.items():
+        row = OPTIONS[key]
         lacking = row.lacks(values)
-        if lacking and values[key] != row.default:
+        if lacking and value != row.default:
             other, wanted = lacking
             raise UserError(
-                f'config.{key}={values[key]!r} belongs to config.{other}={" or ".join(wanted)}, '
+                f'config.{key}={value!r} belongs to config.{other}={" or ".join(wanted)}, '
                 f'and it is {values[other]!r}; leave one of the two out.'
             )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from flaxcls.config.config_dict import from_json, set_option
+from flaxcls.config.config_dict import from_json, set_option, stored_extensions
+from flaxcls.config.extensions import load_extensions_of_run
 from flaxcls.errors import UserError
 
 # What a workdir holds; docs/ and the messages of lower packages spell some of these names out.
@@ -38,7 +39,14 @@ def load_stored_config(
             f'there is no run in {str(workdir)!r} (no {CONFIG_FILE}); name the workdir of one, or '
             'start one with  flaxcls train --config=NAME'
         )
-    config = from_json(path.read_text(encoding='utf-8'))
+    text = path.read_text(encoding='utf-8')
+    load_extensions_of_run(stored_extensions(text), path.parent)
+    config = from_json(text)
+    if 'extensions' in (overrides or {}):
+        raise UserError(
+            f'config.extensions is {config.extensions!r} in {str(workdir)!r}, whose run keeps its '
+            'own; leave it out.'
+        )
     for key, value in (overrides or {}).items():
         set_option(config, key, value)
     return config

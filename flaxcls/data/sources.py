@@ -3,9 +3,11 @@
 import importlib.util
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from flaxcls.config.registry import Registry
 from flaxcls.data.datasets import (
     DEFAULT_VAL_FRACTION,
     ArraySplit,
@@ -25,50 +27,37 @@ from flaxcls.errors import UserError
 _SYNTHETIC_POOL = 256  # Different images.
 
 
-def open_dataset(
-    source: str,
-    splits: SplitSpec | None = None,
-    *,
-    data_dir: str | None = None,
-    num_threads: int | None = None,
-    image_size: int | None = None,
-    num_classes: int | None = None,
-) -> Dataset:
+# What config.data.source begins with -> (rest, splits) -> Dataset; further options of config.data
+# are keyword-only arguments. `argument` says what stands behind the colon; '': nothing does.
+SOURCES: Registry = Registry('data.source')
+
+
+def open_dataset(source: str, splits: SplitSpec | None = None, **options: Any) -> Dataset:
     """Returns the data set `source`, without having looked into its files.
 
     Args:
       source: as config.data.source: digits, fashion_mnist, tfds:NAME, folder:PATH, manifest:FILE or
         synthetic:COUNT.
       splits: what is for training and what for validation; None: as usual.
-      data_dir: with the data sets of TFDS; None: where TFDS looks.
-      num_threads: for decoding; None: one per core.
-      image_size, num_classes: of synthetic images: side in pixels, and number of classes or 1000.
+      **options: of config.data, as far as the source takes them: data_dir, with the data sets of
+        TFDS, or None, where TFDS looks; num_threads, for decoding, or None, one per core; and
+        image_size and num_classes of synthetic images, side in pixels, and number or None, 1000.
 
     Raises:
       UserError: there is no such source, or it is not where it should be; says what to do.
     """
     kind, _, rest = source.partition(':')
-    splits = splits or SplitSpec()
-    if kind == 'digits' and not rest:
-        _refuse_splits(source, splits, 'train', 'val', 'val_fraction')
-        return _digits()
-    if kind == 'synthetic':
-        _refuse_splits(source, splits, 'train', 'val', 'val_fraction')
-        return _synthetic(rest, image_size, num_classes or 1000, splits.seed)
-    if kind == 'folder' and rest:
-        return open_folder(rest, splits)
-    if kind == 'manifest' and rest:
-        return open_manifest(rest, splits)
-    folder = data_folder(data_dir)
-    if kind == 'fashion_mnist' and not rest:
-        _prepare_fashion_mnist_from_debian(folder)
-    elif kind != 'tfds' or not rest:
-        raise UserError(
-            f'config.data.source={source!r} is unknown; choose digits, fashion_mnist, '
-            'tfds:NAME, folder:PATH, manifest:FILE.csv or synthetic:COUNT.'
-        )
-    _refuse_splits(source, splits, 'val_fraction')
-    return open_tfds(rest or kind, folder, splits, num_threads)
+    if kind not in SOURCES or bool(rest) != bool(SOURCES.facts[kind].get('argument')):
+        raise UserError(f'config.data.source={source!r} is unknown; choose {_list_sources()}.')
+    return SOURCES.bind(kind, options)(rest, splits or SplitSpec())
+
+
+def _list_sources() -> str:
+    forms = []
+    for name, facts in SOURCES.facts.items():
+        argument = facts.get('argument')
+        forms.append(f'{name}:{argument}' if argument else name)
+    return f'{", ".join(forms[:-1])} or {forms[-1]}'
 
 
 def data_folder(data_dir: str | None) -> pathlib.Path:
@@ -114,8 +103,10 @@ def _refuse_splits(source: str, splits: SplitSpec, *names: str) -> None:
             )
 
 
-def _digits() -> Dataset:
+@SOURCES.register('digits')
+def _digits(_: str, splits: SplitSpec) -> Dataset:
     """1,797 handwritten digits of 8x8 pixels from scikit-learn; 359 are held out, stratified."""
+    _refuse_splits('digits', splits, 'train', 'val', 'val_fraction')
     # The file alone, since scikit-learn takes two seconds to import.
     package = importlib.util.find_spec('sklearn').submodule_search_locations[0]
     path = pathlib.Path(package, 'datasets/data/digits.csv.gz')
@@ -128,15 +119,43 @@ def _digits() -> Dataset:
     return Dataset(*splits, tuple('0123456789'))
 
 
-def _synthetic(count: str, size: int | None, classes: int, seed: int) -> Dataset:
+@SOURCES.register('fashion_mnist')
+def _fashion_mnist(
+    _: str, splits: SplitSpec, *, data_dir: str | None, num_threads: int | None
+) -> Dataset:
+    """The set of TFDS, prepared here from Debian's package where it is not yet."""
+    folder = data_folder(data_dir)
+    _prepare_fashion_mnist_from_debian(folder)
+    _refuse_splits('fashion_mnist', splits, 'val_fraction')
+    return open_tfds('fashion_mnist', folder, splits, num_threads)
+
+
+@SOURCES.register('tfds', argument='NAME')
+def _tfds(
+    name: str, splits: SplitSpec, *, data_dir: str | None, num_threads: int | None
+) -> Dataset:
+    _refuse_splits(f'tfds:{name}', splits, 'val_fraction')
+    return open_tfds(name, data_folder(data_dir), splits, num_threads)
+
+
+SOURCES.register('folder', argument='PATH')(open_folder)
+SOURCES.register('manifest', argument='FILE.csv')(open_manifest)
+
+
+@SOURCES.register('synthetic', argument='COUNT')
+def _synthetic(
+    count: str, splits: SplitSpec, *, image_size: int | None, num_classes: int | None
+) -> Dataset:
     """Noise that costs nothing to load, to find out what loading costs; a tenth is held out."""
+    _refuse_splits(f'synthetic:{count}', splits, 'train', 'val', 'val_fraction')
+    classes = num_classes or 1000
     if not count.isdecimal() or int(count) < 10:
         raise UserError(
             f'config.data.source=synthetic:{count} must say how many images to make up, at least '
             '10, as in synthetic:10000.'
         )
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (_SYNTHETIC_POOL, size, size, 3), dtype=np.uint8)
+    rng = np.random.default_rng(splits.seed)
+    pixels = rng.integers(0, 256, (_SYNTHETIC_POOL, image_size, image_size, 3), dtype=np.uint8)
     pool = ArraySplit(pixels, rng.integers(0, classes, _SYNTHETIC_POOL, np.int32))
     train, val = (
         Subset(pool, np.arange(number) % _SYNTHETIC_POOL)

@@ -18,6 +18,7 @@ import numpy as np
 
 from flaxcls.errors import RunError
 from flaxcls.exporting import run
+from flaxcls.exporting.jax_promise import readable_until
 from flaxcls.exporting.samples import Samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.system.host_info import describe_cores, find_versions
@@ -64,6 +65,7 @@ class Certificate:
       bounds: which were to be kept.
       versions: of what has run it; versions_of_export: of what has made it.
       date: in UTC.
+      readable_until: releases of JAX until then are sure to read it; None: JAX does not run it.
     """
 
     format: str
@@ -86,6 +88,7 @@ class Certificate:
     bounds: Bounds
     host: str
     date: str
+    readable_until: str | None
     versions: dict[str, str]
     versions_of_export: dict[str, str]
 
@@ -107,9 +110,13 @@ class Certificate:
         return json.dumps(fields, indent=1, allow_nan=False) + '\n'
 
     def describe(self) -> str:
-        """Returns two lines for a person."""
+        """Returns two lines for a person, and a third of an export that ages."""
         same = round(self.agreement * self.images)
         slower = self.milliseconds / self.milliseconds_jax
+        aging = self.readable_until and (
+            f'\nwritten by JAX {self.versions_of_export["jax"]}; releases of JAX until '
+            f'{self.readable_until} promise to read it, and --format=onnx is for archives'
+        )
         return (
             f'{self.format}: {same:,} of {self.images:,} predictions are the same '
             f'({self.agreement:.2%}), probabilities differ by at most '
@@ -117,7 +124,7 @@ class Certificate:
             f'{self.accuracy_after:.2%} after\n'
             f'{self.bytes / 1e6:.2f} MB; an image alone takes {self.milliseconds:.2f} ms, with '
             f'jitted JAX {self.milliseconds_jax:.2f} ms ({slower:.2f}x); '
-            f'sha256 {self.sha256[:12]}...'
+            f'sha256 {self.sha256[:12]}...{aging or ""}'
         )
 
 
@@ -146,6 +153,8 @@ def certify(
     expected, seconds = _run_here(classifier, samples.images)
     found, report = _run_apart(file, samples.images)
     content = file.read_bytes()
+    versions = find_versions()
+    ages = run.PACKAGES[file.suffix[1:]] == 'jax'
     return Certificate(
         format=name,
         model=classifier.model_name,
@@ -167,8 +176,9 @@ def certify(
         bounds=bounds,
         host=describe_cores(),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        readable_until=readable_until(versions['jaxlib']).isoformat() if ages else None,
         versions=report['versions'],
-        versions_of_export=find_versions()
+        versions_of_export=versions
         | {tool: importlib.metadata.version(tool.replace('_', '-')) for tool in tools},
     )
 

@@ -16,6 +16,7 @@ from flaxcls.config.workdir import CLASSES_FILE
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import run
 from flaxcls.exporting.certificate import Bounds, Certificate, certify
+from flaxcls.exporting.converters import require_converter
 from flaxcls.exporting.formats import FORMATS, Request, find_format
 from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
@@ -73,7 +74,8 @@ def export(
 
     Raises:
       UserError: there is no such run, its data is not there, or the format's packages are not.
-      RunError: the exported network does not keep the bounds; see above.
+      RunError: the exported network does not keep the bounds, see above; or the format's converter
+        cannot be fetched.
     """
     _require_positive(images=images, calibration_images=calibration_images)
     wanted = find_format(form)
@@ -81,6 +83,8 @@ def export(
     out = _require_folder(out)
     rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
     require_own_network(workdir, overrides or {}, 'an export')
+    if wanted.converter:  # Before data is read, which may take minutes.
+        require_converter(wanted.converter)
     loaded = Classifier.load(workdir, checkpoint=checkpoint, crops=crops)
     classifier = loaded.in_float32()
     setup = open_run(workdir, overrides=overrides, training_too=wanted.calibrates)
@@ -106,7 +110,7 @@ def export(
             classifier,
             samples,
             bounds,
-            tools=wanted.needs,
+            tools=wanted.tools,
         )
         (new / CERTIFICATE_FILE).write_text(certificate.to_json())
         if not certificate.passed:

@@ -44,6 +44,7 @@ class Format(NamedTuple):
       bounds: what the certificate is to keep, if nothing else is asked.
       needs: the modules that it needs, besides flaxcls's own.
       install: the command that installs them.
+      converter: a row of CONVERTERS, which is fetched where it is not installed.
       calibrates: it looks at training images.
     """
 
@@ -52,7 +53,13 @@ class Format(NamedTuple):
     bounds: Bounds
     needs: tuple[str, ...] = ()
     install: str = ''
+    converter: str | None = None
     calibrates: bool = False
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The modules whose versions a certificate names."""
+        return (*self.needs, self.converter) if self.converter else self.needs
 
 
 def _write_stablehlo(request: Request, path: pathlib.Path) -> None:
@@ -98,8 +105,12 @@ def _write_web(request: Request, path: pathlib.Path) -> None:
 
 EXACT = Bounds(agreement=1.0, difference=1e-4)
 INT8 = Bounds(agreement=0.98, difference=None)
-_ONNX = {'needs': ('onnx', 'onnxruntime', 'jax2onnx'), 'install': 'pip install "flaxcls[onnx]"'}
-_TFLITE = {'needs': tflite.MODULES, 'install': tflite.INSTALL}
+_ONNX = {
+    'needs': ('onnx', 'onnxruntime'),
+    'install': 'pip install "flaxcls[onnx]"',
+    'converter': 'jax2onnx',
+}
+_TFLITE = {'needs': tflite.MODULES, 'install': tflite.INSTALL, 'converter': 'litert_converter'}
 FORMATS = {
     'stablehlo': Format('model.stablehlo', _write_stablehlo, EXACT),
     'onnx': Format('model.onnx', _write_onnx, EXACT, **_ONNX),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxcls.exporting.onnx import full_disk_reported, load_model, save_model
+from flaxcls.exporting.onnx_files import full_disk_reported, load_model, save_model
 
 _IMAGES_AT_ONCE = 16
 # Not the factors of a BatchNorm that is not folded: they are few, and int8 is coarse for them.

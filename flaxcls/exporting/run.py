@@ -7,7 +7,7 @@ The first prints the likeliest classes of pictures, which it prepares as preproc
 with Pillow. The second takes prepared ones, uint8 [N, S, S, 3], RGB in 0 to 255, and writes float32
 [N, C], the classes in the order of class_names.json; it prints one line of JSON: the median time of
 one image alone, and versions. The runtime is onnxruntime for .onnx, ai-edge-litert for .tflite, and
-jax for .stablehlo.
+jax for .stablehlo, of a release until the date that certificate.json has as readable_until.
 """
 
 import importlib.metadata
@@ -67,10 +67,41 @@ def load_tflite(path):
 
 def load_stablehlo(path):
     import jax
+    import jax.export
 
-    with open(path, 'rb') as file:
-        function = jax.jit(jax.export.deserialize(file.read()).call)
-    return lambda images: np.asarray(function(images))
+    content = pathlib.Path(path).read_bytes()
+    try:
+        function = jax.jit(jax.export.deserialize(content).call)
+    except Exception as error:  # Of flatbuffers as well, where JAX has not looked at the version.
+        sys.exit(f'error: {refusal(path, jax.__version__, error)}')
+
+    def run(images):
+        try:
+            return np.asarray(function(images))
+        except RuntimeError as error:  # As an older JAX says of newer operations.
+            if 'deserialize' not in str(error):
+                raise
+            sys.exit(f'error: {refusal(path, jax.__version__, error)}')
+
+    return run
+
+
+def refusal(path, installed, error):
+    """Returns a sentence about a file that this JAX does not read, too old or too new for it."""
+    reason = ' '.join(str(error).split()).partition('.')[0]
+    wrote, remedy = 'a JAX more than six months older or newer wrote it', ''
+    try:
+        certificate = json.loads(pathlib.Path(path).with_name('certificate.json').read_text())
+        version = certificate['versions_of_export']['jax']
+        wrote, remedy = f'JAX {version} wrote it', f'pip install jax=={version}, or '
+        if until := certificate.get('readable_until'):
+            wrote += f', which releases of JAX until {until} promise to read'
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # There is no certificate beside it.
+    return (
+        f'{path} cannot be read by JAX {installed} ({reason}); {wrote}; {remedy}export the run '
+        'anew, for an archive as ONNX'
+    )
 
 
 def prepare(picture, side, shorter_side):

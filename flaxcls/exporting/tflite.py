@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxcls.errors import RunError, UserError
+from flaxcls.exporting.converters import by_hand, require_converter
 from flaxcls.system.files import require_place
 
-# The converter declares an exact, old xdsl, which bounds packages that others need newer; what is
-# used of it takes no xdsl.
-MODULES = ('litert_converter', 'ai_edge_quantizer', 'ai_edge_litert')
-INSTALL = 'pip install "flaxcls[tflite]" && pip install --no-deps litert-converter==0.5.0'
+# Besides the converter.
+MODULES = ('ai_edge_quantizer', 'ai_edge_litert')
+INSTALL = 'pip install "flaxcls[tflite]"'
 # No bound in a slice is larger, and larger ones than the array are cut to its size.
 TO_THE_END = np.iinfo(np.int32).max
 # Operations with an operand that holds sizes: which it is, and what stands there for any batch.
@@ -54,7 +54,7 @@ def write_tflite(
 
     Raises:
       UserError: the file cannot be there, or what it takes is not installed.
-      RunError: the converter cannot express the function.
+      RunError: the converter cannot express the function, or cannot be fetched.
     """
     path = require_place(path)
     require_installed()
@@ -64,14 +64,16 @@ def write_tflite(
 
 
 def require_installed() -> None:
-    """Raises UserError unless there is all that `write_tflite` takes."""
+    """Raises UserError or RunError unless there is all that `write_tflite` takes."""
     # What it changes is not used here, but loading the converter would print that it is on.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     try:
-        for name in ('litert_converter.mlir', 'ai_edge_quantizer.quantizer'):
-            importlib.import_module(name)
+        importlib.import_module('ai_edge_quantizer.quantizer')
+        require_converter('litert_converter')
+        importlib.import_module('litert_converter.mlir')
     except ImportError as error:
-        raise UserError(f'a .tflite file takes {error.name}; {INSTALL}.') from None
+        remedy = f'{INSTALL} && {by_hand("litert_converter")}'
+        raise UserError(f'a .tflite file takes {error.name}; {remedy}.') from None
 
 
 def convert(function: Callable[[jax.Array], Any], side: int) -> bytes:

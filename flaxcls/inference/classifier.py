@@ -230,7 +230,8 @@ class Classifier:
         """Writes the network as StableHLO for CPU, CUDA and TPU; returns the file.
 
         `jax.export.deserialize(bytes).call` takes images uint8 [N, S, S, 3] for any N, as `prepare`
-        makes them, and returns float32 probabilities [N, C]. It needs jax alone.
+        makes them, and returns float32 probabilities [N, C]. It needs jax alone, of a release at
+        most six months newer; an archive is better served by `flaxcls export --format=onnx`.
 
         Raises:
           UserError: the file cannot be there.

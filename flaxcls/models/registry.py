@@ -9,11 +9,10 @@ import flax.linen as nn
 
 from flaxcls.config.option import require_choice
 from flaxcls.config.options import keys_of
+from flaxcls.config.registry import Registry
 from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
-from flaxcls.models.init import Initialization, trace_initialization
-from flaxcls.models.layers import ImageTooSmall
 from flaxcls.models.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -29,8 +28,10 @@ if TYPE_CHECKING:
 
     from flaxcls.models.nnx_network import NnxNetwork
 
-# Options of config.model that are attributes of the modules, in the families that have them.
-ATTRIBUTES = frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
+
+def attributes() -> frozenset[str]:
+    """Returns the options of config.model that are attributes of the modules that have them."""
+    return frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
 
 
 def create_model(
@@ -66,7 +67,7 @@ def create_model(
         from flaxcls.models.nnx_network import create_nnx  # noqa: PLC0415 - slow to import
 
         size = MODELS[name].image_size if image_size is None else image_size
-        return create_nnx(model, require_image_size(model, name, size, 'image_size'), size, rngs)
+        return create_nnx(model, name, size, rngs)
     if api != 'linen':
         raise UserError(f"create_model: api={api!r} is unknown; choose 'linen' or 'nnx'.")
     for option, value in (('rngs', rngs), ('image_size', image_size)):
@@ -83,7 +84,7 @@ def _create_linen(name: str, num_classes: int | None, options: dict[str, Any]) -
     variant = MODELS[name]
     model = variant.constructor(num_classes=num_classes or variant.num_classes)
     known = {field.name for field in dataclasses.fields(model)} - {'parent', 'name'}
-    shaping = known & ({'num_classes'} | ATTRIBUTES)
+    shaping = known & ({'num_classes'} | attributes())
     for option, value in options.items():
         if option not in known:
             raise UserError(
@@ -93,41 +94,6 @@ def _create_linen(name: str, num_classes: int | None, options: dict[str, Any]) -
     return model.clone(**options)
 
 
-def require_image_size(
-    model: nn.Module, name: str, image_size: int, key: str = 'config.data.image_size'
-) -> Initialization:
-    """Returns the `trace_initialization` of a network for images of this side.
-
-    Raises:
-      UserError: the images are too small; names the smallest that are not.
-    """
-    try:
-        return trace_initialization(model, image_size)
-    except ImageTooSmall:
-        smallest = _smallest_image_size(model, image_size)
-    raise UserError(
-        f'{key}={image_size} is too small for {name}; the smallest is {smallest} pixels.'
-    )
-
-
-def _smallest_image_size(model: nn.Module, too_small: int) -> int:
-    fits = 512
-    while not _fits(model, fits):
-        fits *= 2
-    while fits - too_small > 1:
-        middle = (too_small + fits) // 2
-        too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
-    return fits
-
-
-def _fits(model: nn.Module, image_size: int) -> bool:
-    try:
-        trace_initialization(model, image_size)
-    except ImageTooSmall:
-        return False
-    return True
-
-
 class Variant(NamedTuple):
     """A row of the table of networks; `tests/models/test_registry.py` counts the numbers again.
 
@@ -135,7 +101,7 @@ class Variant(NamedTuple):
       constructor: of the network, with the variant's attributes; takes `num_classes`.
       image_size: side of the paper's training images, pixels.
       num_classes: of the paper's data set.
-      parameters: number of trainable parameters.
+      parameters: number of trainable parameters; of an extension's network, it need not be told.
       gmacs: multiply-adds of convolutions and fully connected layers, 10**9 an image.
       activations: outputs of these layers, 10**6 an image.
       paper: where the paper describes it.
@@ -144,10 +110,21 @@ class Variant(NamedTuple):
     constructor: Callable[..., nn.Module]
     image_size: int
     num_classes: int
-    parameters: int
-    gmacs: float
-    activations: float
-    paper: str
+    parameters: int | None = None
+    gmacs: float | None = None
+    activations: float | None = None
+    paper: str = ''
+
+
+class Networks(Registry):
+    """The table of networks: what is registered is the constructor, and the facts are the row's.
+
+    @MODELS.register('se_resnet20', image_size=32, num_classes=10)
+    class SEResNet20(nn.Module): ...
+    """
+
+    def row_of(self, thing: Callable[..., nn.Module], **facts: Any) -> Variant:
+        return Variant(thing, **facts)
 
 
 alexnet_2012 = partial(
@@ -245,7 +222,7 @@ def _cifar(constructor, *numbers_and_paper):
 
 
 # fmt: off
-MODELS: dict[str, Variant] = {
+MODELS = Networks('model.name', {
     'alexnet_2012': Variant(alexnet_2012, 227, 1000, 60_965_224, 0.7244, 0.659, _ALEX),
     'alexnet': _imagenet(AlexNet, 61_100_840, 0.7142, 0.494, _OWT),
     'alexnet_bn': _imagenet(alexnet_bn, 61_101_992, 0.7142, 0.494, _IOFFE),
@@ -290,5 +267,5 @@ MODELS: dict[str, Variant] = {
     'densenet_bc_100_12': _cifar(cifar_densenet_bc(100, 12), 769_162, 0.2879, 1.464, _DENSE_C),
     'densenet_bc_250_24': _cifar(cifar_densenet_bc(250, 24), 15_324_406, 5.4188, 7.382, _DENSE_C),
     'densenet_bc_190_40': _cifar(cifar_densenet_bc(190, 40), 25_624_430, 9.3019, 9.334, _DENSE_C),
-}
+})
 # fmt: on

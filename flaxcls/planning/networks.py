@@ -1,7 +1,8 @@
 """The table of networks, and a network layer by layer, as text."""
 
 from flaxcls.config.option import require_choice
-from flaxcls.models.registry import MODELS, create_model, require_image_size
+from flaxcls.models.image_size import require_image_size
+from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.summary import count_cost, list_layers
 from flaxcls.system.text import table
 
@@ -10,7 +11,9 @@ def model_table() -> str:
     """Returns a line for each network: what it costs at its paper's image size, and the paper."""
     rows = [('name', 'parameters', 'GMACs', 'activations/M', 'pixels', 'paper')]
     for name, row in MODELS.items():
-        numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
+        numbers = '', '', ''
+        if row.parameters is not None:
+            numbers = f'{row.parameters:,}', f'{row.gmacs:.4f}', f'{row.activations:.2f}'
         rows.append((name, *numbers, row.image_size, row.paper))
     return '\n'.join(table(rows, '<>>>><'))
 

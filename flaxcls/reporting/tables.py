@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flaxcls.config.extensions import FOLDER, split
 from flaxcls.config.option import as_flag
 from flaxcls.config.options import OPTIONS
 from flaxcls.errors import UserError
@@ -39,7 +40,8 @@ class ChosenOption(NamedTuple):
 
 def list_options(run: ReportedRun) -> list[ChosenOption]:
     """Returns all options of a run."""
-    return [ChosenOption(key, value, OPTIONS[key].default) for key, value in run.options.items()]
+    defaults = {key: row.default for key, row in OPTIONS.items()}
+    return [ChosenOption(key, value, defaults.get(key)) for key, value in run.options.items()]
 
 
 def repeating_command(run: ReportedRun) -> str:
@@ -48,9 +50,16 @@ def repeating_command(run: ReportedRun) -> str:
     words = ['flaxcls', 'train', '--config=default', f'--workdir={workdir}']
     for option in list_options(run):
         if option.chosen:
-            words.append(f'--config.{option.key}={as_flag(option.value)}')
+            words.append(f'--config.{option.key}={as_flag(_as_given(run, option))}')
     begin, *rest = shlex.join(words[:2]), *map(shlex.quote, words[2:])
     return ' \\\n    '.join([begin, *rest])
+
+
+def _as_given(run: ReportedRun, option: ChosenOption) -> Any:
+    """Returns the value of an option; of extensions, the copies in the run."""
+    if option.key != 'extensions':
+        return option.value
+    return ','.join(f'{run.workdir}/{FOLDER}/{label}' for label in split(option.value))
 
 
 class DifferingOption(NamedTuple):

@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flaxcls.config.config_dict import flatten, from_json
+from flaxcls.config.config_dict import flatten
 from flaxcls.config.files import as_user_error, default_workdir, load_config, load_module
 from flaxcls.config.options import keys_of
 from flaxcls.config.validation import validate
-from flaxcls.config.workdir import CONFIG_FILE
+from flaxcls.config.workdir import CONFIG_FILE, load_stored_config
 from flaxcls.errors import UserError
 from flaxcls.sweeping.definition import Cell, Options, Sweep, SweepRun
 from flaxcls.sweeping.validation import check_sweep
@@ -117,10 +117,9 @@ def _require_different(options: Mapping[Cell, Options]) -> None:
 def require_same_configs(runs: Sequence[SweepRun]) -> None:
     """Raises UserError if a workdir has another run already, before any of them begins."""
     for run in runs:
-        path = run.workdir / CONFIG_FILE
-        if not path.is_file():
+        if not (run.workdir / CONFIG_FILE).is_file():
             continue
-        stored = dict(flatten(from_json(path.read_text(encoding='utf-8'))))
+        stored = dict(flatten(load_stored_config(run.workdir)))
         for key, old, new in _changes(stored, run.options):
             raise UserError(
                 f'config.{key} is {new!r}, but the run in {str(run.workdir)!r} has {old!r}; choose '
@@ -130,7 +129,7 @@ def require_same_configs(runs: Sequence[SweepRun]) -> None:
 
 def _changes(old: Options, new: Options) -> Iterator[tuple[str, Any, Any]]:
     """Yields (option, old, new) of what makes another run; what the data fills in is left out."""
-    filled_in = {key for key in ('model.num_classes', 'data.image_size') if new[key] is None}
+    filled_in = {key for key in ('model.num_classes', 'data.image_size') if new.get(key) is None}
     for key in old:
-        if old[key] != new[key] and key not in keys_of('neutral') | filled_in:
+        if old[key] != new.get(key) and key not in keys_of('neutral') | filled_in:
             yield key, old[key], new[key]

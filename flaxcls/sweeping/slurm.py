@@ -1,4 +1,4 @@
-"""Runs as one array of jobs of a Slurm cluster, through submitit."""
+"""Runs as arrays of jobs of a Slurm cluster, through submitit."""
 
 import json
 import os
@@ -32,10 +32,14 @@ _COUNTED = ('time', 'nodes', 'ntasks_per_node', 'signal_delay_s')
 
 
 class Slurm:
-    """One array of jobs, at most `jobs` of them at a time.
+    """Arrays of jobs, at most `jobs` of them at a time; a single array where it has room for all.
 
-    The ids are kept in the sweep's folder: where this process dies, the array runs on, and the same
-    command finds it again.
+    Slurm limits what runs of one array, and not of several. So, with a limit, an array waits in the
+    queue until an earlier one has ended: this process need not live for that, and no more than
+    `jobs` ever run, at the price of places that stay empty while the last runs of an array end.
+
+    The ids are kept in the sweep's folder: where this process dies, the arrays run on, and the same
+    command finds them again.
     """
 
     def __init__(
@@ -63,20 +67,31 @@ class Slurm:
         rest = [run for run in runs if run not in self._queued]
         # sbatch would die of Ctrl-C, and leave an array that nobody knows of.
         with kept_from_children(signal.SIGINT):
+            self._keep(stored)
             if rest:
-                self._submit(rest)
-            jobs = {_name_in(self._root, run): job for run, job in self._queued.items()}
-            text = json.dumps(stored | jobs, indent=1) + '\n'
-            write_atomically(self._root / _ARRAY_FILE, text)
+                self._submit(rest, stored)
 
-    def _submit(self, runs: Sequence[SweepRun]) -> None:
+    def _submit(self, runs: Sequence[SweepRun], stored: Mapping[str, str]) -> None:
         submitit = require_submitit()
-        _require_room_in_array(len(runs))
+        limit = _max_array_size()
         folder = new_folder(self._root, 'slurm')
         # A job may be preempted or run out of time as often as it comes.
         executor = submitit.SlurmExecutor(folder, max_num_timeout=10**6)
         executor.update_parameters(**self._parameters)
-        executor.update_parameters(array_parallelism=self._jobs or len(runs))
+        ids: list[str] = []
+        for part in split(runs, limit):
+            behind = _array_to_wait_for(ids, self._jobs, limit)
+            others = self._parameters['additional_parameters'] | behind
+            executor.update_parameters(
+                array_parallelism=min(self._jobs or len(part), len(part)),
+                additional_parameters=others,
+            )
+            ids.append(self._submit_array(executor, part))
+            self._keep(stored)  # At once: the next array may be refused.
+
+    def _submit_array(self, executor: Any, runs: Sequence[SweepRun]) -> str:
+        """Returns the id of the array."""
+        submitit = require_submitit()
         environment = without_caches_of_this_machine(os.environ)
         jobs = [
             Job(command_of(run, self._config), run.workdir, environment=environment, starter=None)
@@ -87,10 +102,23 @@ class Slurm:
                 submitted = [executor.submit(job) for job in jobs]
         except submitit.core.utils.FailedJobError as error:
             raise UserError(
-                f'sbatch refuses the jobs ({last_line(str(error))}); change --slurm KEY=VALUE.'
+                f'sbatch refuses {len(runs)} jobs ({last_line(str(error))}); {self._remedy()}.'
             ) from None
         for run, job in zip(runs, submitted, strict=True):
             self._queued[run], self._last[run] = job.job_id, job.paths.stderr
+        return _array_of(submitted[0].job_id)
+
+    def _remedy(self) -> str:
+        if not self._queued:
+            return 'change --slurm KEY=VALUE'
+        return (
+            f'{len(self._queued)} are in the queue and stay there, and when they have ended, the '
+            'same command submits the rest'
+        )
+
+    def _keep(self, stored: Mapping[str, str]) -> None:
+        jobs = {_name_in(self._root, run): job for run, job in self._queued.items()}
+        write_atomically(self._root / _ARRAY_FILE, json.dumps(stored | jobs, indent=1) + '\n')
 
     def ended(self) -> list[SweepRun]:
         if time.monotonic() < self._asked + self._ask_seconds:
@@ -148,15 +176,37 @@ def _require_queued_jobs(ask_seconds: float) -> set[str]:
     )
 
 
-def _require_room_in_array(count: int) -> None:
-    """Raises UserError if an array of this cluster cannot have so many jobs."""
+def _max_array_size() -> int | None:
+    """Returns how many jobs an array of this cluster may have; None: Slurm does not say.
+
+    A cluster without arrays says 0, and takes each job alone.
+    """
     found = re.search(r'^MaxArraySize\s*=\s*(\d+)', _ask('scontrol', 'show', 'config').stdout, re.M)
-    if found and count > int(found[1]):
-        raise UserError(
-            f'{count} runs are left, and an array of this cluster has at most {found[1]} jobs '
-            '(MaxArraySize); begin with fewer seeds in the file of the sweep, and give all of them '
-            'when those are finished, which stay.'
-        )
+    return max(1, int(found[1])) if found else None
+
+
+def split(runs: Sequence[SweepRun], limit: int | None) -> list[Sequence[SweepRun]]:
+    """Returns the runs in their order, in parts of at most `limit`; None: in one part."""
+    limit = limit or len(runs)
+    return [runs[start : start + limit] for start in range(0, len(runs), limit)]
+
+
+def _array_to_wait_for(ids: Sequence[str], jobs: int | None, limit: int | None) -> dict[str, str]:
+    """Returns the option of sbatch that lets an array wait for an earlier one.
+
+    Args:
+      ids: of the arrays before it; the first has waited for what the user has named.
+      jobs: at a time; None: nothing waits.
+      limit: jobs of an array at most; so many arrays as `jobs` has room for run at once.
+    """
+    if jobs is None or limit is None or len(ids) < (beside := max(1, jobs // limit)):
+        return {}
+    return {'dependency': f'afterany:{ids[-beside]}'}
+
+
+def _array_of(job: str) -> str:
+    """Returns 7 for the job 7_12."""
+    return job.partition('_')[0]
 
 
 def _ask(*words: str) -> subprocess.CompletedProcess:

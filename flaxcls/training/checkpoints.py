@@ -1,4 +1,10 @@
-"""Saving and restoring a run's state with Orbax: the newest checkpoint, and the best."""
+"""Saving and restoring a run's state with Orbax: the newest checkpoint, and the best.
+
+This is Orbax's first API. The second, `orbax.checkpoint.experimental.v1` today, becomes that of the
+package with version 1.0, below which setup.cfg keeps it. Then `save_pytree` and `load_pytree` take
+the place of the handlers and their arguments, and its `load_checkpointables` reads what is written
+here (tried with 0.12.8). All that knows of Orbax is in this file.
+"""
 
 import contextlib
 import hashlib
@@ -21,15 +27,6 @@ from flaxcls.system.signals import interrupts_left_alone
 BEST_BY = 'val/accuracy'
 _RESTORE = 'put back a copy, or train in a new workdir'
 _MAKE_ROOM = 'make room, and start the same command again'
-
-
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which does not ask JAX's preemption service: distributed.py has it off."""
-
-    def reached_preemption(self, step: int) -> bool:
-        """Returns False; a run finds out by itself, and Orbax before 0.12 cannot ask in vain."""
-        del step
-        return False
 
 
 @contextlib.contextmanager
@@ -69,7 +66,9 @@ class Checkpoints:
                 read_only=read_only,
             )
             handler = ocp.StandardCheckpointHandler()
-            self._manager = _Manager(self._folder, options=options, item_handlers=handler)
+            self._manager = ocp.CheckpointManager(
+                self._folder, options=options, item_handlers=handler
+            )
 
     @property
     def newest_step(self) -> int | None:

@@ -14,14 +14,10 @@ from flaxcls.training.from_config import eval_images, split_spec, train_crop
 
 def open_configured_dataset(config: ConfigDict) -> Dataset:
     """Returns the data set that `config.data` names; arguments and errors as `open_dataset`."""
-    return open_dataset(
-        config.data.source,
-        split_spec(config),
-        data_dir=config.data.data_dir,
-        num_threads=config.data.num_threads,
-        image_size=config.data.image_size or MODELS[config.model.name].image_size,
-        num_classes=config.model.num_classes,
-    )
+    options = {key: config.data[key] for key in config.data if key != 'source'}
+    options['image_size'] = options['image_size'] or MODELS[config.model.name].image_size
+    options['num_classes'] = config.model.num_classes
+    return open_dataset(config.data.source, split_spec(config), **options)
 
 
 def read_dataset(config: ConfigDict, *, for_training: bool) -> Dataset:

@@ -11,7 +11,7 @@ from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import SplitSpec
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.patterns import parse_patterns
-from flaxcls.models.registry import ATTRIBUTES, create_model
+from flaxcls.models.registry import attributes, create_model
 
 
 def create_network(config: ConfigDict, *, axis_name: str | None = None) -> nn.Module:
@@ -32,13 +32,13 @@ def create_network(config: ConfigDict, *, axis_name: str | None = None) -> nn.Mo
         axis_name=axis_name,
         frozen=parse_patterns(config.freeze),
     )
-    attributes = {name: config.model[name] for name in sorted(ATTRIBUTES)}
+    given = {name: config.model.get(name) for name in sorted(attributes())}
     return create_model(
         config.model.name,
         num_classes=config.model.num_classes,
         norm=norm,
         dtype=jnp.dtype(config.model.dtype),
-        **{name: value for name, value in attributes.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 

@@ -1,13 +1,16 @@
-"""Metrics of a run: metrics.jsonl, which is the truth, and TensorBoard."""
+"""Metrics of a run: metrics.jsonl, which is the truth, and trackers such as TensorBoard."""
 
+import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 
+from flaxcls.config.option import require_choice
+from flaxcls.config.registry import Registry
 from flaxcls.config.workdir import METRICS_FILE
 from flaxcls.errors import UserError
 from flaxcls.system.files import write_atomically
@@ -29,32 +32,88 @@ def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -
     return records
 
 
+class Tracker(Protocol):
+    """Where records go besides."""
+
+    def write(self, record: Record) -> None:
+        """Takes one record; it has `step`, `epoch` and slash-separated names."""
+
+    def close(self) -> None:
+        """Is called once, at the end of the run or of this part of it."""
+
+
+# A name in config.trackers -> (workdir, start_step) -> Tracker; options are keyword-only arguments.
+# `needs`: the module that it takes, and `install` the command for it.
+TRACKERS: Registry = Registry('trackers')
+
+
+def find_trackers(names: str, options: Mapping[str, Any]) -> tuple[Callable[..., Tracker], ...]:
+    """Returns the makers of the trackers that config.trackers names, with their options.
+
+    Raises:
+      UserError: there is no such tracker, or what it needs is not installed.
+    """
+    found = []
+    for name in filter(None, map(str.strip, names.split(','))):
+        require_choice('trackers', name, list(TRACKERS))
+        needs = TRACKERS.facts[name].get('needs')
+        if needs and importlib.util.find_spec(needs) is None:
+            install = TRACKERS.facts[name]['install']
+            raise UserError(f'config.trackers={name} needs {needs}; run  {install}')
+        found.append(TRACKERS.bind(name, options))
+    return tuple(found)
+
+
+@TRACKERS.register(
+    'tensorboard', needs='tensorboardX', install='pip install "flaxcls[tensorboard]"'
+)
+class TensorBoard:
+    """Event files in WORKDIR/tensorboard."""
+
+    def __init__(self, workdir: pathlib.Path, start_step: int):
+        import tensorboardX  # noqa: PLC0415 - an extra
+
+        folder = str(workdir / 'tensorboard')
+        self._writer = tensorboardX.SummaryWriter(folder, purge_step=start_step + 1)
+
+    def write(self, record: Record) -> None:
+        for name, value in record.items():
+            if '/' in name:
+                self._writer.add_scalar(name, value, record['step'])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class MetricsWriter:
-    """Appends records to metrics.jsonl, one JSON object a line, and to TensorBoard if asked.
+    """Appends records to metrics.jsonl, one JSON object a line, and hands them to trackers.
 
     What is there from steps after `start_step` is removed: a resumed run writes it again.
     """
 
-    def __init__(self, workdir: pathlib.Path, start_step: int, *, tensorboard: bool):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        start_step: int,
+        trackers: Sequence[Callable[..., Tracker]] = (),
+    ):
         path = workdir / METRICS_FILE
         kept = read_metrics(workdir, up_to_step=start_step) if start_step else []
         write_atomically(path, ''.join(json.dumps(record) + '\n' for record in kept))
         self._file = path.open('a', encoding='utf-8')
-        self._tensorboard = _tensorboard_writer(workdir, start_step) if tensorboard else None
+        self._trackers = [make(workdir, start_step) for make in trackers]
 
     def write(self, record: Record) -> None:
         """Writes one record; it has `step` and slash-separated names."""
         self._file.write(json.dumps(record) + '\n')
         self._file.flush()
-        if self._tensorboard:
-            for name, value in record.items():
-                if '/' in name:
-                    self._tensorboard.add_scalar(name, value, record['step'])
+        for tracker in self._trackers:
+            tracker.write(record)
 
     def close(self) -> None:
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class _NoWriter:
@@ -68,25 +127,7 @@ class _NoWriter:
 
 
 def create_metrics_writer(
-    workdir: pathlib.Path, start_step: int, *, tensorboard: bool
+    workdir: pathlib.Path, start_step: int, trackers: Sequence[Callable[..., Tracker]]
 ) -> MetricsWriter | _NoWriter:
     """Returns a writer that writes in the first process alone."""
-    if jax.process_index():
-        return _NoWriter()
-    return MetricsWriter(workdir, start_step, tensorboard=tensorboard)
-
-
-def require_tensorboard() -> None:
-    """Raises UserError if the extra that writes TensorBoard events is not installed."""
-    try:
-        import tensorboardX  # noqa: F401, PLC0415
-    except ImportError:
-        raise UserError(
-            'config.tensorboard=True needs tensorboardX; run  pip install "flaxcls[tensorboard]"'
-        ) from None
-
-
-def _tensorboard_writer(workdir: pathlib.Path, start_step: int) -> Any:
-    import tensorboardX  # noqa: PLC0415
-
-    return tensorboardX.SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+    return _NoWriter() if jax.process_index() else MetricsWriter(workdir, start_step, trackers)

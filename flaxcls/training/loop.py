@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from flaxcls.config import extensions
 from flaxcls.config.config_dict import differences, flatten, to_json
 from flaxcls.config.workdir import (
     CLASSES_FILE,
@@ -34,9 +35,15 @@ from flaxcls.training.run_record import RunRecord
 from flaxcls.training.setup import Setup, build_setup, resolve
 from flaxcls.training.state import TrainState
 
+Callback = Callable[[str, logging.Record], Any]
+
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | os.PathLike, *, brief: bool = False
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    *,
+    brief: bool = False,
+    callback: Callback | None = None,
 ) -> tuple[TrainState, list[logging.Record]]:
     """Trains to the end of the last epoch, evaluating on the way; resumes a run that has stopped.
 
@@ -44,6 +51,10 @@ def train_and_evaluate(
       config: a full config.
       workdir: gets config.json, class_names.json, metrics.jsonl, record.json and checkpoints/.
       brief: prints less, as suits a notebook: what is run, notes, and a line for each evaluation.
+      callback: is called in the first process as callback('record', record) when a record of
+        training has been written, as callback('evaluation', record) after an evaluation, and as
+        callback('save', {'step': ..., 'epoch': ...}) when the state is being saved. What it raises
+        ends the run.
 
     Returns:
       The final state, and the records of metrics.jsonl.
@@ -65,7 +76,9 @@ def train_and_evaluate(
             require_stored_classes(workdir, setup.dataset.class_names, setup.source)
         # Weights that are to be taken from elsewhere are looked for before anything is written.
         state = setup.init_state() if newest is None else setup.abstract_state()
-        on_first(lambda: _store(to_json(config), setup.dataset.class_names, workdir))
+        on_first(
+            lambda: _store(to_json(config), config.extensions, setup.dataset.class_names, workdir)
+        )
         reporter.config(to_json(config))
         _print_plan(setup, state, workdir)
         if newest is not None:
@@ -75,7 +88,8 @@ def train_and_evaluate(
         if step >= total:
             print(f'{workdir} is already finished: step {step} of {total}.')
         else:
-            state = _train(setup, state, workdir, dict(flatten(config)), checkpoints, reporter)
+            options, on = dict(flatten(config)), _in_first_process(callback)
+            state = _train(setup, state, workdir, options, checkpoints, reporter, on)
         history = logging.read_metrics(workdir)
     _report_result(history, state, workdir, reporter)
     return state, history
@@ -89,7 +103,8 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _store(config: str, class_names: tuple[str, ...], workdir: pathlib.Path) -> None:
+def _store(config: str, labels: str, class_names: tuple[str, ...], workdir: pathlib.Path) -> None:
+    extensions.store(labels, workdir)
     write_atomically(workdir / CONFIG_FILE, config)
     write_atomically(workdir / CLASSES_FILE, json.dumps(class_names, indent=1) + '\n')
 
@@ -142,6 +157,7 @@ def _train(
     options: Mapping[str, Any],
     checkpoints: Checkpoints,
     reporter: Reporter,
+    callback: Callback,
 ) -> TrainState:
     """Runs the loop from `state` to the last step."""
     intervals, layout, total_steps = setup.intervals, setup.layout, setup.total_steps
@@ -149,7 +165,7 @@ def _train(
     train_step = setup.make_train_step()
     evaluate = make_evaluate(setup.make_eval_step(), setup.make_eval_batches(), layout, setup.top_k)
     batches = parallel.microbatches_to_devices(setup.make_train_batches()(start_step), layout)
-    writer = logging.create_metrics_writer(workdir, start_step, tensorboard=intervals.tensorboard)
+    writer = logging.create_metrics_writer(workdir, start_step, setup.trackers)
     consensus = parallel.ProcessConsensus(layout)
     progress = Progress(start_step, total_steps)
     run_record = RunRecord(workdir, options, from_step=start_step, total_steps=total_steps)
@@ -173,6 +189,7 @@ def _train(
                     require_finite(record, 'train/loss', rate.base, checkpoints)
                     writer.write(record)
                     reporter.metrics(progress, record)
+                    callback('record', record)
                 val = None
                 if evaluating:
                     val = evaluate(state.eval_variables)
@@ -180,10 +197,12 @@ def _train(
                     require_finite(record, 'val/loss', rate.base, checkpoints)
                     writer.write(record)
                     progress.say(f'epoch {record["epoch"]:g}: {describe_evaluation(val)}')
+                    callback('evaluation', record)
                 if saving:
                     require_finite_state(state, step, rate.base, checkpoints)
                     run_record.update(step, val)
                     checkpoints.save(state, val)
+                    callback('save', _where(setup, step))
                 if stopping and step < total_steps:
                     checkpoints.wait()
                     raise _stopped(number, step, total_steps)
@@ -194,6 +213,10 @@ def _train(
         progress.close()
         writer.close()
     return state
+
+
+def _in_first_process(callback: Callback | None) -> Callback:
+    return callback if callback and jax.process_index() == 0 else lambda event, record: None
 
 
 def run_steps(

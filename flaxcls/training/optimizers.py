@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, put together from optax."""
+"""Optimizers, put together from optax."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import jax
 import optax
 import optax.contrib
 
+from flaxcls.config.registry import Registry
 from flaxcls.errors import UserError
 from flaxcls.models.patterns import matches
 from flaxcls.training.freezing import require_match
@@ -79,58 +80,42 @@ def param_groups(params: Any, rules: Sequence[Rule], *, decay_all: bool = False)
     return jax.tree_util.tree_map_with_path(group_of, params)
 
 
+# config.optimizer.name -> (rate, decay, adapted) -> optax's; options are keyword-only arguments:
+#   rate: step -> learning rate.
+#   decay: weight decay.
+#   adapted: False for arrays that are not decayed. LARS and LAMB do not adapt their rate to the
+#     norm of these either, as in those that the recipes were tuned with (apex, timm).
+OPTIMIZERS: Registry = Registry('optimizer.name')
+
+
 def make_optimizer(
     params: Any,
     schedule: optax.Schedule,
     *,
     name: str = 'sgd',
-    momentum: float = 0.9,
-    nesterov: bool = True,
-    beta1: float | None = None,
-    beta2: float | None = None,
-    eps: float | None = None,
-    trust_coefficient: float | None = None,
     weight_decay: float = 1e-4,
     decay_all: bool = False,
     rules: str = '',
     clip_norm: float = 0.0,
+    **options: Any,
 ) -> optax.GradientTransformation:
-    """Returns optax's optimizer of that name for every array, with the settings of its ParamGroup.
+    """Returns the optimizer of that name for every array, with the settings of its ParamGroup.
 
     Args:
       params: arrays, or their shapes, that are trained; None in the places of those that are not.
       schedule: step -> learning rate.
-      name, ...: as in config.optimizer; None: as in optax.
+      name, ...: as in config.optimizer.
 
     Raises:
       UserError: a rule is of another form, or fits no layer.
     """
-    momentum_options = {'momentum': momentum or None, 'nesterov': nesterov}
-    adam = {'b1': beta1, 'b2': beta2, 'eps': eps}
-    adam = {key: value for key, value in adam.items() if value is not None}
-    trust = {} if trust_coefficient is None else {'trust_coefficient': trust_coefficient}
+    make = OPTIMIZERS.bind(name, options)
 
     def of_group(group: ParamGroup) -> optax.GradientTransformation:
-        rate, decay = schedule, weight_decay * group.weight_decay
+        rate = schedule
         if group.learning_rate != 1:
             rate = lambda step: group.learning_rate * schedule(step)  # noqa: E731
-        # What is not decayed is not adapted to its norm either, in LARS and LAMB, as in those that
-        # the recipes were tuned with (apex, timm).
-        adapted = group.weight_decay > 0
-        if name == 'lars':
-            return optax.lars(rate, decay, trust_ratio_mask=adapted, **trust, **momentum_options)
-        if name == 'lamb':
-            options = {'eps': 1e-6} | adam
-            if adapted:
-                return optax.lamb(rate, weight_decay=decay, **options)
-            return optax.adam(rate, **options)
-        if name == 'adamw':
-            return optax.adamw(rate, weight_decay=decay, **adam)
-        if name == 'lion':
-            return optax.lion(rate, weight_decay=decay, **adam)
-        if name == 'muon':
-            return _muon(rate, decay, momentum, nesterov, adam)
-        return optax.chain(optax.add_decayed_weights(decay), optax.sgd(rate, **momentum_options))
+        return make(rate, weight_decay * group.weight_decay, group.weight_decay > 0)
 
     groups = param_groups(params, parse_rules(rules), decay_all=decay_all)
     is_group = lambda x: isinstance(x, ParamGroup)  # noqa: E731
@@ -147,14 +132,93 @@ def _label(group: ParamGroup) -> str:
     return f'Treatment(learning_rate={group.learning_rate}, weight_decay={group.weight_decay})'
 
 
+@OPTIMIZERS.register('sgd')
+def _sgd(
+    rate: optax.Schedule, decay: float, adapted: bool, *, momentum: float, nesterov: bool
+) -> optax.GradientTransformation:
+    del adapted
+    sgd = optax.sgd(rate, momentum=momentum or None, nesterov=nesterov)
+    return optax.chain(optax.add_decayed_weights(decay), sgd)
+
+
+@OPTIMIZERS.register('lars')
+def _lars(
+    rate: optax.Schedule,
+    decay: float,
+    adapted: bool,
+    *,
+    momentum: float,
+    nesterov: bool,
+    trust_coefficient: float | None,
+) -> optax.GradientTransformation:
+    trust = _given(trust_coefficient=trust_coefficient)
+    momentum_options = {'momentum': momentum or None, 'nesterov': nesterov}
+    return optax.lars(rate, decay, trust_ratio_mask=adapted, **trust, **momentum_options)
+
+
+@OPTIMIZERS.register('lamb')
+def _lamb(
+    rate: optax.Schedule,
+    decay: float,
+    adapted: bool,
+    *,
+    beta1: float | None,
+    beta2: float | None,
+    eps: float | None,
+) -> optax.GradientTransformation:
+    options = {'eps': 1e-6} | _given(b1=beta1, b2=beta2, eps=eps)
+    return (
+        optax.lamb(rate, weight_decay=decay, **options) if adapted else optax.adam(rate, **options)
+    )
+
+
+@OPTIMIZERS.register('adamw')
+def _adamw(
+    rate: optax.Schedule,
+    decay: float,
+    adapted: bool,
+    *,
+    beta1: float | None,
+    beta2: float | None,
+    eps: float | None,
+) -> optax.GradientTransformation:
+    del adapted
+    return optax.adamw(rate, weight_decay=decay, **_given(b1=beta1, b2=beta2, eps=eps))
+
+
+@OPTIMIZERS.register('lion')
+def _lion(
+    rate: optax.Schedule,
+    decay: float,
+    adapted: bool,
+    *,
+    beta1: float | None,
+    beta2: float | None,
+) -> optax.GradientTransformation:
+    del adapted
+    return optax.lion(rate, weight_decay=decay, **_given(b1=beta1, b2=beta2))
+
+
+@OPTIMIZERS.register('muon')
 def _muon(
-    rate: optax.Schedule, decay: float, momentum: float, nesterov: bool, adam: dict[str, float]
+    rate: optax.Schedule,
+    decay: float,
+    adapted: bool,
+    *,
+    momentum: float,
+    nesterov: bool,
+    beta1: float | None,
+    beta2: float | None,
+    eps: float | None,
 ) -> optax.GradientTransformation:
     """Muon for kernels, as matrices of [inputs, outputs]; AdamW for the rest and the classifier.
 
     Its updates are made as large as AdamW's (arXiv:2502.16982, section 2.2), so that both go by
     one learning rate.
     """
+
+    del adapted
+    adam = _given(adam_b1=beta1, adam_b2=beta2, eps=eps)
 
     def matrices(params: Any) -> Any:
         def as_matrix(path: tuple[Any, ...], x: Any) -> Any:
@@ -173,5 +237,10 @@ def _muon(
         adam_weight_decay=decay,
         muon_weight_dimension_numbers=matrices,
         consistent_rms=0.2,
-        **{f'adam_{name}' if name != 'eps' else name: value for name, value in adam.items()},
+        **adam,
     )
+
+
+def _given(**options: float | None) -> dict[str, float]:
+    """Returns the options that are not None, which leaves the others to optax."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from flaxcls.config.option import require_choice
-from flaxcls.config.options import OPTIONS, keys_of
+from flaxcls.config.options import keys_of, options_with
 from flaxcls.config.workdir import RECORD_FILE
 from flaxcls.models.registry import MODELS
 from flaxcls.system import files
@@ -54,7 +54,7 @@ def recorded_experiment(options: Mapping[str, Any]) -> dict[str, Any]:
 
     An option that has been added since the run had then what is its default now.
     """
-    defaults = experiment_options({key: row.default for key, row in OPTIONS.items()})
+    defaults = experiment_options({key: row.default for key, row in options_with(()).items()})
     return defaults | _as_json(_without_varying(options))
 
 

@@ -12,13 +12,15 @@ from ml_collections import ConfigDict
 from flaxcls.augment.mixup import make_mix
 from flaxcls.augment.transforms import make_augment, make_normalize
 from flaxcls.augment.tta import make_tta_crops
+from flaxcls.config import extensions
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
 from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import Dataset
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.init import Initialization
 from flaxcls.models.patterns import parse_patterns
-from flaxcls.models.registry import MODELS, require_image_size
+from flaxcls.models.registry import MODELS
 from flaxcls.system.xla_options import compiler_options
 from flaxcls.training import freezing, optimizers, parallel, steps
 from flaxcls.training.dataset import count_classes, read_dataset
@@ -30,7 +32,7 @@ from flaxcls.training.from_config import (
 )
 from flaxcls.training.init_from import take_weights
 from flaxcls.training.learning_rate import LearningRate, make_learning_rate
-from flaxcls.training.logging import require_tensorboard
+from flaxcls.training.logging import Tracker, find_trackers
 from flaxcls.training.losses import LOSSES
 from flaxcls.training.state import TrainState, create_train_state
 
@@ -41,7 +43,6 @@ class Intervals(NamedTuple):
     log_every_steps: int
     eval_every_epochs: int
     checkpoint_every_steps: int
-    tensorboard: bool
 
 
 class Setup(NamedTuple):
@@ -68,6 +69,7 @@ class Setup(NamedTuple):
       make_mix: (num_classes, axis_name) -> how examples are mixed, see `mixup.make_mix`.
       train_step, classify: of one device, see `steps`.
       intervals: how often the loop logs, evaluates and saves.
+      trackers: (workdir, start_step) -> where records go besides.
     """
 
     model_name: str
@@ -98,6 +100,7 @@ class Setup(NamedTuple):
     train_step: Callable[[TrainState, steps.Batch], tuple[TrainState, Any]]
     classify: Callable[[steps.Variables, jax.Array], jax.Array]
     intervals: Intervals
+    trackers: tuple[Callable[..., Tracker], ...]
 
     @property
     def total_steps(self) -> int:
@@ -181,8 +184,8 @@ def build_setup(
       UserError: the first thing that does not fit, and what to do.
     """
     validate(config)
-    if config.tensorboard:
-        require_tensorboard()
+    extensions.load_again(config.extensions)
+    trackers = find_trackers(config.trackers, config)
     devices = devices or jax.devices()
     layout = parallel.create_layout(
         devices,
@@ -230,7 +233,8 @@ def build_setup(
     normalize = make_normalize(images.mean, images.std)
     augment, mix_options = config.augment, ('mixup', 'cutmix', 'repeats')
     transforms = {name: augment[name] for name in augment if name not in mix_options}
-    augment_images = make_augment(config.data.mean, **transforms)
+    names = extensions.names_of(config.extensions)
+    augment_images = make_augment(config.data.mean, extensions=names, **transforms)
     mix_maker = functools.partial(make_mix, **{name: augment[name] for name in mix_options})
     top_k = min(config.top_k, config.model.num_classes)
     train_step = steps.make_train_step(
@@ -239,7 +243,7 @@ def build_setup(
         augment=augment_images,
         mix=mix_maker(config.model.num_classes, parallel.AXIS),
         normalize=normalize,
-        loss=LOSSES[config.loss],
+        loss=LOSSES.bind(config.loss, config),
         seed=config.seed,
         top_k=top_k,
         label_smoothing=config.label_smoothing,
@@ -276,6 +280,7 @@ def build_setup(
         train_step=train_step,
         classify=steps.make_classify(model, normalize, tta_crops_of(images.crop)),
         intervals=Intervals(**{name: config[name] for name in Intervals._fields}),
+        trackers=trackers,
     )
 
 

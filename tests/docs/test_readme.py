@@ -30,11 +30,13 @@ from benchmarks.parity_cases import make_tensor
 from flaxcls.config.files import default_workdir
 from flaxcls.errors import RunError
 from flaxcls.exporting import web
+from flaxcls.exporting.formats import FORMATS
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.system.cli import parse_overrides
 from flaxcls.weights.state_dict import torch_layout
 from tests.helpers.configs import TINY
-from tests.helpers.documents import DOCUMENTS, ROOT, code, commands, parse
+from tests.helpers.converters import need_converter
+from tests.helpers.documents import DOCUMENTS, ROOT, code, commands, parse, write_file
 from tests.helpers.environment import with_devices
 
 _SMALL_RESNET = '--config.model.stage_sizes=1,1 --config.model.width_multiplier=0.0625'
@@ -44,6 +46,11 @@ _OWN = f'{_SMALL_RESNET} --config.data.image_size=32'
 
 # What of a command -> arguments behind its own, for a run of seconds; the first that fits counts.
 LONG = [
+    (
+        r'train .*model\.name=se_resnet',
+        '--config.model.stage_sizes=1,1 --config.data.image_size=8 --config.num_epochs=1',
+    ),
+    (r'train --config=my_experiment', '--config.model.stage_sizes=1'),
     (r'train --config=\S*digits_resnet20', f'{_DIGITS} --config.num_epochs=1'),
     (
         r'(train|main) --config=\S*densenet121',
@@ -78,12 +85,11 @@ WEEKLY = '.github/workflows/weekly.yml'
 ELSEWHERE = {
     r'make (demo|test|test-slow|lint)$': ('.ci/run', r'^make {0}$'),
     r'make (test-weekly|parity|bench-input|bench-torch)$': (WEEKLY, r'run: make {0}\b'),
-    r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}\b'),
+    r'make (test-newest)$': ('.github/workflows/ci.yml', r'run: make {0}$'),
     r'make (docs)$': ('tests/config/test_options.py', r'option_reference\.main'),
     r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),
     r'pip install \.\[(onnx,serve,tflite)\]': ('Makefile', r"-e '\.\[test,{0}\]'"),
-    r'pip install --no-deps (litert-converter==\S+)': ('Makefile', r'--no-deps {0}$'),
     r'pip install \.$': (WEEKLY, r'pip install \.$'),
     r'git clone ': ('.github/workflows/ci.yml', 'actions/checkout'),
     r'apt-get install (dataset-fashion-mnist)': ('.ci/run', r'packages=.*\b{0}\b'),
@@ -94,10 +100,10 @@ ELSEWHERE = {
 
 # Packages of extras that not every environment of the tests has.
 NEEDS = {
-    r'--format=onnx': ('onnx', 'jax2onnx', 'onnxruntime'),
-    r'--format=web': ('onnx', 'jax2onnx', 'onnxruntime'),
+    r'--format=onnx': ('onnx', 'onnxruntime'),
+    r'--format=web': ('onnx', 'onnxruntime'),
     r'exported/run\.py': ('onnxruntime',),
-    r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer', 'litert_converter'),
+    r'--format=tflite': ('ai_edge_litert', 'ai_edge_quantizer'),
     r'flaxcls serve': ('starlette', 'uvicorn', 'prometheus_client'),
 }
 
@@ -201,7 +207,7 @@ def _nothing_is_downloaded():
 def test_commands_work_as_they_are_written(document, section, here, monkeypatch):
     pieces = [piece for piece in code(document) if section in (None, piece.section)]
     for piece in pieces:
-        if piece.language == 'python':
+        if piece.language == 'python' and not write_file(piece, here):
             _run_python(piece.text, monkeypatch)
         for line in commands(piece):
             for command in parse(line):
@@ -216,6 +222,8 @@ def _execute(command, line):
         missing = [name for name in names if importlib.util.find_spec(name) is None]
         if missing and re.search(pattern, str(command)):
             pytest.skip(f'{command} needs {", ".join(missing)}')
+    for converter in _converters(command):
+        need_converter(converter)
     if '--format=web' in command.arguments:
         try:
             web.read_runtime(None)
@@ -239,6 +247,14 @@ def _execute(command, line):
             _run_main(*arguments[1:])
     else:
         _run_main(*arguments[1:])
+
+
+def _converters(command):
+    """Returns what an export is converted with; nothing of other commands."""
+    names = [argument.removeprefix('--format=') for argument in command.arguments]
+    return [
+        FORMATS[name].converter for name in names if name in FORMATS and FORMATS[name].converter
+    ]
 
 
 def _own_workdir(arguments):

@@ -19,10 +19,12 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import export, formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
+from flaxcls.exporting.jax_promise import readable_until
 from flaxcls.exporting.samples import take_samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run, open_run
 from tests.helpers.configs import TRAINED
+from tests.helpers.converters import need_converter
 from tests.helpers.networks import NETWORKS, draw_images, draw_variables, make_config
 from tests.helpers.runs import common_folder, train_once
 from tests.helpers.unpack import classifier_of
@@ -37,6 +39,14 @@ def _if_installed(names):
         pytest.param(name, marks=pytest.mark.skipif(bool(missing[name]), reason=f'{missing[name]}'))
         for name in names
     ]
+
+
+@pytest.fixture(autouse=True)
+def converter(request):
+    """Fetches what the test's format is converted with, at the first test of all."""
+    form = getattr(request.node, 'callspec', None) and request.node.callspec.params.get('form')
+    if form and FORMATS[form].converter:
+        need_converter(FORMATS[form].converter)
 
 
 FORMS = _if_installed(FORMATS)
@@ -112,7 +122,7 @@ def test_what_fails_for_want_of_room_alone_is_a_full_disk(
     form, writer, free, raised, tmp_path, monkeypatch
 ):
     """Of libraries that do not look whether a file is written whole."""
-    pytest.importorskip('jax2onnx')
+    pytest.importorskip('onnxruntime')
     classifier = make_classifier('resnet20')
     request = Request(classifier, ABOUT, draw_images(make_config('resnet20'), 8))
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
@@ -141,14 +151,29 @@ def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
     assert stored['images'] == 100
     assert stored['sha256'] == certificate.sha256
     assert stored['bytes'] == (folder / network).stat().st_size
+    assert (stored['readable_until'] is not None) == (form == 'stablehlo')
     assert abs(stored['accuracy_before'] - stored['accuracy_after']) <= 0.02
     assert stored['accuracy_before'] > 0.5
     assert json.loads((folder / 'class_names.json').read_text()) == list('0123456789')
     assert json.loads((folder / 'preprocessing.json').read_text())['side'] == 12
 
 
+def test_an_export_that_jax_reads_says_until_when(exported):
+    folder, certificate = exported
+    until = readable_until(certificate.versions_of_export['jaxlib']).isoformat()
+    stored = json.loads((folder / 'certificate.json').read_text())
+    assert stored['readable_until'] == until
+    assert certificate.describe().splitlines()[2] == (
+        f'written by JAX {jax.__version__}; releases of JAX until {until} promise to read it, and '
+        '--format=onnx is for archives'
+    )
+    lasting = dataclasses.replace(certificate, format='onnx', readable_until=None)
+    assert len(lasting.describe().splitlines()) == 2
+
+
 def test_what_travels_along_runs_without_flaxcls(workdir, tmp_path):
-    pytest.importorskip('jax2onnx')
+    pytest.importorskip('onnxruntime')
+    need_converter('jax2onnx')
     export.export(workdir, 'onnx', tmp_path, images=20)
     classifier = Classifier.load(workdir)
     images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8)

@@ -9,10 +9,16 @@ import pytest
 
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import run, tflite
+from tests.helpers.converters import need_converter
 
 for module in tflite.MODULES:
     pytest.importorskip(module, reason=f'{module} is not installed; see flaxcls.exporting.tflite')
 from ai_edge_litert.interpreter import Interpreter  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope='module')
+def converter():
+    need_converter('litert_converter')
 
 
 def _images(count, side):

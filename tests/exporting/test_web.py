@@ -22,6 +22,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import web
 from flaxcls.exporting.export import export
 from flaxcls.training.restore import open_run
+from tests.helpers.converters import need_converter
 from tests.helpers.environment import INSECURE_HOST
 
 SIDE, SHORTER = 16, 20
@@ -652,7 +653,8 @@ def test_mistakes_are_one_sentence(package, model_file, tmp_path):
 def test_an_exported_run_reads_digits_as_the_classifier_does(
     runtime, open_page, finished, classifier, tmp_path
 ):
-    pytest.importorskip('jax2onnx')
+    pytest.importorskip('onnxruntime')
+    need_converter('jax2onnx')
     export(finished.workdir, 'web', tmp_path / 'page', images=50)
     # As large as the network takes them, since a browser's way to resize is another one.
     digits = open_run(finished.workdir).dataset.val.images[:5]

@@ -69,6 +69,14 @@ def commands(piece: Code) -> Iterator[str]:
                 yield line
 
 
+def write_file(piece: Code, folder: pathlib.Path) -> bool:
+    """Writes a block that begins with its name, as in `# my_network.py`; others are no files."""
+    match = re.match(r'# (\w+\.py)\n', piece.text)
+    if match:
+        (folder / match[1]).write_text(piece.text, encoding='utf-8')
+    return bool(match)
+
+
 class Command(NamedTuple):
     environment: dict[str, str]
     arguments: list[str]

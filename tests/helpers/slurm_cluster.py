@@ -18,6 +18,7 @@ PROGRAMS = ('slurmctld', 'slurmd', 'sbatch', 'scontrol', 'munged')
 IS_THERE = all(map(shutil.which, PROGRAMS)) and os.geteuid() == 0
 # The last in the order of names: the first is where processes meet, and has to resolve.
 OTHER = 'zz-other'
+MAX_ARRAY_SIZE = 2  # So that a small sweep has to become several arrays.
 WAIT = 120  # Seconds, for anything; what takes longer is a fault.
 
 # Two partitions over the same nodes: a job in `high` takes them from one in `main`, which is
@@ -40,6 +41,7 @@ SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
+MaxArraySize={max_array_size}
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
@@ -81,6 +83,25 @@ def ask(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def preempt(job, saved):
+    """Takes both nodes from jobs, and lets them continue once they are back in the queue.
+
+    Args:
+      job: of a whole array, or of a single job.
+      saved: returns whether they have saved.
+    """
+    ask('sbatch', '--parsable', '-p', 'high', '--nodes=2', '--exclusive', '--output=/dev/null',
+        '--wrap=true')  # fmt: skip
+    wait_for('the preemption', saved)
+    states = lambda: set(ask('squeue', '-h', '-j', job, '-o', '%T').split())  # noqa: E731
+    wait_for('the requeue', lambda: states() == {'PENDING'})
+    # A requeued job waits for two minutes, unless somebody is in a hurry; within the same second,
+    # though, its credential would be taken for the old one.
+    time.sleep(2)
+    for requeued in ask('squeue', '-h', '--array', '-j', job, '-o', '%i').split():
+        ask('scontrol', 'update', f'JobId={requeued}', 'StartTime=now')
+
+
 @pytest.fixture
 def cluster(monkeypatch):
     """Starts a cluster, which the Slurm commands of this test talk to."""
@@ -103,9 +124,14 @@ def _run_cluster(folder, monkeypatch):
         f'--pid-file={munge["pid"]}', f'--log-file={munge["log"]}', f'--seed-file={munge["seed"]}',
     ]  # fmt: skip
     configuration = folder / 'slurm.conf'
-    configuration.write_text(
-        CONFIGURATION.format(host=host, other=OTHER, folder=folder, ports=_free_ports(3))
+    text = CONFIGURATION.format(
+        host=host,
+        other=OTHER,
+        folder=folder,
+        ports=_free_ports(3),
+        max_array_size=MAX_ARRAY_SIZE,
     )
+    configuration.write_text(text)
     monkeypatch.setenv('SLURM_CONF', str(configuration))
     daemons = [['slurmctld', '-c'], ['slurmd', '-N', host], ['slurmd', '-N', OTHER]]
     for daemon in (munged, *daemons):

@@ -65,7 +65,8 @@ CASES = {
     'checkpoint_every_steps': Case((10, 20)),
     'init_from': Case((None, '{run}')),
     'freeze': Case(('', 'stem*', '*bn1')),
-    'tensorboard': Case((False, True)),
+    'trackers': Case(('', 'tensorboard')),
+    'extensions': Case(('', '{extension}')),  # Which shifts the images of those who load it.
     'model.name': Case(('resnet20', 'preresnet20')),
     'model.num_classes': Case((10, 11)),
     'model.dtype': Case(),
@@ -139,7 +140,7 @@ CASES = {
     'schedule.power': Case((1.0, 2.0), {'schedule.name': 'polynomial'}),
 }
 # Only the loop heeds these, so that a run is trained.
-OF_THE_LOOP = {'log_every_steps', 'eval_every_epochs', 'checkpoint_every_steps', 'tensorboard'}
+OF_THE_LOOP = {'log_every_steps', 'eval_every_epochs', 'checkpoint_every_steps', 'trackers'}
 
 
 def test_there_is_a_case_for_every_option():
@@ -166,7 +167,15 @@ def folders(tmp_path_factory, finished):
         write(f'splits/{split}', 64)
     (root / 'broken/a/0.png').write_bytes(b'')
     names = ('images', 'splits', 'broken')
-    return {name: str(root / name) for name in names} | {'run': str(finished.workdir)}
+    (root / 'darker.py').write_text(
+        'import flaxcls\n'
+        "flaxcls.add_option(flaxcls.Option('augment.darken', 0.5, help='Factor.'))\n"
+        "@flaxcls.AUGMENTATIONS.register('darken')\n"
+        'def darken(*, darken):\n'
+        '    return lambda key, image: darken * image\n'
+    )
+    paths = {name: str(root / name) for name in names}
+    return paths | {'run': str(finished.workdir), 'extension': str(root / 'darker.py')}
 
 
 @pytest.fixture
@@ -284,7 +293,7 @@ def test_any_two_values_of_an_option_differ_in_what_a_run_does(key, make_config,
     case = CASES[key]
     seen = {
         value: _Seen(
-            _observe_config(key, make_config(case.base | {key: value}), tmp_path / str(value))
+            _observe_config(key, make_config(case.base | {key: value}), tmp_path / f'run_{value}')
         )
         for value in case.values or OPTIONS[key].choices
     }

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -204,15 +205,20 @@ def test_a_report_needs_no_data(tmp_path, capsys):
 
 @pytest.fixture
 def queue(tmp_path, commands_of_slurm):
-    """Slurm that takes a job as number 7, and has those of a file in its queue."""
+    """Slurm that takes jobs as number 7, 8 ..., and has those of a file in its queue."""
     listed = tmp_path / 'queue'
     listed.write_text('')
     _write_command(commands_of_slurm, 'srun', '')
     _write_command(commands_of_slurm, 'squeue', f'echo x >> {tmp_path}/asked; cat {listed}')
-    _write_command(commands_of_slurm, 'scontrol', 'echo "MaxArraySize            = 300"')
-    text = f'cat "$1" >> {tmp_path}/submitted; echo "Submitted batch job 7"'
+    _set_max_array_size(commands_of_slurm, 300)
+    count = f'6 + $(grep -c ^srun {tmp_path}/submitted)'
+    text = f'cat "$1" >> {tmp_path}/submitted; echo "Submitted batch job $(({count}))"'
     _write_command(commands_of_slurm, 'sbatch', text)
     return listed
+
+
+def _set_max_array_size(folder, size):
+    _write_command(folder, 'scontrol', f'echo "MaxArraySize            = {size}"')
 
 
 def _start_slurm(root, runs, jobs=None):
@@ -247,18 +253,72 @@ def test_nothing_is_submitted_while_the_queue_is_unknown(tmp_path, queue):
     assert (tmp_path / 'submitted').read_text().count('--array') == 1
 
 
-def test_an_array_takes_all_runs_at_a_time_unless_limited_and_not_more_than_there_is_room(
-    tmp_path, queue
+def _submitted(root):
+    """Returns the arrays that sbatch was given, and what each waits for."""
+    text = (root / 'submitted').read_text()
+    waits = [re.search(r'--dependency=(\S+)', part) for part in text.split('#!/bin/bash')[1:]]
+    return re.findall(r'--array=(\S+)', text), [wait and wait[1] for wait in waits]
+
+
+def test_an_array_takes_all_runs_at_a_time_unless_limited(tmp_path, queue):
+    runs = expand.expand(Sweep(**SMALL), tmp_path)
+    _start_slurm(tmp_path, runs)
+    _start_slurm(tmp_path, runs, jobs=8)
+    assert _submitted(tmp_path) == (['0-11%12', '0-11%8'], [None, None])
+
+
+@pytest.mark.parametrize('limit', [None, 1, 2, 3, 5, 7, 12, 13])
+def test_parts_have_every_run_once_in_order_and_none_is_larger_than_an_array(limit):
+    for count in range(1, 14):
+        parts = slurm.split(range(count), limit)
+        assert [run for part in parts for run in part] == list(range(count))
+        assert all(1 <= len(part) <= (limit or count) for part in parts)
+        assert len(parts) == (-(-count // limit) if limit else 1)
+
+
+@pytest.mark.parametrize(
+    ('size', 'jobs', 'arrays', 'waits'),
+    [
+        (5, None, ['0-4%5', '0-4%5', '0-1%2'], [None, None, None]),
+        (5, 2, ['0-4%2', '0-4%2', '0-1%2'], [None, 'afterany:7', 'afterany:8']),
+        (5, 7, ['0-4%5', '0-4%5', '0-1%2'], [None, 'afterany:7', 'afterany:8']),
+        (3, 7, ['0-2%3'] * 4, [None, None, 'afterany:7', 'afterany:8']),
+        (11, 4, ['0-10%4'], [None, 'afterany:7']),  # The last run needs no array.
+        (0, 11, [], [None] * 11 + ['afterany:7']),  # There are no arrays on this cluster.
+    ],
+)
+def test_more_runs_than_an_array_may_have_are_several_arrays_that_keep_the_limit(
+    size, jobs, arrays, waits, tmp_path, queue
 ):
-    runs = expand.expand(Sweep(**SMALL | {'seeds': 51}), tmp_path)
-    assert len(runs) > 300
-    with pytest.raises(UserError, match='at most 300'):
+    _set_max_array_size(tmp_path / 'bin', size)
+    runs = expand.expand(Sweep(**SMALL), tmp_path)
+    executor = _start_slurm(tmp_path, runs, jobs)
+    assert _submitted(tmp_path) == (arrays, waits)
+    stored = json.loads((tmp_path / 'slurm_jobs.json').read_text())
+    assert list(stored) == [str(run.workdir.relative_to(tmp_path)) for run in runs]
+    assert len(set(stored.values())) == executor.running_count == 12
+
+    _write_command(tmp_path / 'bin', 'scancel', f'echo "$@" > {tmp_path}/cancelled')
+    executor.cancel()
+    assert (tmp_path / 'cancelled').read_text().split() == list(stored.values())
+    queue.write_text('\n'.join(list(stored.values())[3:]))
+    assert executor.ended() == runs[:3]
+    _start_slurm(tmp_path, runs[3:], jobs)  # The same command finds all arrays again.
+    assert len(_submitted(tmp_path)[1]) == len(waits)
+
+
+def test_arrays_before_one_that_is_refused_stay_and_are_remembered(tmp_path, queue):
+    _set_max_array_size(tmp_path / 'bin', 5)
+    sbatch = tmp_path / 'bin/sbatch'
+    refuse = f'test -e {tmp_path}/submitted && echo "error: QOSMaxSubmitJob" >&2 && exit 1'
+    sbatch.write_text(sbatch.read_text().replace('cat "$1"', f'{refuse}\ncat "$1"'))
+    runs = expand.expand(Sweep(**SMALL), tmp_path)
+    with pytest.raises(
+        UserError, match=r'refuses 5 jobs \(.*QOSMaxSubmitJob.*\); 5 are in the queue'
+    ):
         _start_slurm(tmp_path, runs)
-    assert not (tmp_path / 'submitted').exists()
-    _start_slurm(tmp_path, runs[:290])
-    assert '--array=0-289%290' in (tmp_path / 'submitted').read_text()
-    _start_slurm(tmp_path, runs[:290], jobs=8)
-    assert '--array=0-289%8' in (tmp_path / 'submitted').read_text()
+    stored = json.loads((tmp_path / 'slurm_jobs.json').read_text())
+    assert list(stored.values()) == [f'7_{index}' for index in range(5)]
 
 
 def test_commands_of_slurm_do_not_hear_ctrl_c(tmp_path, queue):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,14 @@ from flaxcls.sweeping.job import LOG_FILE
 from flaxcls.training.logging import read_metrics
 from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
-from tests.helpers.slurm_cluster import WAIT, ask, needs_slurm, wait_for
+from tests.helpers.slurm_cluster import (
+    MAX_ARRAY_SIZE,
+    WAIT,
+    ask,
+    needs_slurm,
+    preempt,
+    wait_for,
+)
 
 
 @pytest.fixture
@@ -135,27 +143,35 @@ def test_a_run_ends_with_the_process_that_has_started_it(tmp_path, number):
     assert len(_finished(root)) == 0
 
 
+def _jobs(root):
+    return json.loads((root / 'slurm_jobs.json').read_text())
+
+
 @needs_slurm
 @pytest.mark.usefixtures('cluster', 'one_device')
-def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_path):
+def test_slurm_runs_a_sweep_as_arrays_and_a_rerun_finishes_only_the_rest(tmp_path):
     file = _write_sweep(tmp_path, [0.1, 0.05, 0.02], 2, num_epochs=2)
     root = tmp_path / 'runs'
     words = [f'--sweep={file}', f'--workdir={root}', '--executor=slurm', '--jobs=2']
     words += ['--slurm', 'partition=main']
 
+    def finished():  # And never do more of them run than --jobs says, of whatever array.
+        running = ask('squeue', '--noheader', '--array', '--states=RUNNING')
+        assert len(running.splitlines()) <= 2
+        return len(_finished(root))
+
     first = _start(*words)
-    wait_for('the first run', lambda: _finished(root))
-    queue = ask('squeue', '--noheader', '--array', '--format=%F %K')
-    arrays = {line.split()[0] for line in queue.splitlines()}
-    assert len(arrays) == 1 and 'N/A' not in queue
-    first.kill()  # As when a connection breaks: the array continues.
+    wait_for('the first run', finished)
+    arrays = [job.split('_')[0] for job in _jobs(root).values()]
+    assert [arrays.count(array) for array in dict.fromkeys(arrays)] == [MAX_ARRAY_SIZE] * 3
+    first.kill()  # As when a connection breaks: the arrays continue.
     first.communicate()
 
     second = _start(*words)
     for line in second.stdout:
         if 'are in the queue already' in line:  # From now on it hears Ctrl-C.
             break
-    wait_for('half of the runs', lambda: len(_finished(root)) >= 3)
+    wait_for('half of the runs', lambda: finished() >= 3)  # More than the first array.
     second.send_signal(signal.SIGINT)
     said, _ = second.communicate(timeout=WAIT)
     assert second.returncode == 130, said
@@ -173,3 +189,29 @@ def test_slurm_runs_a_sweep_as_an_array_and_a_rerun_finishes_only_the_rest(tmp_p
     for line in said.splitlines():
         if match := re.match(r'\[\d/6\] rate=(\S+), seed (\d)', line):
             assert str(root / f'rate={match[1]}' / f'seed{match[2]}' / 'record.json') not in done
+
+
+@needs_slurm
+@pytest.mark.usefixtures('cluster', 'one_device')
+def test_slurm_preempts_a_sweep_and_its_runs_end_as_the_uninterrupted_ones(tmp_path):
+    file = _write_sweep(tmp_path, [0.1], 2, num_epochs=40, eval_every_epochs=40)
+    root = tmp_path / 'runs'
+    command = _start(f'--sweep={file}', f'--workdir={root}', '--executor=slurm')
+    logs = [root / 'rate=0.1' / f'seed{seed}' / LOG_FILE for seed in range(2)]
+    said = lambda text: all(log.exists() and text in log.read_text() for log in logs)  # noqa: E731
+    wait_for('the first steps', lambda: said('step 5/'))
+    (array,) = {job.split('_')[0] for job in _jobs(root).values()}
+    preempt(array, lambda: said('stopped and saved at step'))
+    printed, _ = command.communicate(timeout=WAIT)
+    assert command.returncode == 0, printed
+
+    for log in logs:
+        text = log.read_text()
+        stopped = int(text.split('stopped and saved at step ')[1].split()[0])
+        assert f'Resuming at step {stopped}.' in text
+    first_line, text = logs[0].read_text().split('\n', 1)
+    straight = tmp_path / 'straight'
+    words = shlex.split(first_line.removeprefix('$ ').replace(str(logs[0].parent), str(straight)))
+    ended = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    (digest,) = re.findall('state sha256 ([0-9a-f]+)', ended)
+    assert re.findall('state sha256 ([0-9a-f]+)', text) == [digest]

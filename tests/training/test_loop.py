@@ -18,7 +18,7 @@ from flaxcls.system.files import locked_folder
 from flaxcls.system.signals import SignalFlag
 from flaxcls.training import loop
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
-from flaxcls.training.logging import MetricsWriter, read_metrics
+from flaxcls.training.logging import MetricsWriter, find_trackers, read_metrics
 from flaxcls.training.restore import evaluate_workdir, load_run
 from flaxcls.training.setup import build_setup
 from tests.helpers.unpack import load_state
@@ -344,11 +344,11 @@ def test_full_disk_is_reported_before_the_checkpoint_is_begun(tiny_config, tmp_p
 
 
 def test_metrics_after_the_resumed_step_are_written_again(tmp_path):
-    writer = MetricsWriter(tmp_path, 0, tensorboard=True)
+    writer = MetricsWriter(tmp_path, 0, find_trackers('tensorboard', {}))
     for step in (5, 10, 15):
         writer.write({'step': step, 'train/loss': 1.0})
     writer.close()
-    writer = MetricsWriter(tmp_path, 10, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 10)
     writer.write({'step': 12, 'train/loss': 2.0})
     writer.close()
     assert [record['step'] for record in read_metrics(tmp_path)] == [5, 10, 12]

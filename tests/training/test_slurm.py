@@ -3,13 +3,12 @@
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.helpers.configs import TINY
 from tests.helpers.environment import with_devices
-from tests.helpers.slurm_cluster import ask, needs_slurm, wait_for
+from tests.helpers.slurm_cluster import needs_slurm, preempt, wait_for
 from tests.helpers.unpack import load_state
 
 SCRIPT = 'experiments/slurm/train.sh'
@@ -30,15 +29,7 @@ def test_preempted_job_is_requeued_and_ends_as_the_uninterrupted_run(tmp_path):
     ).stdout.strip()  # fmt: skip
     said = lambda text: log.exists() and text in log.read_text()  # noqa: E731
     wait_for('the first steps', lambda: said('step 5/'))
-    ask('sbatch', '--parsable', '-p', 'high', '--nodes=2', '--exclusive', '--output=/dev/null',
-         '--wrap=true')  # fmt: skip
-    wait_for('the preemption', lambda: said('stopped and saved at step'))
-    state = lambda: ask('squeue', '-h', '-j', job, '-o', '%T')  # noqa: E731
-    wait_for('the requeue', lambda: state() == 'PENDING')
-    # A requeued job waits for two minutes, unless somebody is in a hurry; within the same second,
-    # though, its credential would be taken for the old one.
-    time.sleep(2)
-    ask('scontrol', 'update', f'JobId={job}', 'StartTime=now')
+    preempt(job, lambda: said('stopped and saved at step'))
     wait_for('the end', lambda: said('state sha256'))
 
     text = log.read_text()
