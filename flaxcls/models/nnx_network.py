@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import errors, nnx
 
 from flaxcls.errors import UserError
-from flaxcls.models.image_size import require_image_size
+from flaxcls.models.init import Initialization
 
 _KINDS = {'params': nnx.Param, 'batch_stats': nnx.BatchStat}
 
@@ -90,16 +90,17 @@ class NnxNetwork(nnx.Module):
             self.deterministic = deterministic
 
 
-def create_nnx(model: nn.Module, name: str, image_size: int, rngs: nnx.Rngs) -> NnxNetwork:
+def create_nnx(
+    model: nn.Module, initialization: Initialization, image_size: int, rngs: nnx.Rngs
+) -> NnxNetwork:
     """Returns a network with initial weights: those that `init_variables` draws from a key.
 
     The key is `rngs.params()`. Under `nnx.eval_shape` or jit, where it has no value yet, they are
     Linen's, which are the same.
 
     Raises:
-      UserError: `rngs` is no nnx.Rngs, or the images are too small for the network `name`.
+      UserError: `rngs` is no nnx.Rngs.
     """
-    initialization = require_image_size(model, name, image_size, 'image_size')
     if not isinstance(rngs, nnx.Rngs):
         raise UserError(
             f"create_model(..., api='nnx') draws the initial weights from rngs={rngs!r}: "

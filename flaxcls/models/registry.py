@@ -13,6 +13,7 @@ from flaxcls.config.registry import Registry
 from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -67,7 +68,7 @@ def create_model(
         from flaxcls.models.nnx_network import create_nnx  # noqa: PLC0415 - slow to import
 
         size = MODELS[name].image_size if image_size is None else image_size
-        return create_nnx(model, name, size, rngs)
+        return create_nnx(model, require_image_size(model, name, size, 'image_size'), size, rngs)
     if api != 'linen':
         raise UserError(f"create_model: api={api!r} is unknown; choose 'linen' or 'nnx'.")
     for option, value in (('rngs', rngs), ('image_size', image_size)):
