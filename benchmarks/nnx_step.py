@@ -3,9 +3,9 @@
 All forms have the same weights, batch and optimizer, and the same program to compile. In a round
 each takes `--steps` steps, in an order that turns from round to round; a round's time is that until
 the last loss is there, as in a loop that waits for no step. Printed are the median milliseconds of
-a step, the median over the rounds of its ratio to Linen's, and how long a call keeps Python when
-nothing is to be computed, which is what NNX costs by itself: it walks through the module and the
-optimizer in Python.
+a step, the median over the rounds of its ratio to Linen's, the fastest round of each, which others
+on the machine disturb least, and how long a call keeps Python when nothing is to be computed, which
+is what NNX costs by itself: it walks through the module and the optimizer in Python.
 
     python -m benchmarks.nnx_step
 """
@@ -138,9 +138,10 @@ def compare(name: str, image_size: int, batch_size: int, steps: int, rounds: int
         ratios = [ours / theirs for ours, theirs in zip(seconds, linen, strict=True)]
         line = f'  {form:21} {1e3 * statistics.median(seconds):8.2f} ms'
         line += f' {statistics.median(ratios):6.3f}x ({min(ratios):.3f} to {max(ratios):.3f})'
+        line += f', fastest {1e3 * min(seconds):.2f} ms {min(seconds) / min(linen):.3f}x'
         if form in idle:
             alone = statistics.median(seconds_of(idle[form], 1) for _ in range(20))
-            line += f', of which {1e3 * alone:.2f} ms in Python'
+            line += f', {1e3 * alone:.2f} ms in Python'
         print(line, flush=True)
 
 
