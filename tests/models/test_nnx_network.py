@@ -144,6 +144,11 @@ def _equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def _close(a, b):
+    """Of two compiled programs, each of which XLA may fuse, and so round, in its own way."""
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), a, b)
+
+
 # With dropout, stochastic depth, and BatchNorms that share moments; and how often a pixel of the
 # digits is repeated.
 TRAINED = {
@@ -174,7 +179,7 @@ def _batches(name='resnet20'):
 
 
 def _make_optimizer():
-    return optax.sgd(0.1, momentum=0.9)
+    return optax.sgd(0.01, momentum=0.9)
 
 
 def _nnx_step(network, optimizer, images, labels):
@@ -214,8 +219,24 @@ def test_plain_loop_has_the_losses_and_weights_of_the_linen_loop(name):
     optimizer = nnx.Optimizer(network, _make_optimizer(), wrt=nnx.Param)
     step = nnx.jit(_nnx_step)
     losses = [step(network, optimizer, *batch) for batch in batches]
-    _equal((losses, flaxcls.to_linen(network)), expected)
+    _close((losses, flaxcls.to_linen(network)), expected)
     assert network.rngs.count[...] == STEPS
+
+
+def test_gradients_are_linens_to_the_bit_outside_of_jit():
+    network, batch = _create(), _batches()[0]
+    variables = flaxcls.to_linen(network)
+    expected = _linen_gradients(
+        network.linen,
+        variables['params'],
+        variables['batch_stats'],
+        network.rngs.key[...],
+        network.rngs.count[...],
+        *batch,
+    )
+    loss, gradients = _nnx_gradients(network, *batch)
+    statistics = flaxcls.to_linen(network)['batch_stats']
+    _equal((loss, nnx.to_pure_dict(gradients), statistics), expected)
 
 
 def _in_tree_mode(network, optimizer):
@@ -232,7 +253,7 @@ def test_every_way_to_call_a_step_trains_alike():
         network = _create()
         step = prepare(network, nnx.Optimizer(network, _make_optimizer(), wrt=nnx.Param))
         outcomes.append(([step(*batch) for batch in _batches()], flaxcls.to_linen(network)))
-    _equal(*outcomes)
+    _close(*outcomes)
 
 
 def test_split_saved_and_merged_continues_as_if_it_had_not_been():
