@@ -20,6 +20,8 @@ _HOME = {
     'default_config': 'flaxcls.config.config_dict',
     'load_config': 'flaxcls.config.files',
     'create_model': 'flaxcls.models.registry',
+    'to_nnx': 'flaxcls.models.nnx_network',
+    'to_linen': 'flaxcls.models.nnx_network',
     'train_and_evaluate': 'flaxcls.training.loop',
     'evaluate_workdir': 'flaxcls.training.restore',
     'Classifier': 'flaxcls.inference.classifier',

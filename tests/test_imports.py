@@ -88,6 +88,10 @@ def test_importing_flaxcls_loads_nothing_heavy():
     assert not _modules_after('import flaxcls') & heavy
 
 
+def test_whoever_stays_with_linen_does_not_load_nnx():
+    assert 'flax.nnx' not in _modules_after('import flaxcls; flaxcls.create_model("resnet20")')
+
+
 def test_no_module_needs_tensorflow_or_torch_or_takes_the_devices():
     names = ['.'.join(path.with_suffix('').parts) for path in FILES]
     imports = '; '.join(f'import {name}' for name in names)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 
@@ -13,8 +13,7 @@ from flaxcls.config.registry import Registry
 from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
-from flaxcls.models.init import Initialization, trace_initialization
-from flaxcls.models.layers import ImageTooSmall
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -25,24 +24,63 @@ from flaxcls.models.resnet import (
 )
 from flaxcls.models.vgg import VGG
 
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from flaxcls.models.nnx_network import NnxNetwork
+
 
 def attributes() -> frozenset[str]:
     """Returns the options of config.model that are attributes of the modules that have them."""
     return frozenset(key.removeprefix('model.') for key in keys_of('attribute'))
 
 
-def create_model(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
-    """Returns the Linen module `name`: `model.init(key, images, train=False)`.
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    api: str = 'linen',
+    rngs: 'nnx.Rngs | None' = None,
+    image_size: int | None = None,
+    **options: Any,
+) -> 'nn.Module | NnxNetwork':
+    """Returns the network `name` as a module of Linen or of NNX.
+
+    Of Linen: `model.init(key, images, train=False)`. Of NNX, with initial weights:
+    `model(images)`, `model.train()` and `model.eval()`; see `NnxNetwork`.
 
     Args:
       name: a key of MODELS.
       num_classes: length of the logits; None: as in the paper.
+      api: 'linen' or 'nnx'.
+      rngs: for NNX, what initial weights and training draw from, such as `nnx.Rngs(0)`.
+      image_size: for NNX, side of the smallest images in pixels, for which there has to be room;
+        None: of the paper's. No weight depends on it.
       **options: attributes of the network to change, such as `growth_rate` or `dtype`; see its
         class.
 
     Raises:
-      UserError: there is no such network, or it has no such option.
+      UserError: there is no such network or api, it has no such option, or the images are too
+        small for it.
     """
+    model = _create_linen(name, num_classes, options)
+    if api == 'nnx':
+        from flaxcls.models.nnx_network import create_nnx  # noqa: PLC0415 - slow to import
+
+        size = MODELS[name].image_size if image_size is None else image_size
+        return create_nnx(model, require_image_size(model, name, size, 'image_size'), size, rngs)
+    if api != 'linen':
+        raise UserError(f"create_model: api={api!r} is unknown; choose 'linen' or 'nnx'.")
+    for option, value in (('rngs', rngs), ('image_size', image_size)):
+        if value is not None:
+            raise UserError(
+                f"create_model: {option}={value!r} has no meaning for api='linen', whose weights "
+                "model.init makes from a key and images; give it api='nnx' as well."
+            )
+    return model
+
+
+def _create_linen(name: str, num_classes: int | None, options: dict[str, Any]) -> nn.Module:
     require_choice('model.name', name, list(MODELS))
     variant = MODELS[name]
     model = variant.constructor(num_classes=num_classes or variant.num_classes)
@@ -55,41 +93,6 @@ def create_model(name: str, *, num_classes: int | None = None, **options: Any) -
                 f'whose options are {", ".join(sorted(shaping))}.'
             )
     return model.clone(**options)
-
-
-def require_image_size(
-    model: nn.Module, name: str, image_size: int, key: str = 'data.image_size'
-) -> Initialization:
-    """Returns the `trace_initialization` of a network for images of this side.
-
-    Raises:
-      UserError: the images are too small; names the smallest that are not.
-    """
-    try:
-        return trace_initialization(model, image_size)
-    except ImageTooSmall:
-        smallest = _smallest_image_size(model, image_size)
-    raise UserError(
-        f'config.{key}={image_size} is too small for {name}; the smallest is {smallest} pixels.'
-    )
-
-
-def _smallest_image_size(model: nn.Module, too_small: int) -> int:
-    fits = 512
-    while not _fits(model, fits):
-        fits *= 2
-    while fits - too_small > 1:
-        middle = (too_small + fits) // 2
-        too_small, fits = (too_small, middle) if _fits(model, middle) else (middle, fits)
-    return fits
-
-
-def _fits(model: nn.Module, image_size: int) -> bool:
-    try:
-        trace_initialization(model, image_size)
-    except ImageTooSmall:
-        return False
-    return True
 
 
 class Variant(NamedTuple):

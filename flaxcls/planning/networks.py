@@ -1,7 +1,8 @@
 """The table of networks, and a network layer by layer, as text."""
 
 from flaxcls.config.option import require_choice
-from flaxcls.models.registry import MODELS, create_model, require_image_size
+from flaxcls.models.image_size import require_image_size
+from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.summary import count_cost, list_layers
 from flaxcls.system.text import table
 

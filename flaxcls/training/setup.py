@@ -17,9 +17,10 @@ from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
 from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import Dataset
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.init import Initialization
 from flaxcls.models.patterns import parse_patterns
-from flaxcls.models.registry import MODELS, require_image_size
+from flaxcls.models.registry import MODELS
 from flaxcls.system.xla_options import compiler_options
 from flaxcls.training import freezing, optimizers, parallel, steps
 from flaxcls.training.dataset import count_classes, read_dataset
@@ -203,7 +204,7 @@ def build_setup(
     model = create_network(config, axis_name=parallel.AXIS)
     initialization = require_image_size(model, config.model.name, config.data.image_size)
     if (size := config.data.train_image_size) is not None:
-        require_image_size(model, config.model.name, size, 'data.train_image_size')
+        require_image_size(model, config.model.name, size, 'config.data.train_image_size')
     if for_training:
         if 'batch_stats' in initialization.abstract:
             group_size = config.batch_norm.group_size

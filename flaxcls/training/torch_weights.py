@@ -23,9 +23,10 @@ from flaxcls.config.workdir import (
     load_stored_config,
 )
 from flaxcls.errors import UserError
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.init import init_variables
 from flaxcls.models.patterns import parse_patterns
-from flaxcls.models.registry import MODELS, require_image_size
+from flaxcls.models.registry import MODELS
 from flaxcls.system.files import write_atomically
 from flaxcls.training import freezing, optimizers
 from flaxcls.training.checkpoints import Checkpoints

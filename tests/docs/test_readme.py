@@ -71,6 +71,10 @@ LONG = [
     (r'plan .*densenet121', f'{_SMALL_DENSENET} --config.data.image_size=32'),
     (r'plan .*digits_resnet20', _DIGITS),
     (r'flaxcls sweep ', '--dry_run'),  # test_sweep.py and a notebook run some whole.
+    (
+        r'benchmarks\.nnx_step',
+        '--models=resnet20 --image_size=8 --batch_size=2 --steps=1 --rounds=1',
+    ),
     (r'flaxcls benchmark', f'--steps=1 --rounds=2 {_DIGITS}'),
 ]
 

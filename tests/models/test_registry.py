@@ -15,8 +15,9 @@ from flaxcls.errors import UserError
 from flaxcls.models import densenet
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.densenet import Features
+from flaxcls.models.image_size import require_image_size
 from flaxcls.models.init import abstract_variables, init_variables
-from flaxcls.models.registry import MODELS, create_model, require_image_size
+from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.resnet import (
     BasicBlock,
     BottleneckBlock,
