@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import platformdirs
 
 from flaxcls.errors import UserError
-from flaxcls.system.files import write_atomically
 
 FOLDER = 'extensions'  # Of a workdir.
 TRUST = 'FLAXCLS_TRUST_EXTENSIONS'  # Environment variable that --trust_extensions sets.
@@ -119,6 +118,8 @@ def load_again(text: str) -> None:
 
 def store(text: str, workdir: pathlib.Path) -> None:
     """Writes the extensions of a config, which are loaded, into a workdir."""
+    from flaxcls.system.files import write_atomically  # noqa: PLC0415 - NumPy, for --help
+
     for label in split(text):
         folder = workdir / FOLDER
         folder.mkdir(exist_ok=True)

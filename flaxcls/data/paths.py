@@ -82,6 +82,8 @@ def _below(name: str) -> Iterator[Found]:
 def _look_at(path: str, *, files_only: bool = False) -> Found:
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # ValueError: no path has a null byte.
-        return Found(path, getattr(error, 'strerror', None) or str(error))
+    except OSError as error:
+        return Found(path, error.strerror)
+    except ValueError:
+        return Found(path, 'no path has a null byte')
     return Found(path, 'no regular file' if files_only and not stat.S_ISREG(mode) else None)

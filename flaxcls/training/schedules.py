@@ -26,12 +26,14 @@ class Span(NamedTuple):
     """The steps of a run.
 
     Attributes:
+      warmup_epochs: as in config.schedule.
       warmup: steps of the warm-up, rounded.
       warmup_start: share of the peak at the first step; None: as is usual for the schedule.
       total: steps of the run.
       steps_per_epoch: steps.
     """
 
+    warmup_epochs: float
     warmup: int
     warmup_start: float | None
     total: int
@@ -74,7 +76,7 @@ def make_schedule(
             f'config.schedule.warmup_epochs={warmup_epochs:g} takes all of the {total} steps; warm '
             'up for less, or train for longer.'
         )
-    span = Span(warmup, warmup_start, total, steps_per_epoch)
+    span = Span(warmup_epochs, warmup, warmup_start, total, steps_per_epoch)
     return SCHEDULES.bind(name, options)(peak, span)
 
 
@@ -150,8 +152,8 @@ def one_cycle(peak: float, span: Span, *, final: float) -> optax.Schedule:
     """
     if not span.warmup:
         raise UserError(
-            'config.schedule.warmup_epochs is less than a step, and schedule.name=one_cycle rises '
-            'for as long; give it about a third of the epochs.'
+            f'config.schedule.warmup_epochs={span.warmup_epochs:g} is less than a step, and '
+            'schedule.name=one_cycle rises for as long; give it about a third of the epochs.'
         )
     start = 1 / 25 if span.warmup_start is None else span.warmup_start
     return optax.cosine_onecycle_schedule(

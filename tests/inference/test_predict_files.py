@@ -241,7 +241,7 @@ def test_what_cannot_be_opened_is_found_with_its_problem(tree):
         'empty': 'a folder without any image',
         'sub/broken.png': 'No such file or directory',
         'sub/pipe': 'no regular file',
-        'nul\0.png': 'embedded null byte',
+        'nul\0.png': 'no path has a null byte',
     }
     (tree / 'sub/again').symlink_to(tree)
     with pytest.raises(UserError, match='is a link to a folder that it lies in'):
