@@ -33,13 +33,11 @@ class Extension(NamedTuple):
       name: of the file, without folders.
       source: its content.
       path: where it was; for messages.
-      package: that its relative imports start from; '' of a file.
     """
 
     name: str
     source: bytes
     path: str
-    package: str = ''
 
     @property
     def sha256(self) -> str:
@@ -172,8 +170,7 @@ def _find(part: str, beside: str | os.PathLike | None) -> Extension:
             f'config.extensions={part!r} is neither a file that ends in .py nor a module that can '
             'be imported.'
         )
-    extension = _read_file(pathlib.Path(spec.origin), 'config.extensions names it')
-    return extension._replace(package=spec.parent or '')
+    return _read_file(pathlib.Path(spec.origin), 'config.extensions names it')
 
 
 def _read_file(path: pathlib.Path, why: str) -> Extension:
@@ -198,7 +195,8 @@ def _load(extension: Extension, kind: str = 'extension') -> types.ModuleType:
         return module
     name = f'flaxcls_extension_{pathlib.Path(extension.name).stem}'
     module = types.ModuleType(name)
-    module.__file__, module.__package__ = extension.path, extension.package
+    # Without a package: the copy in a run has none that relative imports could start from.
+    module.__file__, module.__package__ = extension.path, ''
     with _additions_of(extension.name), as_user_error(extension.path, kind):
         sys.modules[name] = module  # Where dataclasses and pickle look.
         exec(compile(extension.source, extension.path, 'exec'), module.__dict__)

@@ -176,11 +176,14 @@ def test_a_module_that_can_be_imported_is_an_extension(here):
     (package / '__init__.py').write_text('')
     (package / 'part.py').write_text('LOSS = "own"')
     (package / 'mine.py').write_text(
-        'import flaxcls\nfrom .part import LOSS\n'
+        'import flaxcls\nfrom package.part import LOSS\n'
         'flaxcls.LOSSES.register(LOSS)(lambda logits, targets: logits.sum(-1))'
     )
     config = flaxcls.load_config(None, {'extensions': 'package.mine', 'loss': 'own'})
     assert config.loss == 'own'
+    (package / 'relative.py').write_text('from .part import LOSS')
+    with pytest.raises(UserError, match='relative import'):  # As the copy in a run would fail.
+        flaxcls.load_config(None, {'extensions': 'package.relative'})
     with pytest.raises(UserError, match=r'neither a file that ends in .py nor a module'):
         flaxcls.load_config(None, {'extensions': 'package.none'})
 
