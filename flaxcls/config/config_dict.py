@@ -77,7 +77,8 @@ def set_option(config: ConfigDict, key: str, value: Any) -> None:
     """
     known = options_with(names_of(config.extensions))
     if key not in known:
-        raise UserError(f'there is no option config.{key}{did_you_mean(key, list(known))}.')
+        new = f'; it is config.{_RENAMED[key]} now' if key in _RENAMED else ''
+        raise UserError(f'there is no option config.{key}{new or did_you_mean(key, list(known))}.')
     *parents, name = key.split('.')
     section = functools.reduce(lambda section, parent: section[parent], parents, config)
     section[name] = known[key].parse(value)

@@ -52,6 +52,7 @@ def test_override_takes_the_options_type(key, text, value):
     ('key', 'text', 'says'),
     [
         ('bach_size', '8', 'did you mean batch_size?'),
+        ('tensorboard', 'true', 'it is config.trackers now'),
         ('dropout_rate', '0.1', 'model.dropout_rate'),
         ('model.nmae', 'x', 'did you mean model.name?'),
         ('batch_size', '1.5', "'1.5' is not a whole number"),
