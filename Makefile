@@ -74,10 +74,12 @@ bench-programs: .venv-tpu/.ready .venv-cuda/.ready
 clean:
 	rm -rf .venv .venv-newest .venv-parity .venv-bench .venv-tpu .venv-cuda build *.egg-info
 
-.venv/.ready: setup.cfg setup.py $(CONSTRAINTS)
+.venv/.ready: setup.cfg setup.py $(CONSTRAINTS) $(wildcard flaxcls/ops/kernels/*)
 	@echo "$$($(PYTHON) --version) ($(PYTHON)), $(CONSTRAINTS)"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[test]'
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) setuptools -e '.[native,test]'
+	@# Again, since kernels are compiled against what has been installed.
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 # Besides, what exports take; they fetch their converters themselves.

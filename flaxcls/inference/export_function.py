@@ -18,7 +18,7 @@ from flaxcls.inference.fold_batch_norm import fold_batch_norm
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.models.resnet import ResNet
-from flaxcls.ops.reference import reference_ops
+from flaxcls.ops.forms import reference
 from flaxcls.training.from_config import EvalImages
 
 Inference = Callable[[jax.Array], dict[str, jax.Array]]
@@ -51,7 +51,7 @@ def make_inference(
     layers = ['feature_map'] if with_maps and once and isinstance(model, ResNet | DenseNet) else []
 
     def apply(images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        with reference_ops(), nn.intercept_methods(folded.intercept):
+        with reference(), nn.intercept_methods(folded.intercept):
             return apply_with_intermediates(model, folded.variables, normalize(images), layers)
 
     def infer(images: jax.Array) -> dict[str, jax.Array]:

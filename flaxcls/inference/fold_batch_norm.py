@@ -14,7 +14,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import Conv
-from flaxcls.ops.reference import reference_ops
+from flaxcls.ops.batch_norm import join
+from flaxcls.ops.forms import reference
+from flaxcls.ops.fusion import is_relu
 
 Path = tuple[str, ...]  # Of a layer, as in its module.
 # A channel whose factor is much smaller than others' would get activations as much larger, and
@@ -39,7 +41,8 @@ class Folded(NamedTuple):
         if not _is_call(context, BatchNorm):
             return call(*args, **kwargs)
         factor, shift = self.norms[context.module.path]
-        return (args[0] if factor is None else args[0] * factor) + shift
+        x = _joined(args[0])
+        return (x if factor is None else x * factor) + shift
 
 
 class Norm(NamedTuple):
@@ -108,7 +111,7 @@ def find_norms(model: nn.Module, variables: Mapping[str, Any], side: int) -> dic
 
     def after(equation: Any) -> list[Path]:
         users = seen_by[equation.outvars[0]]
-        if len(users) != 1 or not _is_relu(users[0]):
+        if len(users) != 1 or users[0] is None or not is_relu(users[0]):
             return []
         layers = [layer_at(user, _BEGINS) for user in seen_by[users[0].outvars[0]]]
         fit = all(isinstance(layer, Conv) and layer.groups == 1 for layer in layers)
@@ -135,11 +138,11 @@ def _trace(model: nn.Module, variables: Mapping[str, Any], side: int) -> tuple[A
             return call(*args, **kwargs)
         name = '/'.join(context.module.path)
         layers[name] = context.module
-        x = checkpoint_name(args[0], f'{_BEGINS} {name}')
+        x = checkpoint_name(_joined(args[0]), f'{_BEGINS} {name}')
         return checkpoint_name(call(x) if _is_call(context, Conv) else x, f'{_ENDS} {name}')
 
     def apply(images):
-        with reference_ops(), nn.intercept_methods(mark):
+        with reference(), nn.intercept_methods(mark):
             return model.apply(variables, images, train=False)
 
     program = jax.make_jaxpr(apply)(jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)).jaxpr
@@ -151,11 +154,8 @@ def _trace(model: nn.Module, variables: Mapping[str, Any], side: int) -> tuple[A
     return program, layer_at
 
 
-def _is_relu(equation: Any) -> bool:
-    """Returns whether an equation is nn.relu, whose gradient is its own and which holds a call."""
-    if equation is None or equation.primitive.name != 'custom_jvp_call':
-        return False
-    return equation.params['call_jaxpr'].eqns[0].params.get('name') == 'relu'
+def _joined(x: jax.Array | tuple[jax.Array, ...]) -> jax.Array:
+    return join(x) if isinstance(x, tuple) else x
 
 
 def _affine(

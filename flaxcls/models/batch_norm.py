@@ -11,11 +11,15 @@ from flaxcls.models import init
 from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import (
     Moments,
-    _normalize,
+    Parts,
+    affine,
+    batch_norm,
     compute_moments,
+    join,
     merge_moments,
     merge_over_devices,
     normalize,
+    normalize_in_evaluation,
     split_of_group,
     unbiased,
 )
@@ -58,15 +62,19 @@ class BatchNorm(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, moments: Moments | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array | Parts, *, train: bool, moments: Moments | None = None
+    ) -> jax.Array:
         """Normalises x [B, H, W, C].
 
         Args:
-          x: activations.
+          x: activations, also several, whose channels follow one another.
           train: whether to use the statistics of the group, and update the running ones.
           moments: `group_moments(x)`, where they are known; None: they are computed.
         """
-        channels = x.shape[-1]
+        parts = x if isinstance(x, tuple) else (x,)
+        batch, *size, _ = parts[0].shape
+        channels = sum(part.shape[-1] for part in parts)
         scale = self.param('scale', self.scale_init, (channels,), jnp.float32)
         bias = self.param('bias', init.zeros, (channels,), jnp.float32)
         zeros, ones = init.zeros, init.ones
@@ -75,14 +83,19 @@ class BatchNorm(nn.Module):
         learning = train and not matches('/'.join(self.path), self.frozen)
         if self.is_initializing() or not (learning or self.collect_statistics):
             factor = scale * lax.rsqrt(running_var.value + self.eps)
-            return _normalize(x, running_mean.value, factor, bias).astype(self.dtype)
+            y = normalize_in_evaluation(parts, running_mean.value, factor, bias)
+            return y.astype(self.dtype)
 
-        local, span = split_of_group(x.shape[0], self.group_size, self.axis_name)
-        grouped = x.reshape(-1, local, *x.shape[1:])
-        group = moments = moments or self.group_moments(x, running_mean.value)
-        if span > 1:
-            shift = lax.stop_gradient(running_mean.value)
-            group = merge_over_devices(moments, span, self.axis_name, shift)
+        local, span = split_of_group(batch, self.group_size, self.axis_name)
+        grouped = tuple(part.reshape(-1, local, *part.shape[1:]) for part in parts)
+        if moments is None and span == 1 and not self.collect_statistics:
+            y, group = batch_norm(join(grouped), scale, bias, running_mean.value, self.eps)
+        else:
+            group = moments = moments or self.group_moments(join(parts), running_mean.value)
+            if span > 1:
+                shift = lax.stop_gradient(running_mean.value)
+                group = merge_over_devices(moments, span, self.axis_name, shift)
+            y = normalize(grouped, *affine(group, scale, self.eps), bias)
         if self.collect_statistics:
             device = merge_moments(moments)
             running_mean.value, running_var.value = device.mean, device.var
@@ -92,9 +105,7 @@ class BatchNorm(nn.Module):
             # layers at once.
             self._update(running_mean, group.mean)
             self._update(running_var, unbiased(group))
-        mean, var = (value[:, None, None, None] for value in (group.mean, group.var))
-        factor = scale * lax.rsqrt(var + self.eps)
-        return normalize(grouped, mean, factor, bias).astype(self.dtype).reshape(x.shape)
+        return y.astype(self.dtype).reshape(batch, *size, channels)
 
     @nn.nowrap
     def group_moments(self, x: jax.Array, shift: jax.Array | None = None) -> Moments:

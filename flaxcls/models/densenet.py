@@ -22,7 +22,7 @@ from flaxcls.models.layers import (
     global_avg_pool,
     max_pool,
 )
-from flaxcls.ops.batch_norm import Moments
+from flaxcls.ops.batch_norm import Moments, Parts
 from flaxcls.ops.remat import BLOCK
 
 
@@ -30,13 +30,18 @@ class Features(NamedTuple):
     """Feature maps, and the moments by which every later layer normalises them.
 
     Attributes:
-      maps: activations [B, H, W, C].
+      maps: activations [B, H, W, c], whose channels follow one another. They stay apart: joined,
+        all would be written anew for each layer.
       moments: of each channel, as `BatchNorm.group_moments` returns them; None where BatchNorm uses
         its running statistics.
     """
 
-    maps: jax.Array
+    maps: Parts
     moments: Moments | None
+
+    @property
+    def channels(self) -> int:
+        return sum(part.shape[-1] for part in self.maps)
 
 
 def with_moments(maps: jax.Array, norm: BatchNorm | None) -> Features:
@@ -45,12 +50,12 @@ def with_moments(maps: jax.Array, norm: BatchNorm | None) -> Features:
     The maps are what remat 'block' keeps.
     """
     maps = checkpoint_name(maps, BLOCK)
-    return Features(maps, norm.group_moments(maps) if norm else None)
+    return Features((maps,), norm.group_moments(maps) if norm else None)
 
 
 def concatenate(x: Features, new: Features) -> Features:
     """Returns the channels of x followed by the new ones, and their moments."""
-    maps = jnp.concatenate([x.maps, new.maps], axis=-1)
+    maps = x.maps + new.maps
     if x.moments is None or new.moments is None:
         return Features(maps, None)
     mean = jnp.concatenate([x.moments.mean, new.moments.mean], axis=-1)
@@ -190,7 +195,7 @@ class DenseNet(nn.Module):
                 new = layer(x, train=train, example_keys=example_keys)
                 x = concatenate(x, measured(new))
             if block < len(self.block_sizes):
-                kept = int(x.maps.shape[-1] * self.compression)
+                kept = int(x.channels * self.compression)
                 transition = Transition(kept, name=f'transition{block}', **options)
                 x = measured(transition(x, train=train, example_keys=example_keys))
         x = norm(name='bn_final')(x.maps, train=train, moments=x.moments)

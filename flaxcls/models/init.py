@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
 
+from flaxcls.ops.forms import reference
 from flaxcls.system.host_memory import garbage_collection_paused
 
 Initializer = Callable[..., jax.Array]
@@ -184,7 +185,7 @@ def trace_initialization(model: nn.Module, image_size: int) -> Initialization:
 
     def init(key: jax.Array) -> tuple[Any, dict[int, jax.Array], dict[int, jax.Array]]:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-        with recording() as asked:
+        with recording() as asked, reference():
             variables = model.init(key, images, train=False)
         by_stand_in = {id(draw.stand_in): draw for draw in asked}
         leaves = dict(enumerate(jax.tree.leaves(variables)))

@@ -17,6 +17,7 @@ from flaxcls.errors import UserError
 from flaxcls.models import init
 from flaxcls.ops import pooling
 from flaxcls.ops.convolution import convolve
+from flaxcls.ops.dense import multiply
 from flaxcls.ops.dtypes import at_least_float32
 from flaxcls.ops.remat import BLOCK, LINEAR
 
@@ -64,11 +65,11 @@ class Conv(nn.Module):
         shape = (size, size, x.shape[-1] // self.groups, self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
-        x = convolve(x, kernel, strides=self.strides, padding=self.padding, groups=self.groups)
+        bias = None
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
-            x = x + bias.astype(self.dtype)
-        return checkpoint_name(x, LINEAR)
+        geometry = {'strides': self.strides, 'padding': self.padding, 'groups': self.groups}
+        return checkpoint_name(convolve(x, kernel, bias, **geometry), LINEAR)
 
 
 class Dropout(nn.Module):
@@ -196,12 +197,17 @@ class Intermediate(nn.Module):
         return x
 
 
+def _dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    return multiply(x, kernel)
+
+
 def dense(x: jax.Array, features: int, **options: Any) -> jax.Array:
     """Returns the output [B, features] of a fully connected layer, in the dtype of x [B, C].
 
     `options` are further attributes of `nn.Dense`, such as its name.
     """
-    return checkpoint_name(nn.Dense(features, dtype=x.dtype, **options)(x), LINEAR)
+    layer = nn.Dense(features, dtype=x.dtype, dot_general=_dot_general, **options)
+    return checkpoint_name(layer(x), LINEAR)
 
 
 class Head(nn.Module):

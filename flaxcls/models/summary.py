@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from flaxcls.models.init import abstract_variables
+from flaxcls.ops.forms import reference
 from flaxcls.system.host_memory import garbage_collection_paused
 
 
@@ -83,7 +84,8 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
     # Which runs the network, and draws its weights without any product.
     init = lambda x: model.init(jax.random.key(0), x, train=False)  # noqa: E731
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    program, variables = jax.make_jaxpr(init, return_shape=True)(images)
+    with reference():
+        program, variables = jax.make_jaxpr(init, return_shape=True)(images)
     products = [_cost_of_product(equation) for equation in _flatten(program.jaxpr)]
     return Cost(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables['params'])),
@@ -95,10 +97,7 @@ def count_cost(model: nn.Module, image_size: int) -> Cost:
 def _flatten(jaxpr: Any) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         yield equation
-        parameters = dict(equation.params)
-        if 'branches' in parameters:  # One form for each platform, of which one is run.
-            parameters['branches'] = parameters['branches'][-1:]
-        for parameter in parameters.values():
+        for parameter in equation.params.values():
             for inner in jax.tree.leaves(parameter, is_leaf=lambda p: hasattr(p, 'eqns')):
                 inner = getattr(inner, 'jaxpr', inner)
                 if hasattr(inner, 'eqns'):

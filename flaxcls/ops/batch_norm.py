@@ -9,22 +9,73 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
+from flaxcls.ops import native, norm_kernels
 from flaxcls.ops.dtypes import at_least_float32
 from flaxcls.ops.remat import STATISTICS
 
+Parts = tuple[jax.Array, ...]  # Activations whose channels follow one another.
 
-@jax.custom_vjp
-def normalize(x: jax.Array, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
-    """Returns (x - mean) * factor + bias, of float32 or wider, for x [G, B, H, W, C].
 
-    The gradients of the three vectors follow from two sums over the gradient, which are all that
-    has to be read for them.
+def normalize(x: Parts, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
+    """Returns (x - mean) * factor + bias for x [G, B, H, W, C].
+
+    It is computed in float32 or wider, of which it is, or of the dtype of x.
 
     Args:
       x: groups of activations.
       mean: [G, 1, 1, 1, C], or a shape that broadcasts to it.
       factor: of the same shape.
       bias: [C].
+    """
+    if native.takes(x[0]) and mean.shape[:-1] == (len(x[0]), 1, 1, 1):
+        mean, factor = mean[:, 0, 0, 0], factor[:, 0, 0, 0]
+        return norm_kernels.normalize_by_moments(mean, factor, bias, *x, relu=False)[0]
+    return _normalize_by_moments(join(x), mean, factor, bias)
+
+
+def normalize_in_evaluation(
+    x: Parts, mean: jax.Array, factor: jax.Array, bias: jax.Array
+) -> jax.Array:
+    """Returns (x - mean) * factor + bias for x [B, H, W, C] and vectors [C]; dtype as above."""
+    if native.takes(x[0]):
+        return norm_kernels.normalize(x, mean, factor, bias)
+    return _normalize(join(x), mean, factor, bias)
+
+
+def join(parts: Parts) -> jax.Array:
+    """Returns the parts as one array."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, eps: float
+) -> tuple[jax.Array, 'Moments']:
+    """Returns x [G, B, H, W, C] normalised by the moments of its groups, and these.
+
+    Args:
+      x: groups of activations.
+      scale, bias: float32 [C].
+      shift: float32 [C], see `compute_moments`.
+      eps: added to the variance.
+    """
+    if native.takes(x):
+        y, mean, var = norm_kernels.batch_norm(x, scale, bias, eps=eps, relu=False)
+        count = jnp.full(len(x), math.prod(x.shape[1:4]), mean.dtype)
+        return y, Moments(count, mean, var)
+    moments = compute_moments(x, shift=shift)
+    return normalize((x,), *affine(moments, scale, eps), bias), moments
+
+
+def affine(moments: 'Moments', scale: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean and the factor [G, 1, 1, 1, C] of `normalize`."""
+    mean, var = (value[:, None, None, None] for value in (moments.mean, moments.var))
+    return mean, scale * lax.rsqrt(var + eps)
+
+
+@jax.custom_vjp
+def _normalize_by_moments(x, mean, factor, bias):
+    """The gradients of the three vectors follow from two sums over the gradient, which are all that
+    has to be read for them.
     """
     return _normalize(x, mean, factor, bias)
 
@@ -34,7 +85,7 @@ def _normalize(x, mean, factor, bias):
 
 
 def _normalize_forward(x, mean, factor, bias):
-    return normalize(x, mean, factor, bias), (x, mean, factor)
+    return _normalize_by_moments(x, mean, factor, bias), (x, mean, factor)
 
 
 def _normalize_backward(saved, gradient):
@@ -47,7 +98,7 @@ def _normalize_backward(saved, gradient):
     return (gradient * factor).astype(x.dtype), -total * factor, along, bias_gradient
 
 
-normalize.defvjp(_normalize_forward, _normalize_backward)
+_normalize_by_moments.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _sum_to(value: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -95,6 +146,8 @@ def mean_and_var(values: jax.Array, shift: jax.Array | None = None) -> tuple[jax
     Where memory bandwidth is the limit (not on CPU), both come from one reading if there is a
     `shift` [C] near the mean: the closer, the less cancels.
     """
+    if native.takes(values):
+        return norm_kernels.moments(values)
     if shift is None:
         return in_two_readings(values)
     return lax.platform_dependent(

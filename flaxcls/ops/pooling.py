@@ -5,6 +5,7 @@ number at a time on CPU. The same is done there by whole slices: one for each pl
 which holds that place's pixel of every window.
 """
 
+import ctypes
 import functools
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxcls.ops.reference import use_reference_ops
+from flaxcls.ops import native
+from flaxcls.ops.forms import use_reference
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
@@ -22,10 +24,12 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array
 
     The gradient goes to a window's first maximum, row by row. The padding never wins.
     """
-    if use_reference_ops():
+    if use_reference():
         pads = [(0, 0), (padding, padding), (padding, padding), (0, 0)]
         padded = jnp.pad(x, pads, constant_values=-jnp.inf) if padding else x
         return nn.max_pool(padded, window_shape=(window, window), strides=(strides, strides))
+    if native.takes(x):
+        return _max_pool_by_kernel(x, window, strides, padding)
     return _max_pool(x, window, strides, padding)
 
 
@@ -96,3 +100,87 @@ def _spread(values, shape, place, strides, padding):
 
 
 _max_pool.defvjp(_forward, _backward)
+
+
+# The kernels, of which the first keeps the place in its window of each maximum, as a byte.
+
+
+def _places_by_slices(x, **options):
+    slices = [values for _, values in _slices(x, **options)]
+    maxima, winner = slices[0], jnp.zeros(slices[0].shape, jnp.uint8)
+    for index, values in enumerate(slices[1:], start=1):
+        winner = jnp.where(values > maxima, jnp.uint8(index), winner)
+        maxima = jnp.maximum(maxima, values)
+    return maxima, winner
+
+
+def _spread_to_places(gradient, winner, *, window, size, strides, padding):
+    shape = (len(gradient), *size, gradient.shape[3])
+    places = itertools.product(range(window), repeat=2)
+    return (
+        sum(
+            _spread(jnp.where(winner == index, gradient, 0), shape, place, strides, padding)
+            for index, place in enumerate(places)
+        ),
+    )
+
+
+def _shapes(x, *, window, strides, padding):
+    size = [(length + 2 * padding - window) // strides + 1 for length in x.shape[1:3]]
+    shape = (x.shape[0], *size, x.shape[3])
+    return jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+
+def _gradient_shape(gradient, winner, *, size, **_):
+    shape = (gradient.shape[0], *size, gradient.shape[3])
+    return (jax.ShapeDtypeStruct(shape, gradient.dtype),)
+
+
+def _supports(x, *, window, strides, padding):
+    y, _ = _shapes(x, window=window, strides=strides, padding=padding)
+    shapes = [(ctypes.c_int64 * 4)(*value.shape) for value in (x, y)]
+    numbers = [ctypes.c_int64(number) for number in (window, strides, padding)]
+    return bool(
+        native.library().flaxcls_supports_max_pool(x.dtype == jnp.bfloat16, *shapes, *numbers)
+    )
+
+
+def _supports_gradient(gradient, winner, **options):
+    (x,) = _gradient_shape(gradient, winner, **options)
+    return _supports(x, **{name: value for name, value in options.items() if name != 'size'})
+
+
+_max_and_places = native.define(
+    'max_pool',
+    _places_by_slices,
+    _shapes,
+    attributes=('window', 'strides', 'padding'),
+    supports=_supports,
+)
+_to_places = native.define(
+    'max_pool_gradient',
+    _spread_to_places,
+    _gradient_shape,
+    attributes=('window', 'strides', 'padding'),
+    supports=_supports_gradient,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool_by_kernel(x, window, strides, padding):
+    return _max_and_places(x, window=window, strides=strides, padding=padding)[0]
+
+
+def _kernel_forward(x, window, strides, padding):
+    maxima, places = _max_and_places(x, window=window, strides=strides, padding=padding)
+    # The height and width of x alone, as an array of nothing.
+    return maxima, (places, jnp.zeros((0, *x.shape[1:3]), jnp.uint8))
+
+
+def _kernel_backward(window, strides, padding, saved, gradient):
+    places, like = saved
+    options = {'window': window, 'strides': strides, 'padding': padding, 'size': like.shape[1:]}
+    return tuple(_to_places(gradient, places, **options))
+
+
+_max_pool_by_kernel.defvjp(_kernel_forward, _kernel_backward)

@@ -21,6 +21,7 @@ from flaxcls.config.workdir import (
     require_stored_classes,
 )
 from flaxcls.errors import Stopped
+from flaxcls.ops import native
 from flaxcls.system.distributed import on_first
 from flaxcls.system.files import locked_folder, write_atomically
 from flaxcls.system.signals import SignalFlag
@@ -31,7 +32,7 @@ from flaxcls.training.evaluation import describe_evaluation, make_evaluate
 from flaxcls.training.meter import StepMeter
 from flaxcls.training.progress import BriefReporter, Progress, Reporter
 from flaxcls.training.resume import require_same_run
-from flaxcls.training.run_record import RunRecord
+from flaxcls.training.run_record import RunRecord, note_on_kernels
 from flaxcls.training.setup import Setup, build_setup, resolve
 from flaxcls.training.state import TrainState
 
@@ -84,6 +85,8 @@ def train_and_evaluate(
         if newest is not None:
             state = checkpoints.restore_newest(like=state)
             print(f'Resuming at step {int(state.step)}.')
+            if note := note_on_kernels(workdir):
+                print(f'Note: {note}')
         step, total = int(state.step), setup.total_steps
         if step >= total:
             print(f'{workdir} is already finished: step {step} of {total}.')
@@ -133,10 +136,12 @@ def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
 
 def _describe_layout(layout: parallel.Layout) -> str:
     processes, microbatches = jax.process_count(), layout.accumulation_steps
+    kernels = f', kernels: {native.status()}' if jax.default_backend() == 'cpu' else ''
     return (
         f'{layout.devices} {jax.devices()[0].device_kind} device(s)'
         + (f' of {processes} processes' if processes > 1 else '')
         + (f', {microbatches} accumulation steps' if microbatches > 1 else '')
+        + kernels
     )
 
 

@@ -15,6 +15,7 @@ from flaxcls.config.option import require_choice
 from flaxcls.config.options import keys_of, options_with
 from flaxcls.config.workdir import RECORD_FILE
 from flaxcls.models.registry import MODELS
+from flaxcls.ops import native
 from flaxcls.system import files
 from flaxcls.system.host_info import describe_devices, find_commit, find_versions
 
@@ -66,9 +67,9 @@ class RunRecord:
     """Keeps record.json in a workdir, up to the last save.
 
     It says of the experiment `config_hash`, `seed` and `options`; of each process that worked on
-    it, under `parts`, `config_hash`, `commit`, `device`, `versions`, `began` (UTC), `from_step`,
-    `to_step` and `seconds` of wall time, compilation and evaluation included; and of the result
-    `step`, `total_steps` and `val`, the last evaluation.
+    it, under `parts`, `config_hash`, `commit`, `device`, `versions`, `kernels` (of the CPU),
+    `began` (UTC), `from_step`, `to_step` and `seconds` of wall time, compilation and evaluation
+    included; and of the result `step`, `total_steps` and `val`, the last evaluation.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class RunRecord:
             'commit': find_commit() if jax.process_index() == 0 else None,
             'device': describe_devices(),
             'versions': find_versions(),
+            'kernels': native.status(),
             'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'from_step': from_step,
         }
@@ -112,6 +114,18 @@ class RunRecord:
         self._record |= {'step': step} | ({'val': dict(val)} if val else {})
         if jax.process_index() == 0:
             files.write_atomically(self._path, json.dumps(self._record, indent=1) + '\n')
+
+
+def note_on_kernels(workdir: pathlib.Path) -> str | None:
+    """Returns a sentence if the run in `workdir` goes on with other kernels, else None."""
+    parts = read_record(workdir).get('parts', [])
+    before, now = (parts[-1].get('kernels') if parts else None), native.status()
+    if before is None or before == now:
+        return None
+    return (
+        f'the kernels of the steps until now were: {before}; now they are: {now}. Sums are rounded '
+        'otherwise, so this is not to the last digit the run that it would have been.'
+    )
 
 
 def read_record(folder: str | os.PathLike, name: str = RECORD_FILE) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from flaxcls.augment.mixup import Mixed
+from flaxcls.ops.fusion import fuse
 from flaxcls.ops.remat import remat as with_remat
 from flaxcls.training.ema import update_ema
 from flaxcls.training.freezing import merge_frozen, split_frozen
@@ -93,7 +94,7 @@ def make_train_step(
             # Shares are equal, so the mean of their means is the batch's.
             return losses.mean(), (updates.get('batch_stats', {}), sums)
 
-        gradients_of = jax.grad(with_remat(loss_fn, remat), has_aux=True)
+        gradients_of = jax.grad(with_remat(fuse(loss_fn), remat), has_aux=True)
         microbatches = (images, targets, labels, keys.model)
         gradients, (batch_stats, sums) = _sum_over_microbatches(
             lambda microbatch: gradients_of(trained, microbatch), microbatches
@@ -195,6 +196,7 @@ def make_classify(
         averaged probabilities; None: the images are taken as they are.
     """
 
+    @fuse
     def classify(variables: Variables, images: jax.Array) -> jax.Array:
         return model.apply(variables, normalize(images), train=False)
 

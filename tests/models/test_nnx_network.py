@@ -13,33 +13,10 @@ from sklearn.datasets import load_digits
 
 import flaxcls
 from flaxcls.errors import UserError
-from flaxcls.models.alexnet import AlexNet
-from flaxcls.models.densenet import DenseNet
 from flaxcls.models.init import abstract_variables, init_variables
 from flaxcls.models.registry import MODELS, create_model
-from flaxcls.models.resnet import ResNet
-from flaxcls.models.vgg import VGG
 from flaxcls.system.host_memory import garbage_collection_paused
-
-# Few layers and channels, with something to draw in training.
-SHALLOW = {
-    AlexNet: {'width_multiplier': 0.125},
-    VGG: {'width_multiplier': 0.125},
-    DenseNet: {'block_sizes': (1, 1), 'dropout_rate': 0.1},
-    ResNet: {'stage_sizes': (1, 1), 'width_multiplier': 0.125, 'stochastic_depth_rate': 0.1},
-}
-SIDE = 67  # The least that all take.
-
-
-def _shallow(name):
-    """Returns the Linen network and the options that make it."""
-    model = create_model(name, num_classes=10)
-    options = next(SHALLOW[family] for family in SHALLOW if isinstance(model, family))
-    return model.clone(**options), options
-
-
-# Rows that differ in depth alone are one network.
-DISTINCT = list({str(_shallow(name)[0]): name for name in reversed(MODELS)}.values())
+from tests.helpers.shallow import DISTINCT, SIDE, shallow
 
 
 def _loss(logits, labels):
@@ -125,7 +102,7 @@ def _compare(name, **options):
 # What is equal as a program is equal to the bit, and need not be compiled.
 @pytest.mark.parametrize('name', DISTINCT)
 def test_computes_what_linen_computes_under_the_same_names(name):
-    _compare(name, num_classes=10, **_shallow(name)[1])
+    _compare(name, num_classes=10, **shallow(name)[1])
 
 
 # Tracing them takes up to a minute each.

@@ -464,7 +464,7 @@ def test_dense_layers_share_the_moments_that_each_would_take(monkeypatch):
         shared = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
         norms = []
         monkeypatch.setattr(
-            densenet, 'with_moments', lambda x, norm: norms.append(norm) or Features(x, None)
+            densenet, 'with_moments', lambda x, norm: norms.append(norm) or Features((x,), None)
         )
         own = jax.jit(jax.grad(weigh, has_aux=True))(variables['params'])
     assert norms

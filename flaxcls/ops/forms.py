@@ -11,13 +11,13 @@ from collections.abc import Iterator
 _PLAIN = contextvars.ContextVar('plain', default=False)
 
 
-def use_reference_ops() -> bool:
+def use_reference() -> bool:
     """Returns whether layers that are traced now take the reference ops."""
     return _PLAIN.get()
 
 
 @contextlib.contextmanager
-def reference_ops() -> Iterator[None]:
+def reference() -> Iterator[None]:
     """Gives layers that are traced within one native operation each, without a gradient's own."""
     token = _PLAIN.set(True)
     try:
