@@ -8,9 +8,10 @@
 On a GPU if both libraries have one, else on all cores that the process may use. PyTorch's networks
 are torchvision's, and `benchmarks.torch_cifar`'s for images of 32x32 pixels. PyTorch runs in
 every form of --forms, and the fastest of them counts: NCHW or channels_last, eagerly or with
-torch.compile. Its step is what torchvision's references do: zero_grad, loss, backward, SGD with
-momentum. Ours is the one that a run takes, with augmentation switched off. The rounds alternate
-between all of them; the median of each counts, and the spread is that of the middle half.
+torch.compile; and forward with BatchNorm folded into convolutions by torch.fx, where it can. Its
+step is what torchvision's references do: zero_grad, loss, backward, SGD with momentum. Ours is the
+one that a run takes, with augmentation switched off; on a CPU also without kernels. The rounds
+alternate between all of them; the median of each counts, and the spread is that of the middle half.
 `make bench-torch` sets up the environment.
 """
 
@@ -22,24 +23,30 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from flaxcls.config.files import load_config
-from flaxcls.models.registry import MODELS
-from flaxcls.system.host_memory import keep_freed_memory
-from flaxcls.training import parallel
-from flaxcls.training.setup import build_setup
-
-if __name__ == '__main__':  # As `flaxcls train` does; before PyTorch starts threads.
-    keep_freed_memory()
-
 import jax
 import numpy as np
 import torch
+import torch.fx.experimental.optimization
 import torchvision
 
 from benchmarks import torch_cifar
+from flaxcls.config.files import load_config
+from flaxcls.models.registry import MODELS
+from flaxcls.ops import native
+from flaxcls.training import parallel
+from flaxcls.training.setup import build_setup
 
 LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
 Call = Callable[[], None]  # One step, waited for.
+
+
+def our_calls(name: str, batch: int, dtype: str) -> dict[str, dict[str, Call]]:
+    """Returns the calls of ours, also without kernels where there are any."""
+    calls = {'flaxcls': flaxcls_calls(name, batch, dtype)}
+    if native.available():
+        with native.disabled():
+            calls['flaxcls, no kernels'] = flaxcls_calls(name, batch, dtype)
+    return calls
 
 
 def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
@@ -65,10 +72,11 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
         state, sums = train_step(state, train_data)
         jax.block_until_ready((state, sums))
 
-    return {
-        'step': step,
-        'forward': lambda: jax.block_until_ready(eval_step(state.eval_variables, eval_data)),
-    }
+    def forward():
+        jax.block_until_ready(eval_step(state.eval_variables, eval_data))
+
+    step(), forward()  # Traced while kernels are wanted, or not.
+    return {'step': step, 'forward': forward}
 
 
 def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:
@@ -103,7 +111,12 @@ def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> di
             run(images)
         wait()
 
-    return {'step': step, 'forward': forward}
+    calls = {'step': step, 'forward': forward}
+    if mode == 'fused':
+        model.eval()
+        run = torch.fx.experimental.optimization.fuse(model)
+        calls.pop('step')
+    return calls
 
 
 def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -122,8 +135,10 @@ def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[st
 def describe(seconds: dict[str, dict[str, list[float]]], batch: int) -> Iterator[str]:
     """Yields a line for each, in images per second, and the ratio to the fastest of PyTorch's."""
     for what in ('step', 'forward'):
-        medians = {who: statistics.median(kinds[what]) for who, kinds in seconds.items()}
-        best = min(value for who, value in medians.items() if who != 'flaxcls')
+        medians = {
+            who: statistics.median(kinds[what]) for who, kinds in seconds.items() if what in kinds
+        }
+        best = min(value for who, value in medians.items() if who.startswith('torch'))
         for who, median in sorted(medians.items(), key=lambda item: item[1]):
             slow, _, fast = statistics.quantiles(seconds[who][what], n=4)[::-1]
             yield (
@@ -143,7 +158,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, help='default: 16, and 128 for small images')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
     parser.add_argument('--forms', default=','.join(forms), help=f'of PyTorch: {", ".join(forms)}')
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=7)
     flags = parser.parse_args()
     if unknown := set(flags.forms.split(',')) - set(forms):
         parser.error(f'--forms={",".join(sorted(unknown))} is none of {", ".join(forms)}')
@@ -151,14 +166,15 @@ def main() -> None:
         parser.error(f'--rounds={flags.rounds} must be 2 or more, since a spread is reported')
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    versions = f'jax {jax.__version__}, torch {torch.__version__}'
+    versions = f'jax {jax.__version__}, torch {torch.__version__}; kernels: {native.status()}'
     where = f'{jax.devices()[0].device_kind}, {cores} cores'
     print(f'{where}; {versions}; {flags.dtype}', flush=True)
     for name in flags.models.split(','):
         size = MODELS[name].image_size
         batch = flags.batch or (128 if size < 64 else 16)
-        calls = {'flaxcls': flaxcls_calls(name, batch, flags.dtype)}
-        for form in flags.forms.split(','):
+        calls = our_calls(name, batch, flags.dtype)
+        fused = [] if torch.cuda.is_available() else ['channels_last-fused']
+        for form in [*flags.forms.split(','), *fused]:
             layout, mode = form.split('-')
             calls[f'torch {form}'] = torch_calls(name, batch, flags.dtype, layout, mode)
         print(f'{name}, batch {batch} at {size}x{size}', flush=True)

@@ -2,13 +2,11 @@
 
 import importlib
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 
 import flaxcls
 from flaxcls.errors import UserError
 from flaxcls.system.cli import run_command
-from flaxcls.system.host_memory import keep_freed_memory
 from flaxcls.system.text import did_you_mean
 
 # Name -> module in flaxcls.commands, which is imported when it is asked for, and what it does.
@@ -42,7 +40,6 @@ _RENAMED = {
     'recalibrate': 'precise-bn',
     'precise_bn': 'precise-bn',
 }
-_TRAINING = ('train', 'benchmark')  # Whose steps would meet a page fault for each 4 KB.
 
 
 def main(argv: Sequence[str]) -> None:
@@ -92,8 +89,6 @@ def _unknown(argv: Sequence[str]) -> str:
 
 def run() -> None:
     """Runs the command line of this process."""
-    if sys.argv[1:2] and sys.argv[1] in _TRAINING:
-        keep_freed_memory()  # Before JAX, or anything else, starts threads.
     run_command(main)
 
 

@@ -14,7 +14,6 @@ from flaxcls.commands.flags import CHECKPOINT, load_named_extensions
 from flaxcls.errors import UserError
 from flaxcls.system import distributed
 from flaxcls.system.cli import run_command
-from flaxcls.system.host_memory import keep_freed_memory
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,5 +45,4 @@ def _evaluate(workdir: str, checkpoint: str, overrides: dict[str, str]) -> None:
 
 
 if __name__ == '__main__':
-    keep_freed_memory()
     run_command(main)

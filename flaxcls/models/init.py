@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from flaxcls.ops.forms import reference
-from flaxcls.system.host_memory import garbage_collection_paused
+from flaxcls.system.garbage_collection import garbage_collection_paused
 
 Initializer = Callable[..., jax.Array]
 

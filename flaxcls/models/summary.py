@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxcls.models.init import abstract_variables
 from flaxcls.ops.forms import reference
-from flaxcls.system.host_memory import garbage_collection_paused
+from flaxcls.system.garbage_collection import garbage_collection_paused
 
 
 class Cost(NamedTuple):

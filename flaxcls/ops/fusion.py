@@ -8,6 +8,7 @@ and writings of the activations:
   convolve(x) -> normalize [+ addend] [-> ReLU]       in evaluation
 """
 
+import collections
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -27,8 +28,7 @@ _NORMS = {
     'flaxcls_normalize': norm_kernels.normalize_groups,
     'flaxcls_normalize_parts': norm_kernels.normalize_parts,
 }
-# Those that can add an array, and how many they take without it.
-_WITHOUT_ADDEND = {'flaxcls_batch_norm': 3, 'flaxcls_normalize': 4}
+_CAN_ADD = ('flaxcls_batch_norm', 'flaxcls_normalize')
 
 
 def fuse(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,69 +80,76 @@ class Group(NamedTuple):
 
 def find_groups(program: jax.extend.core.Jaxpr) -> dict[int, Group]:
     """Returns each group of a program by the identity of its last equation."""
-    makers = {variable: equation for equation in program.eqns for variable in equation.outvars}
-    users: dict[Any, list[Equation | None]] = {}
-    for equation in program.eqns:
-        for variable in _variables(equation.invars):
-            users.setdefault(variable, []).append(equation)
-    for variable in _variables(program.outvars):
-        users.setdefault(variable, []).append(None)
-
-    def carried(variable: Any, wanted: Callable[[Equation], bool]) -> list[Equation]:
-        """Returns the equations from one that is wanted to the variable, if nobody else sees."""
-        found = []
-        while (equation := makers.get(variable)) and len(users[variable]) == 1:
-            found.append(equation)
-            if wanted(equation):
-                return found if variable is equation.outvars[0] else []
-            if equation.primitive.name not in _CARRIERS:
-                break
-            variable = equation.invars[0]
-        return []
-
-    def group(last: Equation) -> Group | None:
-        relu, addend, path = is_relu(last), None, []
-        if _is_norm(last):
-            path = [last]
-        elif relu or last.primitive.name == 'add':
-            source = last
-            if relu:
-                found = carried(last.invars[0], lambda made: _is_norm(made) or _is_sum(made))
-                path = found
-                source = found[-1] if found else last
-            if _is_sum(source):
-                for own, other in ((1, 0), (0, 1)):
-                    norm = carried(source.invars[own], _is_norm)
-                    if norm and norm[-1].primitive.name in _WITHOUT_ADDEND:
-                        addend, path = source.invars[other], [*path, *norm]
-                        break
-                else:
-                    return None
-        if not path:
-            return None
-        norm = path[-1]
-        if norm is not last and (norm.params['relu'] or _has_addend(norm)):
-            return None
-        before = []
-        if norm.primitive.name == 'flaxcls_normalize' and not _has_addend(norm):
-            before = carried(norm.invars[0], _is_convolution)
-        convolution = before[-1] if before else None
-        if last is norm and convolution is None:
-            return None
-        joined = [equation for equation in [*path, *before] if equation is not last]
-        inner = frozenset(id(equation) for equation in joined)
-        outputs = frozenset(equation.outvars[0] for equation in joined)
-        names = tuple(made.params['name'] for made in joined if made.primitive.name == 'name')
-        return Group(norm, convolution, addend, relu, last.outvars[0], inner, outputs, names)
-
+    graph = _Graph(program)
     groups, taken = {}, set()
     for equation in reversed(program.eqns):  # The longest first.
-        if id(equation) in taken:
-            continue
-        if found := group(equation):
-            groups[id(equation)] = found
-            taken |= found.inner
+        if id(equation) not in taken and (group := _find_group(graph, equation)):
+            groups[id(equation)] = group
+            taken |= group.inner
     return groups
+
+
+class _Graph:
+    """Which equation makes each variable of a program, and which see it."""
+
+    def __init__(self, program: jax.extend.core.Jaxpr):
+        self._makers = {made: equation for equation in program.eqns for made in equation.outvars}
+        seen = [atom for equation in program.eqns for atom in equation.invars]
+        self._uses = collections.Counter(_variables([*seen, *program.outvars]))
+
+    def path_to(
+        self, variable: Any, wanted: Callable[[Equation], bool], path: tuple[Equation, ...] = ()
+    ) -> tuple[Equation, ...]:
+        """Returns the equations from a variable back to one that is wanted; (): there is none.
+
+        Nobody else sees what they make, and those between hand on their input.
+        """
+        equation = None if _is_literal(variable) else self._makers.get(variable)
+        if equation is None or self._uses[variable] > 1 or variable is not equation.outvars[0]:
+            return ()
+        if wanted(equation):
+            return (*path, equation)
+        if equation.primitive.name not in _CARRIERS:
+            return ()
+        return self.path_to(equation.invars[0], wanted, (*path, equation))
+
+
+def _find_group(graph: _Graph, last: Equation) -> Group | None:
+    """Returns the group that ends in an equation, if there is one."""
+    path, addend = _find_norm(graph, last)
+    if not path:
+        return None
+    norm, before = path[-1], ()
+    if norm.primitive.name == 'flaxcls_normalize':
+        before = graph.path_to(norm.invars[0], _is_convolution)
+    joined = [equation for equation in (*path, *before) if equation is not last]
+    if not joined:
+        return None
+    return Group(
+        norm=norm,
+        convolution=before[-1] if before else None,
+        addend=addend,
+        relu=is_relu(last),
+        result=last.outvars[0],
+        inner=frozenset(id(equation) for equation in joined),
+        made=frozenset(equation.outvars[0] for equation in joined),
+        names=tuple(each.params['name'] for each in joined if each.primitive.name == 'name'),
+    )
+
+
+def _find_norm(graph: _Graph, last: Equation) -> tuple[tuple[Equation, ...], Any]:
+    """Returns the equations from the last of a group back to its normalisation, and the addend."""
+    path = (last,)
+    if is_relu(last):
+        path = graph.path_to(last.invars[0], lambda made: _is_norm(made) or _is_sum(made))
+    if not path or _is_norm(path[-1]):
+        return path, None
+    if _is_sum(path[-1]):
+        first, second = path[-1].invars
+        for own, other in ((second, first), (first, second)):
+            if norm := graph.path_to(own, _can_add):
+                return (*path, *norm), other
+    return (), None
 
 
 def is_relu(equation: Equation) -> bool:
@@ -154,7 +161,12 @@ def is_relu(equation: Equation) -> bool:
 
 
 def _is_norm(equation: Equation) -> bool:
-    return equation.primitive.name in _NORMS
+    """Returns whether it is a normalisation that nothing has been joined to."""
+    return equation.primitive.name in _NORMS and not equation.params['relu']
+
+
+def _can_add(equation: Equation) -> bool:
+    return _is_norm(equation) and equation.primitive.name in _CAN_ADD
 
 
 def _is_convolution(equation: Equation) -> bool:
@@ -169,13 +181,12 @@ def _is_sum(equation: Equation) -> bool:
     return first.aval.shape == second.aval.shape and first.aval.dtype == second.aval.dtype
 
 
-def _has_addend(norm: Equation) -> bool:
-    most = _WITHOUT_ADDEND.get(norm.primitive.name)
-    return most is not None and len(norm.invars) > most
+def _is_literal(atom: Any) -> bool:
+    return isinstance(atom, jax.extend.core.Literal)
 
 
 def _variables(atoms: Any) -> Iterator[Any]:
-    return (atom for atom in atoms if not isinstance(atom, jax.extend.core.Literal))
+    return (atom for atom in atoms if not _is_literal(atom))
 
 
 def _evaluate(program: jax.extend.core.ClosedJaxpr, arguments: list[Any]) -> list[Any]:
@@ -207,7 +218,7 @@ def _named(y: jax.Array, group: Group) -> jax.Array:
 
 
 def _read(atom: Any, values: dict[Any, Any]) -> Any:
-    return atom.val if isinstance(atom, jax.extend.core.Literal) else values[atom]
+    return atom.val if _is_literal(atom) else values[atom]
 
 
 def _compute(equation: Equation, values: dict[Any, Any]) -> None:

@@ -83,6 +83,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     # XLA's interface to kernels changes from one release to the next.
     if (version := kernels.flaxcls_jaxlib().decode()) != jaxlib.__version__:
         return None, f'not loaded (built for jaxlib {version}: install flaxcls again)'
+    kernels.flaxcls_keep_large_blocks()
     return kernels, kernels.flaxcls_describe().decode()
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxcls.errors import UserError
 from flaxcls.ops.batch_norm import devices_of_a_group
-from flaxcls.system.host_memory import garbage_collection_paused
+from flaxcls.system.garbage_collection import garbage_collection_paused
 
 AXIS = 'devices'  # The named axis of the steps over the devices.
 _COPIED, _SPLIT, _MICROBATCHES_SPLIT = (

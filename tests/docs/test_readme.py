@@ -94,6 +94,7 @@ ELSEWHERE = {
     r'flaxcls train .*(--coordinator=)': ('tests/training/test_processes.py', r'{0}'),
     r'pip install (?:-q )?(?:\.|flaxcls|\./flaxcls)\[(\w+)\]': (WEEKLY, r'extra: \[.*\b{0}\b'),
     r'pip install \.\[(onnx,serve,tflite)\]': ('Makefile', r"-e '\.\[test,{0}\]'"),
+    r'pip install (--no-build-isolation --no-deps) \.$': ('Makefile', r'{0} -e \.$'),
     r'pip install \.$': (WEEKLY, r'pip install \.$'),
     r'git clone ': ('.github/workflows/ci.yml', 'actions/checkout'),
     r'apt-get install (dataset-fashion-mnist)': ('.ci/run', r'packages=.*\b{0}\b'),

@@ -15,7 +15,7 @@ import flaxcls
 from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables, init_variables
 from flaxcls.models.registry import MODELS, create_model
-from flaxcls.system.host_memory import garbage_collection_paused
+from flaxcls.system.garbage_collection import garbage_collection_paused
 from tests.helpers.shallow import DISTINCT, SIDE, shallow
 
 

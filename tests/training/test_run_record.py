@@ -10,8 +10,15 @@ from flaxcls.config.config_dict import flatten, from_json, to_json
 from flaxcls.config.files import load_config
 from flaxcls.config.options import keys_of
 from flaxcls.errors import Stopped
+from flaxcls.ops import native
 from flaxcls.system import host_info
-from flaxcls.training.run_record import RunRecord, experiment_hash, read_record, recorded_experiment
+from flaxcls.training.run_record import (
+    RunRecord,
+    experiment_hash,
+    note_on_kernels,
+    read_record,
+    recorded_experiment,
+)
 from flaxcls.training.setup import build_setup, resolve
 from tests.helpers.configs import EXPERIMENTS, TINY
 from tests.helpers.unpack import experiment_options
@@ -95,6 +102,16 @@ def test_a_record_ahead_of_its_checkpoint_ends_where_the_run_resumes(tmp_path):
     steps = [(part['from_step'], part['to_step']) for part in record['parts']]
     assert steps == [(0, 22), (22, 30)]
     assert record['val'] == val
+
+
+def test_other_kernels_than_before_are_told(tmp_path, monkeypatch):
+    options = dict(flatten(load_config(None, TINY)))
+    assert note_on_kernels(tmp_path) is None
+    RunRecord(tmp_path, options, from_step=0, total_steps=44).update(22, None)
+    assert read_record(tmp_path)['parts'][0]['kernels'] == native.status()
+    assert note_on_kernels(tmp_path) is None
+    monkeypatch.setattr(native, 'status', lambda: 'of another machine')
+    assert 'now they are: of another machine' in note_on_kernels(tmp_path)
 
 
 def test_the_commit_is_reported_where_there_is_one(tmp_path, monkeypatch):

@@ -515,7 +515,7 @@ ffi::Error normalize(Buffer x, Vector mean, Vector factor, Vector bias, ffi::Rem
         });
       }
     });
-  });
+  }, y);
 }
 
 template <class T>
@@ -567,7 +567,7 @@ ffi::Error batch_norm_gradient(Buffer x, Vector mean, Vector factor, Vector bias
                         of_var.typed_data() + c);
       }
     });
-  });
+  }, dx);
 }
 
 // Returns `count` parts, from an argument on, of one group.
@@ -604,7 +604,7 @@ ffi::Error normalize_parts_forward(Vector mean, Vector factor, Vector bias, ffi:
         });
       }
     });
-  });
+  }, y);
 }
 
 ffi::Error normalize_parts_gradient(Vector mean, Vector factor, Vector bias, Buffer dy,

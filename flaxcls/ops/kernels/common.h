@@ -6,6 +6,7 @@
 #pragma once
 
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -38,6 +39,15 @@ template <class F>
 void parallel(int64_t count, F f) {
 #pragma omp parallel for schedule(static) num_threads(std::min<int64_t>(threads(), count))
   for (int64_t index = 0; index < count; ++index) f(index);
+}
+
+// Asks for huge pages where a kernel is about to write much. XLA takes memory from the system for
+// each step and gives it back, so that a page fault in 4 KB would meet whatever is written.
+inline void expect_writes(void* data, size_t bytes) {
+  constexpr uintptr_t kHuge = 1 << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kHuge - 1);
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 }
 
 // Memory that a kernel uses while it has its turn, kept for the next; as large as the largest need.
@@ -104,9 +114,11 @@ void append(std::string& key, const Values&... values) {
   (append_one(key, values), ...);
 }
 
-// Runs a kernel in its turn; what it throws becomes the error of the program that called it.
-template <class F>
-ffi::Error in_turn(F kernel) {
+// Runs a kernel, which writes the results, in its turn; what it throws becomes the error of the
+// program that called it.
+template <class F, class... R>
+ffi::Error in_turn(F kernel, R&... results) {
+  (expect_writes(results->untyped_data(), results->size_bytes()), ...);
   try {
     std::lock_guard<std::mutex> guard(turn());
     kernel();

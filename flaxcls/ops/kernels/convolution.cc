@@ -155,7 +155,7 @@ ffi::Error forward(Buffer x, Buffer kernel, ffi::Result<Buffer> y, int64_t strid
     run({kForward, x.element_type(), x.dimensions(), kernel.dimensions(), y->dimensions(), strides,
          padding, groups},
         {x.untyped_data(), kernel.untyped_data(), y->untyped_data()});
-  });
+  }, y);
 }
 
 // relu(convolution * scale + bias + addend); scale, addend and ReLU where they are wanted.
@@ -172,7 +172,7 @@ ffi::Error affine(Buffer x, Buffer kernel, Vector bias, ffi::RemainingArgs rest,
     run({kForward, x.element_type(), x.dimensions(), kernel.dimensions(), y->dimensions(), strides,
          padding, groups, scaled, true, added, relu},
         operands);
-  });
+  }, y);
 }
 
 ffi::Error input_gradient(Buffer kernel, Buffer dy, ffi::Result<Buffer> dx, int64_t strides,
@@ -181,7 +181,7 @@ ffi::Error input_gradient(Buffer kernel, Buffer dy, ffi::Result<Buffer> dx, int6
     run({kInputGradient, dy.element_type(), dx->dimensions(), kernel.dimensions(), dy.dimensions(),
          strides, padding, groups},
         {dx->untyped_data(), kernel.untyped_data(), dy.untyped_data()});
-  });
+  }, dx);
 }
 
 ffi::Error kernel_gradient(Buffer x, Buffer dy, ffi::Result<Buffer> dk, int64_t strides,
