@@ -89,12 +89,14 @@ clean:
 
 .venv-newest/.ready: setup.cfg setup.py
 	$(PYTHON) -m venv --clear .venv-newest
-	.venv-newest/bin/python -m pip install -q -e '.[test,onnx,serve,tflite]'
+	.venv-newest/bin/python -m pip install -q setuptools -e '.[native,test,onnx,serve,tflite]'
+	.venv-newest/bin/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 .venv-bench/.ready: setup.cfg setup.py
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install -q -e . torch torchvision tensorflow-cpu
+	.venv-bench/bin/python -m pip install -q setuptools -e '.[native]' torch torchvision tensorflow-cpu
+	.venv-bench/bin/python -m pip install -q --no-build-isolation --no-deps -e .
 	touch $@
 
 .venv-tpu/.ready .venv-cuda/.ready: .venv-%/.ready: setup.cfg setup.py $(CONSTRAINTS)
