@@ -35,10 +35,17 @@ Product make(const Shape& shape) {
   return made;
 }
 
+Product& made(const Shape& shape) {
+  static Cache<Product> cache(256);
+  std::string key;
+  append(key, static_cast<int64_t>(shape.dtype), shape.rows, shape.inner, shape.columns,
+         shape.a_transposed, shape.b_transposed);
+  return cache.get(key, [&] { return make(shape); });
+}
+
 ffi::Error multiply(Buffer a, Buffer b, ffi::Result<Buffer> c, bool a_transposed,
                     bool b_transposed) {
   return in_turn([&] {
-    static Cache<Product> cache(256);
     static Scratch scratch;
     const auto size = a.dimensions(), result = c->dimensions();
     const Shape shape{a.element_type(), result[0], size[a_transposed ? 0 : 1], result[1],
@@ -48,10 +55,7 @@ ffi::Error multiply(Buffer a, Buffer b, ffi::Result<Buffer> c, bool a_transposed
       std::fill_n(static_cast<char*>(c->untyped_data()), c->size_bytes(), 0);
       return;
     }
-    std::string key;
-    append(key, static_cast<int64_t>(shape.dtype), shape.rows, shape.inner, shape.columns,
-           a_transposed, b_transposed);
-    Product& op = cache.get(key, [&] { return make(shape); });
+    Product& op = made(shape);
     op.primitive.execute(
         stream(), {{DNNL_ARG_SRC, memory(op.a, engine(), a.untyped_data())},
                    {DNNL_ARG_WEIGHTS, memory(op.b, engine(), b.untyped_data())},
@@ -69,3 +73,19 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(flaxcls_multiply, multiply,
                                   .Attr<bool>("a_transposed").Attr<bool>("b_transposed"));
 
 }  // namespace flaxcls
+
+// Returns whether oneDNN has the product of matrices [rows, inner] x [inner, columns]: 0 or 1.
+extern "C" int flaxcls_supports_multiply(int bfloat16, int64_t rows, int64_t inner,
+                                         int64_t columns, int a_transposed, int b_transposed) {
+  using namespace flaxcls;
+  const auto dtype = bfloat16 ? ffi::DataType::BF16 : ffi::DataType::F32;
+  try {
+    std::lock_guard<std::mutex> guard(turn());
+    if (rows && inner && columns) {
+      made({dtype, rows, inner, columns, a_transposed != 0, b_transposed != 0});
+    }
+    return 1;
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
