@@ -19,10 +19,10 @@ Parts = tuple[jax.Array, ...]  # Activations whose channels follow one another.
 def normalize(x: Parts, mean: jax.Array, factor: jax.Array, bias: jax.Array) -> jax.Array:
     """Returns (x - mean) * factor + bias for x [G, B, H, W, C].
 
-    It is computed in float32 or wider, of which it is, or of the dtype of x.
+    It is computed in float32 or wider; that is its dtype, or with kernels that of x.
 
     Args:
-      x: groups of activations.
+      x: groups of activations, as parts whose channels follow one another.
       mean: [G, 1, 1, 1, C], or a shape that broadcasts to it.
       factor: of the same shape.
       bias: [C].

@@ -54,9 +54,9 @@ def _convolve_1x1(x, kernel, strides):
     """A matrix product, which XLA runs several times faster on CPU."""
     if strides == 1:
         return _multiply(x, kernel)
-    native = functools.partial(reference_convolve, strides=strides, padding=0, groups=1)
+    convolution = functools.partial(reference_convolve, strides=strides, padding=0, groups=1)
     sliced = lambda x, kernel: _multiply(x[:, ::strides, ::strides], kernel)  # noqa: E731
-    return lax.platform_dependent(x, kernel, cpu=sliced, default=native)
+    return lax.platform_dependent(x, kernel, cpu=sliced, default=convolution)
 
 
 def _multiply(x, kernel):

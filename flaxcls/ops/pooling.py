@@ -35,12 +35,12 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, padding):
-    native = functools.partial(_native, window=window, strides=strides, padding=padding)
+    by_xla = functools.partial(_by_xla, window=window, strides=strides, padding=padding)
     by_slices = functools.partial(_by_slices, window=window, strides=strides, padding=padding)
-    return lax.platform_dependent(x, cpu=by_slices, default=native)
+    return lax.platform_dependent(x, cpu=by_slices, default=by_xla)
 
 
-def _native(x, *, window, strides, padding):
+def _by_xla(x, *, window, strides, padding):
     pads = [(padding, padding)] * 2
     return nn.max_pool(x, (window, window), strides=(strides, strides), padding=pads)
 
@@ -68,12 +68,12 @@ def _forward(x, window, strides, padding):
 def _backward(window, strides, padding, x, gradient):
     options = {'window': window, 'strides': strides, 'padding': padding}
     by_slices = functools.partial(_gradient_by_slices, **options)
-    native = functools.partial(native_gradient, **options)
-    return (lax.platform_dependent(x, gradient, cpu=by_slices, default=native),)
+    by_xla = functools.partial(xla_gradient, **options)
+    return (lax.platform_dependent(x, gradient, cpu=by_slices, default=by_xla),)
 
 
-def native_gradient(x, gradient, **options):
-    return jax.vjp(functools.partial(_native, **options), x)[1](gradient)[0]
+def xla_gradient(x, gradient, **options):
+    return jax.vjp(functools.partial(_by_xla, **options), x)[1](gradient)[0]
 
 
 def _gradient_by_slices(x, gradient, *, window, strides, padding):

@@ -19,7 +19,7 @@ from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import in_one_reading, mean_and_var, normalize
 from flaxcls.ops.convolution import convolve, reference_convolve
 from flaxcls.ops.local_response_norm import local_response_norm
-from flaxcls.ops.pooling import native_gradient
+from flaxcls.ops.pooling import xla_gradient
 
 
 def _noise(*shape, seed=0):
@@ -261,7 +261,7 @@ def test_max_pools_gradient_goes_to_the_first_maximum(size, strides, padding, sh
                 padded[b, strides * i + row, strides * j + column, c] += gradient[b, i, j, c]
     rows, columns = (slice(padding, padding + length) for length in shape)
     np.testing.assert_allclose(transpose(gradient)[0], padded[:, rows, columns], atol=1e-6)
-    native = native_gradient(x, gradient, window=size, strides=strides, padding=padding)
+    native = xla_gradient(x, gradient, window=size, strides=strides, padding=padding)
     np.testing.assert_allclose(native, padded[:, rows, columns], atol=1e-6)
 
 
