@@ -22,11 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks import linen_networks
 from flaxcls.config.files import load_config
 from flaxcls.models.init import init_variables
 from flaxcls.models.registry import MODELS, create_model
@@ -36,29 +36,6 @@ from flaxcls.training.setup import build_setup
 
 BATCH, SIZE = 16, 224
 PARTS = ('init', 'compile', 'starts')
-
-
-class LinenDenseNet121(nn.Module):
-    """DenseNet-121 of Linen's own convolution, BatchNorm and pooling."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        def activate(x):
-            return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-
-        def conv(x, features, size, **options):
-            return nn.Conv(features, (size, size), use_bias=False, **options)(x)
-
-        x = activate(conv(x, 64, 7, strides=2, padding=3))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        for block, size in enumerate((6, 12, 24, 16)):
-            if block:
-                x = conv(activate(x), x.shape[-1] // 2, 1)
-                x = nn.avg_pool(x, (2, 2), (2, 2))
-            for _ in range(size):
-                new = conv(activate(conv(activate(x), 128, 1)), 32, 3, padding=1)
-                x = jnp.concatenate([x, new], axis=-1)
-        return nn.Dense(1000)(activate(x).mean((1, 2)))
 
 
 def time_init() -> None:
@@ -101,23 +78,13 @@ def _compile_ours() -> None:
 
 
 def _compile_plain() -> None:
-    model, optimizer = LinenDenseNet121(), optax.sgd(0.1, momentum=0.9, nesterov=True)
+    model = linen_networks.NETWORKS['densenet121']
+    optimizer = optax.sgd(0.1, momentum=0.9, nesterov=True)
     images = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.float32)
     labels = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
 
-    def step(variables, opt_state, images, labels):
-        def loss(params):
-            logits, updates = model.apply(
-                variables | {'params': params}, images, train=True, mutable=['batch_stats']
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), updates
-
-        gradients, updates = jax.grad(loss, has_aux=True)(variables['params'])
-        change, opt_state = optimizer.update(gradients, opt_state, variables['params'])
-        return {'params': optax.apply_updates(variables['params'], change)} | updates, opt_state
-
+    step = linen_networks.make_train_step(model, optimizer)
     opt_state = jax.eval_shape(optimizer.init, variables['params'])
     jax.jit(step, donate_argnums=(0, 1)).lower(variables, opt_state, images, labels).compile()
 

@@ -10,9 +10,13 @@ are torchvision's, and `benchmarks.torch_cifar`'s for images of 32x32 pixels. Py
 every form of --forms, and the fastest of them counts: NCHW or channels_last, eagerly or with
 torch.compile; and forward with BatchNorm folded into convolutions by torch.fx, where it can. Its
 step is what torchvision's references do: zero_grad, loss, backward, SGD with momentum. Ours is the
-one that a run takes, with augmentation switched off; on a CPU also without kernels. The rounds
-alternate between all of them; the median of each counts, and the spread is that of the middle half.
-`make bench-torch` sets up the environment.
+one that a run takes, with augmentation switched off; on a CPU also without kernels, and beside the
+same network of Linen's own layers. The rounds alternate between all of them; the median of each
+counts, and the spread is that of the middle half.
+
+The limit is what the device itself sets: the layers' products at the rate of one large product,
+and then each layer's output written and read once in a pass, and the weights, at the rate of a
+copy; both rates are measured before. `make bench-torch` sets up the environment.
 """
 
 import argparse
@@ -24,14 +28,17 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 import torch.fx.experimental.optimization
 import torchvision
 
-from benchmarks import torch_cifar
+from benchmarks import linen_networks, torch_cifar
 from flaxcls.config.files import load_config
-from flaxcls.models.registry import MODELS
+from flaxcls.models.registry import MODELS, create_model
+from flaxcls.models.summary import count_cost
 from flaxcls.ops import native
 from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
@@ -40,12 +47,14 @@ LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
 Call = Callable[[], None]  # One step, waited for.
 
 
-def our_calls(name: str, batch: int, dtype: str) -> dict[str, dict[str, Call]]:
-    """Returns the calls of ours, also without kernels where there are any."""
+def jax_calls(name: str, batch: int, dtype: str) -> dict[str, dict[str, Call]]:
+    """Returns the calls of JAX: ours, also without kernels where there are any, and Linen's."""
     calls = {'flaxcls': flaxcls_calls(name, batch, dtype)}
     if native.available():
         with native.disabled():
             calls['flaxcls, no kernels'] = flaxcls_calls(name, batch, dtype)
+    if name in linen_networks.NETWORKS:
+        calls['plain Linen'] = linen_calls(name, batch, dtype)
     return calls
 
 
@@ -77,6 +86,26 @@ def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
 
     step(), forward()  # Traced while kernels are wanted, or not.
     return {'step': step, 'forward': forward}
+
+
+def linen_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
+    """Returns {'step': ..., 'forward': ...} of the network in plain Linen, compiled."""
+    model = linen_networks.NETWORKS[name]
+    size, classes = MODELS[name].image_size, MODELS[name].num_classes
+    images = jax.random.normal(jax.random.key(0), (batch, size, size, 3), dtype)
+    labels = jax.random.randint(jax.random.key(1), (batch,), 0, classes)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(2), images)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.01, momentum=0.9))
+    opt_state = optimizer.init(variables['params'])
+    train_step = jax.jit(linen_networks.make_train_step(model, optimizer), donate_argnums=(0, 1))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+
+    def step():
+        nonlocal variables, opt_state
+        variables, opt_state = train_step(variables, opt_state, images, labels)
+        jax.block_until_ready(variables)
+
+    return {'step': step, 'forward': lambda: jax.block_until_ready(apply(variables, images))}
 
 
 def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:
@@ -119,6 +148,45 @@ def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> di
     return calls
 
 
+def measure_rates(dtype: str) -> tuple[float, float]:
+    """Returns what PyTorch reaches on the device: FLOP/s of a product, bytes/s of a copy."""
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    side = 2048
+    matrix = torch.ones(side, side, dtype=getattr(torch, dtype), device=device)
+    numbers = torch.ones(2**26, device=device)
+    copied = torch.empty_like(numbers)
+
+    def best(call):
+        seconds = []
+        for _ in range(8):
+            began = time.perf_counter()
+            call()
+            if device == 'cuda':
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    moved = 2 * numbers.nbytes
+    return 2 * side**3 / best(lambda: matrix @ matrix), moved / best(lambda: copied.copy_(numbers))
+
+
+def least_seconds(
+    name: str, batch: int, dtype: str, rates: tuple[float, float]
+) -> dict[str, tuple[float, float]]:
+    """Returns the seconds of the products, and of memory, for 'step' and 'forward'."""
+    cost = count_cost(create_model(name), MODELS[name].image_size)
+    products = 2 * cost.macs * batch / rates[0]
+    activations = 2 * cost.activations * batch * jnp.dtype(dtype).itemsize / rates[1]
+    weights = 4 * cost.parameters / rates[1]
+    # Backward there are two products for each forward, of the input's gradient and the weights'.
+    # The weights are read by both passes, their gradients written and read, and the update reads
+    # and writes weights and momentum.
+    return {
+        'step': (3 * products, 2 * activations + 8 * weights),
+        'forward': (products, activations + weights),
+    }
+
+
 def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Returns {who: {what: seconds of each round}}, after a first call of each that is not kept."""
     seconds = {who: {what: [] for what in kinds} for who, kinds in calls.items()}
@@ -132,8 +200,10 @@ def measure(calls: dict[str, dict[str, Call]], rounds: int) -> dict[str, dict[st
     return seconds
 
 
-def describe(seconds: dict[str, dict[str, list[float]]], batch: int) -> Iterator[str]:
-    """Yields a line for each, in images per second, and the ratio to the fastest of PyTorch's."""
+def describe(
+    seconds: dict[str, dict[str, list[float]]], batch: int, least: dict[str, tuple[float, float]]
+) -> Iterator[str]:
+    """Yields a line for each, in images per second; ours beside PyTorch's best and the limit."""
     for what in ('step', 'forward'):
         medians = {
             who: statistics.median(kinds[what]) for who, kinds in seconds.items() if what in kinds
@@ -145,7 +215,12 @@ def describe(seconds: dict[str, dict[str, list[float]]], batch: int) -> Iterator
                 f'  {what:8} {who:24} {batch / median:8.1f} images/s ({batch / slow:.1f} to '
                 f'{batch / fast:.1f})'
             )
-        yield f'  {what:8} flaxcls to the best of PyTorch: {best / medians["flaxcls"]:.2f}x'
+        ours, (products, memory) = medians['flaxcls'], least[what]
+        yield f'  {what:8} flaxcls to the best of PyTorch: {best / ours:.2f}x'
+        yield (
+            f'  {what:8} flaxcls to the limit: {(products + memory) / ours:.2f}x ({ours:.3f} s; '
+            f'products {products:.3f} s, memory {memory:.3f} s)'
+        )
 
 
 def main() -> None:
@@ -169,16 +244,19 @@ def main() -> None:
     versions = f'jax {jax.__version__}, torch {torch.__version__}; kernels: {native.status()}'
     where = f'{jax.devices()[0].device_kind}, {cores} cores'
     print(f'{where}; {versions}; {flags.dtype}', flush=True)
+    rates = measure_rates(flags.dtype)
+    print(f'{rates[0] / 1e9:.0f} GFLOP/s, {rates[1] / 1e9:.1f} GB/s', flush=True)
     for name in flags.models.split(','):
         size = MODELS[name].image_size
         batch = flags.batch or (128 if size < 64 else 16)
-        calls = our_calls(name, batch, flags.dtype)
+        calls = jax_calls(name, batch, flags.dtype)
         fused = [] if torch.cuda.is_available() else ['channels_last-fused']
         for form in [*flags.forms.split(','), *fused]:
             layout, mode = form.split('-')
             calls[f'torch {form}'] = torch_calls(name, batch, flags.dtype, layout, mode)
         print(f'{name}, batch {batch} at {size}x{size}', flush=True)
-        for line in describe(measure(calls, flags.rounds), batch):
+        least = least_seconds(name, batch, flags.dtype, rates)
+        for line in describe(measure(calls, flags.rounds), batch, least):
             print(line, flush=True)
 
 

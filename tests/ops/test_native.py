@@ -76,6 +76,12 @@ SHAPES = [  # Batch, height, width, channels, features, window, strides, padding
     (1, 1, 1, 5, 3, 1, 1, 0, 1),
     (1, 3, 3, 1, 1, 3, 1, 0, 1),
     (0, 8, 8, 16, 16, 3, 1, 1, 1),
+    # Windows of 3x3 pixels that go by Winograd, all tiles at once in the last.
+    (20, 9, 7, 32, 48, 3, 1, 1, 1),
+    (9, 11, 12, 64, 32, 3, 1, 0, 1),
+    (60, 3, 4, 32, 32, 3, 1, 2, 1),
+    (20, 7, 7, 512, 48, 3, 1, 1, 1),
+    (60, 4, 4, 64, 512, 3, 1, 1, 1),
 ]
 
 
@@ -283,6 +289,29 @@ def test_an_error_inside_is_a_sentence_of_the_program():
     with pytest.raises(jax.errors.JaxRuntimeError, match='could not create'):
         options = dict.fromkeys(('strides', 'padding', 'groups'), np.int64(3))
         jax.block_until_ready(wrong(x, kernel, **options))
+
+
+def test_a_processor_held_to_less_and_any_number_of_threads_compute_the_same():
+    """What one thread computes is what two do, to the byte; another instruction set rounds."""
+    code = """
+import sys, numpy as np, jax, jax.numpy as jnp
+from flaxcls.ops.convolution import convolve
+noise = lambda seed, *shape: jnp.asarray(np.random.default_rng(seed).normal(size=shape), 'float32')
+loss = lambda x, k: jnp.sin(convolve(x, k, padding=1)).sum()
+arrays = noise(0, 20, 11, 9, 32), noise(1, 3, 3, 32, 48)
+results = convolve(*arrays, padding=1), *jax.jit(jax.grad(loss, (0, 1)))(*arrays)
+sys.stdout.buffer.write(b''.join(np.asarray(result).tobytes() for result in results))
+"""
+
+    def compute(**variables):
+        command = [sys.executable, '-c', code]
+        found = subprocess.check_output(command, env=os.environ | variables)
+        return np.frombuffer(found, np.float32)
+
+    one = compute(OMP_NUM_THREADS='1')
+    np.testing.assert_array_equal(one, compute(OMP_NUM_THREADS='2'))
+    held = compute(ONEDNN_MAX_CPU_ISA='AVX2')
+    np.testing.assert_allclose(one, held, rtol=1e-3, atol=2e-5 * np.abs(one).max())
 
 
 @pytest.mark.parametrize('value', ['0', '1'])

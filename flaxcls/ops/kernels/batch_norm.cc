@@ -93,7 +93,8 @@ std::vector<float> spread(const float* channels, const Cut& cut) {
 // Statistics ------------------------------------------------------------------------------------
 
 template <class T>
-INLINE void add_rows(const T* __restrict__ x, int64_t width, int64_t rows, float* __restrict__ sum) {
+INLINE void add_rows(const T* __restrict__ x, int64_t width, int64_t rows,
+                     float* __restrict__ sum) {
   int64_t row = 0;
   for (; row + 4 <= rows; row += 4) {
     const T* __restrict__ p = x + row * width;
@@ -170,17 +171,14 @@ void merge(const float* parts, const Cut& cut, float* mean, float* var) {
 }
 
 template <class T>
-void run_moments(const T* x, int64_t groups, const Cut& cut, float* mean, float* var) {
+void run_moments(const T* x, const Cut& cut, float* mean, float* var) {
   static Scratch scratch;
-  for (int64_t group = 0; group < groups; ++group) {
-    float* parts = scratch.get<float>(cut.chunks * 2 * cut.channels);
-    const T* from = x + group * cut.count * cut.channels;
-    parallel(cut.chunks, [&](int64_t index) {
-      float* part = parts + index * 2 * cut.channels;
-      moments_of(from, cut, index, part, part + cut.channels);
-    });
-    merge(parts, cut, mean + group * cut.channels, var + group * cut.channels);
-  }
+  float* parts = scratch.get<float>(cut.chunks * 2 * cut.channels);
+  parallel(cut.chunks, [&](int64_t index) {
+    float* part = parts + index * 2 * cut.channels;
+    moments_of(x, cut, index, part, part + cut.channels);
+  });
+  merge(parts, cut, mean, var);
 }
 
 // Normalisation ---------------------------------------------------------------------------------
@@ -365,8 +363,8 @@ struct Part {
 constexpr int64_t kRows = 32;
 
 template <class T, bool kRelu>
-INLINE void normalize_part(const T* __restrict__ x, T* __restrict__ y, int64_t width, int64_t stride,
-                           int64_t rows, const float* __restrict__ mean,
+INLINE void normalize_part(const T* __restrict__ x, T* __restrict__ y, int64_t width,
+                           int64_t stride, int64_t rows, const float* __restrict__ mean,
                            const float* __restrict__ factor, const float* __restrict__ bias) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t i = 0; i < width; ++i) {
@@ -476,44 +474,70 @@ Cut cut_of(ffi::Span<const int64_t> dimensions) {
   return Cut(channels, count);
 }
 
-bool empty(const Buffer& x) { return x.element_count() == 0; }
+// Of a group: where its activations begin, and its vectors.
+struct Group {
+  int64_t index, at, channel;
+};
+
+// Calls f(an element of the dtype, cut, group) for each group of an array [G, ..., C].
+template <class F>
+void by_group(ffi::DataType dtype, ffi::Span<const int64_t> dimensions, F f) {
+  const Cut cut = cut_of(dimensions);
+  by_type(dtype, [&](auto type) {
+    for (int64_t group = 0; group < dimensions.front(); ++group) {
+      f(type, cut, Group{group, group * cut.count * cut.channels, group * cut.channels});
+    }
+  });
+}
+
+template <class T>
+const T* data_of(const Buffer& buffer) {
+  return static_cast<const T*>(buffer.untyped_data());
+}
+
+// Of the buffer that follows those which every call has, if there is one.
+template <class T>
+const T* data_of(ffi::RemainingArgs rest) {
+  return rest.size() ? data_of<T>(*rest.get<Buffer>(0)) : nullptr;
+}
+
+template <class T>
+T* data_of(ffi::Result<Buffer>& buffer) {
+  return static_cast<T*>(buffer->untyped_data());
+}
+
+template <class T>
+T* data_of(ffi::RemainingRets rest) {
+  return rest.size() ? static_cast<T*>((*rest.get<Buffer>(0))->untyped_data()) : nullptr;
+}
 
 ffi::Error moments(Buffer x, ffi::Result<Vector> mean, ffi::Result<Vector> var) {
   return in_turn([&] {
-    const int64_t groups = x.dimensions().front();
-    const Cut cut = cut_of(x.dimensions());
-    by_type(x.element_type(), [&](auto type) {
+    by_group(x.element_type(), x.dimensions(), [&](auto type, const Cut& cut, const Group& group) {
       using T = decltype(type);
-      run_moments(static_cast<const T*>(x.untyped_data()), groups, cut, mean->typed_data(),
-                  var->typed_data());
+      run_moments(data_of<T>(x) + group.at, cut, mean->typed_data() + group.channel,
+                  var->typed_data() + group.channel);
     });
   });
 }
 
-Vectors vectors_of(int64_t group, const Cut& cut, Vector& mean, Vector& factor, Vector& bias) {
-  const int64_t at = group * cut.channels;
-  return {spread(mean.typed_data() + at, cut), spread(factor.typed_data() + at, cut),
-          spread(bias.typed_data(), cut)};
+Vectors vectors_of(const Group& group, const Cut& cut, Vector& mean, Vector& factor, Vector& bias) {
+  return {spread(mean.typed_data() + group.channel, cut),
+          spread(factor.typed_data() + group.channel, cut), spread(bias.typed_data(), cut)};
 }
 
 ffi::Error normalize(Buffer x, Vector mean, Vector factor, Vector bias, ffi::RemainingArgs rest,
                      ffi::Result<Buffer> y, bool relu) {
   return in_turn([&] {
-    if (empty(x)) return;
-    const int64_t groups = x.dimensions().front();
-    const Cut cut = cut_of(x.dimensions());
-    by_type(x.element_type(), [&](auto type) {
+    if (x.element_count() == 0) return;
+    by_group(x.element_type(), x.dimensions(), [&](auto type, const Cut& cut, const Group& group) {
       using T = decltype(type);
-      const T* addend =
-          rest.size() ? static_cast<const T*>(rest.get<Buffer>(0)->untyped_data()) : nullptr;
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t at = group * cut.count * cut.channels;
-        const Vectors vectors = vectors_of(group, cut, mean, factor, bias);
-        parallel(cut.chunks, [&](int64_t index) {
-          normalized(static_cast<const T*>(x.untyped_data()) + at, addend ? addend + at : nullptr,
-                     static_cast<T*>(y->untyped_data()) + at, relu, cut, index, vectors);
-        });
-      }
+      const T* addend = data_of<T>(rest);
+      const Vectors vectors = vectors_of(group, cut, mean, factor, bias);
+      parallel(cut.chunks, [&](int64_t index) {
+        normalized(data_of<T>(x) + group.at, addend ? addend + group.at : nullptr,
+                   data_of<T>(y) + group.at, relu, cut, index, vectors);
+      });
     });
   }, y);
 }
@@ -541,68 +565,58 @@ void run_gradient(Backward<T> b, bool relu, const Cut& cut, float* total, float*
 }
 
 // Gradients of `normalize` by the statistics of the group itself: dx, and the sums of the gradient
-// before the ReLU, and of that times (x - mean), of each group. `inverse` is 1 / (var + eps) [G, C];
-// of_mean and of_var are the gradients of the statistics. Of an addend, the gradient is one result
-// more, and y is given.
+// before the ReLU, and of that times (x - mean), of each group. `inverse` is 1 / (var + eps)
+// [G, C]; of_mean and of_var are the gradients of the statistics. Of an addend, the gradient is one
+// result more, and y is given.
 ffi::Error batch_norm_gradient(Buffer x, Vector mean, Vector factor, Vector bias, Vector inverse,
                                Vector of_mean, Vector of_var, Buffer dy, ffi::RemainingArgs rest,
                                ffi::Result<Buffer> dx, ffi::Result<Vector> total,
                                ffi::Result<Vector> along, ffi::RemainingRets more, bool relu) {
   return in_turn([&] {
-    if (empty(x)) return;
-    const int64_t groups = x.dimensions().front();
-    const Cut cut = cut_of(x.dimensions());
-    by_type(x.element_type(), [&](auto type) {
+    if (x.element_count() == 0) return;
+    by_group(x.element_type(), x.dimensions(), [&](auto type, const Cut& cut, const Group& group) {
       using T = decltype(type);
-      const T* y = rest.size() ? static_cast<const T*>(rest.get<Buffer>(0)->untyped_data()) : nullptr;
-      T* da = more.size() ? static_cast<T*>((*more.get<Buffer>(0))->untyped_data()) : nullptr;
-      for (int64_t group = 0; group < groups; ++group) {
-        const int64_t at = group * cut.count * cut.channels, c = group * cut.channels;
-        run_gradient<T>({static_cast<const T*>(x.untyped_data()) + at, y ? y + at : nullptr,
-                         static_cast<const T*>(dy.untyped_data()) + at,
-                         static_cast<T*>(dx->untyped_data()) + at, da ? da + at : nullptr,
-                         vectors_of(group, cut, mean, factor, bias), {}, {}},
-                        relu, cut, total->typed_data() + c, along->typed_data() + c,
-                        inverse.typed_data() + c, of_mean.typed_data() + c,
-                        of_var.typed_data() + c);
-      }
+      const int64_t at = group.at, c = group.channel;
+      const T* y = data_of<T>(rest);
+      T* daddend = data_of<T>(more);
+      run_gradient<T>({data_of<T>(x) + at, y ? y + at : nullptr, data_of<T>(dy) + at,
+                       data_of<T>(dx) + at, daddend ? daddend + at : nullptr,
+                       vectors_of(group, cut, mean, factor, bias), {}, {}},
+                      relu, cut, total->typed_data() + c, along->typed_data() + c,
+                      inverse.typed_data() + c, of_mean.typed_data() + c,
+                      of_var.typed_data() + c);
     });
   }, dx);
 }
 
-// Returns `count` parts, from an argument on, of one group.
+// Returns the parts of one group.
 template <class T>
-std::vector<Part> parts_of(ffi::RemainingArgs arguments, size_t count, int64_t group,
-                           int64_t rows) {
+std::vector<Part> parts_of(ffi::RemainingArgs arguments, const Group& group, int64_t rows) {
   std::vector<Part> parts;
   int64_t first = 0;
-  for (size_t index = 0; index < count; ++index) {
+  for (size_t index = 0; index < arguments.size(); ++index) {
     const Buffer x = *arguments.get<Buffer>(index);
     const int64_t channels = x.dimensions().back();
-    const T* data = static_cast<const T*>(x.untyped_data()) + group * rows * channels;
-    parts.push_back({data, nullptr, first, channels});
+    parts.push_back({data_of<T>(x) + group.index * rows * channels, nullptr, first, channels});
     first += channels;
   }
   return parts;
 }
 
-ffi::Error normalize_parts_forward(Vector mean, Vector factor, Vector bias, ffi::RemainingArgs parts,
-                                   ffi::Result<Buffer> y, bool relu) {
+ffi::Error normalize_parts_forward(Vector mean, Vector factor, Vector bias,
+                                   ffi::RemainingArgs parts, ffi::Result<Buffer> y, bool relu) {
   return in_turn([&] {
     if (y->element_count() == 0) return;
-    const int64_t groups = y->dimensions().front();
-    const Cut cut = cut_of(y->dimensions());
-    by_type(y->element_type(), [&](auto type) {
+    by_group(y->element_type(), y->dimensions(), [&](auto type, const Cut& cut,
+                                                     const Group& group) {
       using T = decltype(type);
-      for (int64_t group = 0; group < groups; ++group) {
-        const auto given = parts_of<T>(parts, parts.size(), group, cut.count);
-        const int64_t c = group * cut.channels;
-        T* to = static_cast<T*>(y->untyped_data()) + group * cut.count * cut.channels;
-        parallel(cut.chunks, [&](int64_t index) {
-          parts_normalized(given, to, relu, cut.channels, cut.first(index), cut.last(index),
-                           mean.typed_data() + c, factor.typed_data() + c, bias.typed_data());
-        });
-      }
+      const auto given = parts_of<T>(parts, group, cut.count);
+      const int64_t c = group.channel;
+      parallel(cut.chunks, [&](int64_t index) {
+        parts_normalized(given, data_of<T>(y) + group.at, relu, cut.channels, cut.first(index),
+                         cut.last(index), mean.typed_data() + c, factor.typed_data() + c,
+                         bias.typed_data());
+      });
     });
   }, y);
 }
@@ -614,27 +628,23 @@ ffi::Error normalize_parts_gradient(Vector mean, Vector factor, Vector bias, Buf
   return in_turn([&] {
     if (dy.element_count() == 0) return;
     static Scratch scratch;
-    const int64_t groups = dy.dimensions().front();
-    const Cut cut = cut_of(dy.dimensions());
-    by_type(dy.element_type(), [&](auto type) {
+    by_group(dy.element_type(), dy.dimensions(), [&](auto type, const Cut& cut,
+                                                     const Group& group) {
       using T = decltype(type);
-      for (int64_t group = 0; group < groups; ++group) {
-        auto given = parts_of<T>(parts, parts.size(), group, cut.count);
-        for (size_t index = 0; index < given.size(); ++index) {
-          T* dx = static_cast<T*>((*dparts.get<Buffer>(index))->untyped_data());
-          given[index].dx = dx + group * cut.count * given[index].channels;
-        }
-        const int64_t c = group * cut.channels;
-        const T* from = static_cast<const T*>(dy.untyped_data()) + group * cut.count * cut.channels;
-        float* sums = scratch.get<float>(cut.chunks * 2 * cut.channels);
-        parallel(cut.chunks, [&](int64_t index) {
-          float* sum = sums + index * 2 * cut.channels;
-          parts_backpropagated(given, from, relu, cut.channels, cut.first(index), cut.last(index),
-                               mean.typed_data() + c, factor.typed_data() + c, bias.typed_data(),
-                               sum, sum + cut.channels);
-        });
-        add_up(sums, cut, total->typed_data() + c, along->typed_data() + c);
+      auto given = parts_of<T>(parts, group, cut.count);
+      for (size_t index = 0; index < given.size(); ++index) {
+        T* dx = static_cast<T*>((*dparts.get<Buffer>(index))->untyped_data());
+        given[index].dx = dx + group.index * cut.count * given[index].channels;
       }
+      const int64_t c = group.channel;
+      float* sums = scratch.get<float>(cut.chunks * 2 * cut.channels);
+      parallel(cut.chunks, [&](int64_t index) {
+        float* sum = sums + index * 2 * cut.channels;
+        parts_backpropagated(given, data_of<T>(dy) + group.at, relu, cut.channels,
+                             cut.first(index), cut.last(index), mean.typed_data() + c,
+                             factor.typed_data() + c, bias.typed_data(), sum, sum + cut.channels);
+      });
+      add_up(sums, cut, total->typed_data() + c, along->typed_data() + c);
     });
   });
 }
