@@ -25,7 +25,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +44,19 @@ from flaxcls.training import parallel
 from flaxcls.training.setup import build_setup
 
 LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
+BESIDE = ('no kernels', 'plain Linen')  # What is timed beside flaxcls.
 Call = Callable[[], None]  # One step, waited for.
 
 
-def jax_calls(name: str, batch: int, dtype: str) -> dict[str, dict[str, Call]]:
-    """Returns the calls of JAX: ours, also without kernels where there are any, and Linen's."""
+def jax_calls(
+    beside: Sequence[str], name: str, batch: int, dtype: str
+) -> dict[str, dict[str, Call]]:
+    """Returns the calls of ours, and of those of BESIDE that are named and are there."""
     calls = {'flaxcls': flaxcls_calls(name, batch, dtype)}
-    if native.available():
+    if 'no kernels' in beside and native.available():
         with native.disabled():
             calls['flaxcls, no kernels'] = flaxcls_calls(name, batch, dtype)
-    if name in linen_networks.NETWORKS:
+    if 'plain Linen' in beside and name in linen_networks.NETWORKS:
         calls['plain Linen'] = linen_calls(name, batch, dtype)
     return calls
 
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, help='default: 16, and 128 for small images')
     parser.add_argument('--dtype', default='float32', choices=['float32', 'bfloat16'])
     parser.add_argument('--forms', default=','.join(forms), help=f'of PyTorch: {", ".join(forms)}')
+    parser.add_argument('--beside', default=','.join(BESIDE), help=f'of JAX: {", ".join(BESIDE)}')
     parser.add_argument('--rounds', type=int, default=7)
     flags = parser.parse_args()
     if unknown := set(flags.forms.split(',')) - set(forms):
@@ -249,7 +253,7 @@ def main() -> None:
     for name in flags.models.split(','):
         size = MODELS[name].image_size
         batch = flags.batch or (128 if size < 64 else 16)
-        calls = jax_calls(name, batch, flags.dtype)
+        calls = jax_calls(flags.beside.split(','), name, batch, flags.dtype)
         fused = [] if torch.cuda.is_available() else ['channels_last-fused']
         for form in [*flags.forms.split(','), *fused]:
             layout, mode = form.split('-')

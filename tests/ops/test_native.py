@@ -76,7 +76,9 @@ SHAPES = [  # Batch, height, width, channels, features, window, strides, padding
     (1, 1, 1, 5, 3, 1, 1, 0, 1),
     (1, 3, 3, 1, 1, 3, 1, 0, 1),
     (0, 8, 8, 16, 16, 3, 1, 1, 1),
-    # Windows of 3x3 pixels that go by Winograd, all tiles at once in the last.
+    # Windows that go by Winograd, all tiles at once in the last.
+    (20, 11, 9, 32, 64, 5, 1, 2, 1),
+    (20, 8, 9, 64, 32, 5, 1, 0, 1),
     (20, 9, 7, 32, 48, 3, 1, 1, 1),
     (9, 11, 12, 64, 32, 3, 1, 0, 1),
     (60, 3, 4, 32, 32, 3, 1, 2, 1),
@@ -125,6 +127,13 @@ def test_products_of_matrices(batch, dtype):
     # Not every processor has kernels for bfloat16; then the plain forms compute it.
     assert dtype == jnp.bfloat16 or _is_kernel('multiply', multiply, x, kernel)
     _assert_as_without(multiply, x, kernel, precision=PRECISION[dtype])
+
+
+@pytest.mark.parametrize('rows', [1, 7, 16, 32])
+def test_products_of_few_rows_with_many_weights(rows):
+    """Which a kernel of our own computes, 8 rows at once, then 4, then one."""
+    x, kernel = _noise(rows, 1037), _noise(1037, 1024, seed=1)
+    _assert_as_without(multiply, x, kernel, precision=PRECISION[jnp.float32])
 
 
 @pytest.mark.parametrize('dtype', PRECISION, ids=lambda dtype: dtype.__name__)

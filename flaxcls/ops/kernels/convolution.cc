@@ -1,6 +1,6 @@
 // Convolutions of x [B, H, W, C] with kernels [h, w, C / groups, O], and their two gradients, by
 // oneDNN. Activations stay as they are; kernels are reordered at each call as oneDNN wants them.
-// Windows of 3x3 pixels go another way in float32, where that is faster.
+// Windows of 3x3 and 5x5 pixels go another way in float32, where that is faster.
 
 #include "common.h"
 #include "onednn.h"
@@ -21,6 +21,10 @@ struct Shape {
   int64_t strides, padding, groups;
   bool scaled = false, biased = false, added = false, relu = false;  // After a forward one.
 
+  // In float32 the kernel takes the scale as it is reordered, and the convolution its own bias,
+  // which every instruction set has kernels for; bfloat16 would round the kernel.
+  bool folds() const { return dtype == ffi::DataType::F32 || !scaled; }
+
   std::string key() const {
     std::string key;
     append(key, kind, static_cast<int64_t>(dtype), x, kernel, y, strides, padding, groups);
@@ -31,7 +35,7 @@ struct Shape {
 
 struct Convolution {
   dnnl::primitive primitive, reorder;
-  memory::desc x, kernel, y, given_kernel, vector, scratchpad;
+  memory::desc x, kernel, y, given_kernel, vector, channels, scratchpad;
   bool reordered;
 };
 
@@ -40,8 +44,10 @@ dnnl::primitive_attr attributes(const Shape& shape, const memory::desc& vector,
   dnnl::primitive_attr attr;
   attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
   dnnl::post_ops after;
-  if (shape.scaled) after.append_binary(dnnl::algorithm::binary_mul, vector);
-  if (shape.biased) after.append_binary(dnnl::algorithm::binary_add, vector);
+  if (!shape.folds()) {
+    after.append_binary(dnnl::algorithm::binary_mul, vector);
+    after.append_binary(dnnl::algorithm::binary_add, vector);
+  }
   if (shape.added) after.append_binary(dnnl::algorithm::binary_add, y);
   if (shape.relu) after.append_eltwise(dnnl::algorithm::eltwise_relu, 0, 0);
   attr.set_post_ops(after);
@@ -65,11 +71,13 @@ Convolution make(const Shape& shape) {
   made.y = memory::desc({y[0], y[3], y[1], y[2]}, type, tag::nhwc);
   made.given_kernel = memory::desc(kernel, type, groups == 1 ? tag::hwio : tag::hwigo);
   made.vector = memory::desc({1, y[3], 1, 1}, memory::data_type::f32, tag::nhwc);
+  made.channels = memory::desc({y[3]}, memory::data_type::f32, tag::a);
   const memory::desc any(kernel, type, tag::any);
   const auto direct = dnnl::algorithm::convolution_direct;
   const auto attr = attributes(shape, made.vector, made.y);
   const dnnl::convolution_forward::primitive_desc forward(
-      engine(), dnnl::prop_kind::forward_training, direct, made.x, any, made.y, strides, before,
+      engine(), dnnl::prop_kind::forward_training, direct, made.x, any,
+      shape.biased && shape.folds() ? made.channels : memory::desc(), made.y, strides, before,
       after, attr);
   const auto take = [&](const auto& descriptor, const memory::desc& kernel) {
     made.kernel = kernel;
@@ -89,12 +97,16 @@ Convolution make(const Shape& shape) {
     take(backward, backward.diff_weights_desc());
     made.primitive = dnnl::convolution_backward_weights(backward);
   }
-  made.reordered = made.kernel != made.given_kernel;
+  const bool scales = shape.scaled && shape.folds();
+  made.reordered = scales || made.kernel != made.given_kernel;
   if (made.reordered) {
     const bool out = shape.kind == kKernelGradient;
     const auto &from = out ? made.kernel : made.given_kernel;
     const auto &to = out ? made.given_kernel : made.kernel;
-    made.reorder = dnnl::reorder(dnnl::reorder::primitive_desc(engine(), from, engine(), to));
+    dnnl::primitive_attr scaling;
+    if (scales) scaling.set_scales_mask(DNNL_ARG_SRC, groups == 1 ? 1 : 3);  // O, or G and O / G.
+    made.reorder =
+        dnnl::reorder(dnnl::reorder::primitive_desc(engine(), from, engine(), to, scaling));
   }
   return made;
 }
@@ -113,14 +125,15 @@ struct Operands {
 Winograd winograd_of(const Shape& shape) {
   const auto &x = shape.x, &y = shape.y;
   if (shape.kind == kInputGradient) {
-    return {y[0], y[1], y[2], y[3], x[1], x[2], x[3], 2 - shape.padding};
+    const int64_t window = shape.kernel[0];
+    return {y[0], y[1], y[2], y[3], x[1], x[2], x[3], window, window - 1 - shape.padding};
   }
-  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], shape.padding};
+  return {x[0], x[1], x[2], x[3], y[1], y[2], y[3], shape.kernel[0], shape.padding};
 }
 
 bool goes_by_winograd(const Shape& shape) {
-  const bool fits = shape.dtype == ffi::DataType::F32 && shape.kernel[0] == 3 &&
-                    shape.kernel[1] == 3 && shape.strides == 1 && shape.groups == 1;
+  const bool fits = shape.dtype == ffi::DataType::F32 && shape.strides == 1 &&
+                    shape.groups == 1 && shape.kernel[0] == shape.kernel[1];
   const Winograd winograd = winograd_of(shape);
   return fits && (shape.kind == kKernelGradient ? winograd_gradient_pays(winograd)
                                                 : winograd_pays(winograd));
@@ -170,11 +183,20 @@ void run(const Shape& shape, const Operands& operands) {
     const int argument = DNNL_ARG_ATTR_MULTIPLE_POST_OP(index++) | DNNL_ARG_SRC_1;
     arguments.insert({argument, memory(desc, engine(), data)});
   };
-  after(shape.scaled, op.vector, operands.scale);
-  after(shape.biased, op.vector, operands.bias);
+  after(!shape.folds(), op.vector, operands.scale);
+  after(!shape.folds(), op.vector, operands.bias);
   after(shape.added, op.y, operands.addend);
+  if (shape.biased && shape.folds()) {
+    arguments.insert({DNNL_ARG_BIAS, memory(op.channels, engine(), operands.bias)});
+  }
   const auto reorder = [&](const memory& from, const memory& to) {
-    if (op.reordered) op.reorder.execute(stream(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
+    if (!op.reordered) return;
+    std::unordered_map<int, memory> moved{{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}};
+    if (shape.scaled && shape.folds()) {
+      moved.insert({DNNL_ARG_ATTR_SCALES | DNNL_ARG_SRC,
+                    memory(op.channels, engine(), operands.scale)});
+    }
+    op.reorder.execute(stream(), moved);
   };
   if (!out) reorder(given, kernel);
   op.primitive.execute(stream(), arguments);

@@ -1,7 +1,11 @@
 // Products of matrices [M, K] x [K, N] by oneDNN, of which each may be given transposed.
+//
+// Where few rows meet many weights, as in AlexNet's dense layers, reading the weights takes longer
+// than multiplying, and a kernel of our own reads them in the order in which they lie.
 
 #include "common.h"
 #include "onednn.h"
+#include "vectors.h"
 
 namespace flaxcls {
 namespace {
@@ -43,6 +47,55 @@ Product& made(const Shape& shape) {
   return cache.get(key, [&] { return make(shape); });
 }
 
+// A product of few rows: c = a b, and which of its columns.
+struct Few {
+  const float *a, *b;
+  float* c;
+  int64_t rows, inner, columns, first, last;
+};
+
+constexpr int64_t kInner = 16;    // Rows of b that are read side by side.
+constexpr int64_t kColumns = 32;  // Which all numbers of columns are a multiple of.
+
+// Adds the products with kInner rows of b to kRows rows of c.
+template <int kLanes, int kRows>
+INLINE void add_products(const Few& few, int64_t row, int64_t inner, int64_t column) {
+  const Matrix a{few.a + row * few.inner + inner, few.inner, 1};
+  const int64_t count = std::min(kInner, few.inner - inner);
+  block_product<kLanes, kRows, 2>(a, few.b + inner * few.columns + column, few.columns, count,
+                                  few.c + row * few.columns + column, few.columns, inner > 0);
+}
+
+template <int kLanes>
+INLINE void multiply_few(const Few& few) {
+  for (int64_t inner = 0; inner < few.inner; inner += kInner) {
+    for (int64_t column = few.first; column < few.last; column += 2 * kLanes) {
+      int64_t row = 0;
+      for (; row + 8 <= few.rows; row += 8) add_products<kLanes, 8>(few, row, inner, column);
+      for (; row + 4 <= few.rows; row += 4) add_products<kLanes, 4>(few, row, inner, column);
+      for (; row < few.rows; ++row) add_products<kLanes, 1>(few, row, inner, column);
+    }
+  }
+}
+
+AVX512 void multiply_few_avx512(const Few& few) { multiply_few<16>(few); }
+AVX2 void multiply_few_avx2(const Few& few) { multiply_few<8>(few); }
+
+bool has_few_rows(const Shape& shape) {
+  return shape.dtype == ffi::DataType::F32 && !shape.a_transposed && !shape.b_transposed &&
+         shape.rows <= 32 && shape.inner * shape.columns >= 1 << 20 &&
+         shape.columns % kColumns == 0 && has_avx2();
+}
+
+void run_few_rows(const Shape& shape, const float* a, const float* b, float* c) {
+  const auto run = has_avx512() ? multiply_few_avx512 : multiply_few_avx2;
+  const int64_t count = shape.columns / kColumns, parts = std::min<int64_t>(threads(), count);
+  parallel(parts, [&](int64_t part) {
+    run({a, b, c, shape.rows, shape.inner, shape.columns, part * count / parts * kColumns,
+         (part + 1) * count / parts * kColumns});
+  });
+}
+
 ffi::Error multiply(Buffer a, Buffer b, ffi::Result<Buffer> c, bool a_transposed,
                     bool b_transposed) {
   return in_turn([&] {
@@ -54,6 +107,11 @@ ffi::Error multiply(Buffer a, Buffer b, ffi::Result<Buffer> c, bool a_transposed
     if (shape.inner == 0) {
       std::fill_n(static_cast<char*>(c->untyped_data()), c->size_bytes(), 0);
       return;
+    }
+    if (has_few_rows(shape)) {
+      return run_few_rows(shape, static_cast<float*>(a.untyped_data()),
+                          static_cast<float*>(b.untyped_data()),
+                          static_cast<float*>(c->untyped_data()));
     }
     Product& op = made(shape);
     op.primitive.execute(

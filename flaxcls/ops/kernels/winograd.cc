@@ -3,67 +3,20 @@
 // Of a tile d of 4x4 inputs and a kernel g, the outputs are A'[(G g G') * (B' d B)]A, where * goes
 // element by element. Over channels each of the 16 elements is a product of matrices, of tiles x in
 // and in x out. All coefficients are 0, 1 or a half, so rounding stays that of a convolution.
+// A window of 5x5 is four of 3x3, at rows and columns 0 and 3, whose products are added.
 
 #include "winograd.h"
 
 #include <vector>
 
 #include "common.h"
-#include "onednn.h"
-
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
+#include "vectors.h"
 
 namespace flaxcls {
 namespace {
 
 constexpr int kPlaces = 16;    // In a tile of 4x4.
 constexpr int kChannels = 16;  // Which all numbers of channels are a multiple of.
-
-template <int kLanes>
-struct Lanes;
-template <>
-struct Lanes<16> {
-  typedef float type __attribute__((vector_size(64), aligned(4), may_alias));
-};
-template <>
-struct Lanes<8> {
-  typedef float type __attribute__((vector_size(32), aligned(4), may_alias));
-};
-
-// A matrix whose element (i, j) lies at data[i * row + j * column].
-struct Matrix {
-  const float* data;
-  int64_t row, column;
-};
-
-// Computes c [kRows, kWide * kLanes] = a b, or c + a b, in sums that stay in registers.
-template <int kLanes, int kRows, int kWide>
-INLINE void block_product(const Matrix& a, const float* b, int64_t b_row, int64_t inner, float* c,
-                          int64_t c_row, bool add) {
-  using V = typename Lanes<kLanes>::type;
-  V sum[kRows][kWide];
-  UNROLL for (int r = 0; r < kRows; ++r) {
-    UNROLL for (int w = 0; w < kWide; ++w) {
-      sum[r][w] = add ? *reinterpret_cast<const V*>(c + r * c_row + w * kLanes) : V{};
-    }
-  }
-  for (int64_t k = 0; k < inner; ++k) {
-    V right[kWide];
-    UNROLL for (int w = 0; w < kWide; ++w) {
-      right[w] = *reinterpret_cast<const V*>(b + k * b_row + w * kLanes);
-    }
-    UNROLL for (int r = 0; r < kRows; ++r) {
-      const float left = a.data[r * a.row + k * a.column];
-      UNROLL for (int w = 0; w < kWide; ++w) sum[r][w] += left * right[w];
-    }
-  }
-  UNROLL for (int r = 0; r < kRows; ++r) {
-    UNROLL for (int w = 0; w < kWide; ++w) {
-      *reinterpret_cast<V*>(c + r * c_row + w * kLanes) = sum[r][w];
-    }
-  }
-}
 
 // The same of any number of rows and columns that are multiples of a block's.
 template <int kLanes, int kRows, int kWide>
@@ -152,24 +105,27 @@ INLINE void find_pixels(const float* image, int64_t rows, int64_t columns, int64
   }
 }
 
-// Transforms a block's tiles of x into places [16][stride][in].
+// Transforms a block's tiles of x for one part of the window, into places [16][stride][depth].
 template <int kLanes>
 INLINE void transform_input(const Winograd& shape, const float* x, const float* zeros,
-                            const Block& block, float* places) {
+                            const Block& block, int64_t part, float* places) {
   using V = typename Lanes<kLanes>::type;
+  const int64_t down = 3 * (part / shape.parts()) - shape.padding;
+  const int64_t right = 3 * (part % shape.parts()) - shape.padding;
   Tile tile(shape, block.first);
   for (int64_t t = 0; t < block.count; ++t, tile.next()) {
     const float* pixels[kPlaces];
     find_pixels<4>(x + tile.image * shape.height * shape.width * shape.in, shape.height,
-                   shape.width, shape.in, 2 * tile.row - shape.padding,
-                   2 * tile.column - shape.padding, zeros, pixels);
+                   shape.width, shape.in, 2 * tile.row + down, 2 * tile.column + right, zeros,
+                   pixels);
     for (int64_t c = 0; c < shape.in; c += kLanes) {
       V d[kPlaces];
       UNROLL for (int p = 0; p < kPlaces; ++p) d[p] = *reinterpret_cast<const V*>(pixels[p] + c);
       UNROLL for (int j = 0; j < 4; ++j) to_input_places(d[j], d[4 + j], d[8 + j], d[12 + j]);
       UNROLL for (int i = 0; i < 16; i += 4) to_input_places(d[i], d[i + 1], d[i + 2], d[i + 3]);
+      float* to = places + t * shape.depth() + part * shape.in + c;
       UNROLL for (int p = 0; p < kPlaces; ++p) {
-        *reinterpret_cast<V*>(places + (p * block.stride + t) * shape.in + c) = d[p];
+        *reinterpret_cast<V*>(to + p * block.stride * shape.depth()) = d[p];
       }
     }
   }
@@ -240,21 +196,35 @@ INLINE void transform_output(const Winograd& shape, const float* places, const B
 
 // Kernels ---------------------------------------------------------------------------------------
 
-// Transforms the kernels of 16 input channels to all outputs, into [out / wide][16][in][wide].
+// Transforms the kernels of 16 input channels to all outputs, from one part of the window, into
+// [out / wide][16][depth][wide].
 INLINE void transform_kernel(const Winograd& shape, const float* kernel, bool flipped, int64_t wide,
-                             int64_t channel, float* places) {
-  constexpr int kAtOnce = kChannels;
-  const int64_t size = shape.in * shape.out;
-  for (int64_t first = 0; first < shape.out; first += kAtOnce) {
+                             int64_t part, int64_t channel, float* places) {
+  const int64_t size = shape.in * shape.out, window = shape.window;
+  const float* weights[9];  // Where they begin; null: outside the window.
+  for (int p = 0; p < 9; ++p) {
+    const int64_t row = 3 * (part / shape.parts()) + p / 3;
+    const int64_t column = 3 * (part % shape.parts()) + p % 3;
+    const int64_t at = row * window + column;
+    weights[p] = row < window && column < window
+                     ? kernel + (flipped ? window * window - 1 - at : at) * size
+                     : nullptr;
+  }
+  for (int64_t first = 0; first < shape.out; first += kChannels) {
     // The last axis is the one that is contiguous: outputs, or inputs where they are flipped.
-    float m[kPlaces][kAtOnce][kAtOnce];
-    for (int r = 0; r < kAtOnce; ++r) {
-      const float* from =
-          kernel + (flipped ? (first + r) * shape.in + channel : (channel + r) * shape.out + first);
-      for (int i = 0; i < kAtOnce; ++i) {
-        float g[9], half[12], to[kPlaces];
-        UNROLL for (int p = 0; p < 9; ++p) g[p] = from[(flipped ? 8 - p : p) * size + i];
-        UNROLL for (int j = 0; j < 3; ++j) to_kernel_places(g[j], g[3 + j], g[6 + j], half + j, 3);
+    float m[kPlaces][kChannels][kChannels];
+    for (int r = 0; r < kChannels; ++r) {
+      const int64_t from =
+          flipped ? (first + r) * shape.in + channel : (channel + r) * shape.out + first;
+      float g[9][kChannels];
+      for (int p = 0; p < 9; ++p) {
+        for (int i = 0; i < kChannels; ++i) g[p][i] = weights[p] ? weights[p][from + i] : 0;
+      }
+      for (int i = 0; i < kChannels; ++i) {
+        float half[12], to[kPlaces];
+        UNROLL for (int j = 0; j < 3; ++j) {
+          to_kernel_places(g[j][i], g[3 + j][i], g[6 + j][i], half + j, 3);
+        }
         UNROLL for (int j = 0; j < 4; ++j) {
           to_kernel_places(half[3 * j], half[3 * j + 1], half[3 * j + 2], to + 4 * j, 1);
         }
@@ -262,10 +232,10 @@ INLINE void transform_kernel(const Winograd& shape, const float* kernel, bool fl
       }
     }
     for (int p = 0; p < kPlaces; ++p) {
-      float* to = places + (first / wide * kPlaces + p) * shape.in * wide + first % wide;
-      for (int c = 0; c < kAtOnce; ++c) {
-        float* row = to + (channel + c) * wide;
-        for (int o = 0; o < kAtOnce; ++o) row[o] = flipped ? m[p][o][c] : m[p][c][o];
+      float* to = places + (first / wide * kPlaces + p) * shape.depth() * wide + first % wide;
+      for (int c = 0; c < kChannels; ++c) {
+        float* row = to + (part * shape.in + channel + c) * wide;
+        for (int o = 0; o < kChannels; ++o) row[o] = flipped ? m[p][o][c] : m[p][c][o];
       }
     }
   }
@@ -297,28 +267,31 @@ INLINE void transform_kernel_gradient(const Winograd& shape, const float* parts,
 
 // With as many sums as there are registers: for 32 outputs at once, or 16.
 #define FOR_INSTRUCTIONS(NAME, TARGET, LANES, ROWS, WIDE)                                        \
-  __attribute__((target(TARGET))) void input_##NAME(                                             \
-      const Winograd& shape, const float* x, const float* zeros, const Block& block, float* to) { \
-    transform_input<LANES>(shape, x, zeros, block, to);                                          \
+  TARGET void input_##NAME(                                             \
+      const Winograd& shape, const float* x, const float* zeros, const Block& block,             \
+      float* to) {                                                                               \
+    for (int64_t part = 0; part < shape.parts() * shape.parts(); ++part) {                       \
+      transform_input<LANES>(shape, x, zeros, block, part, to);                                  \
+    }                                                                                            \
   }                                                                                              \
-  __attribute__((target(TARGET))) void gradient_##NAME(                                          \
+  TARGET void gradient_##NAME(                                          \
       const Winograd& shape, const float* dy, const float* zeros, const Block& block,            \
       float* to) {                                                                               \
     transform_gradient<LANES>(shape, dy, zeros, block, to);                                      \
   }                                                                                              \
-  __attribute__((target(TARGET))) void output_##NAME(const Winograd& shape, const float* from,   \
+  TARGET void output_##NAME(const Winograd& shape, const float* from,   \
                                                      const Block& block, int64_t channel,        \
                                                      const Affine& after, float* y) {            \
     transform_output<LANES, WIDE>(shape, from, block, channel, after, y);                        \
   }                                                                                              \
-  __attribute__((target(TARGET))) void multiply_##NAME(const Matrix& a, const float* b,          \
+  TARGET void multiply_##NAME(const Matrix& a, const float* b,          \
                                                        int64_t rows, int64_t inner,              \
                                                        int64_t columns, float* c, bool add) {    \
     multiply<LANES, ROWS, WIDE>(a, b, rows, inner, columns, c, add);                             \
   }
-FOR_INSTRUCTIONS(avx512_32, "arch=x86-64-v4,prefer-vector-width=512", 16, 8, 2)
-FOR_INSTRUCTIONS(avx512_16, "arch=x86-64-v4,prefer-vector-width=512", 16, 16, 1)
-FOR_INSTRUCTIONS(avx2_16, "arch=x86-64-v3", 8, 4, 2)
+FOR_INSTRUCTIONS(avx512_32, AVX512, 16, 8, 2)
+FOR_INSTRUCTIONS(avx512_16, AVX512, 16, 16, 1)
+FOR_INSTRUCTIONS(avx2_16, AVX2, 8, 4, 2)
 
 struct Routines {
   decltype(&input_avx2_16) input;
@@ -328,15 +301,8 @@ struct Routines {
   int64_t rows, width;  // Of a block of the product.
 };
 
-// As oneDNN's, which ONEDNN_MAX_CPU_ISA may hold back.
-bool has(dnnl::cpu_isa isa) {
-  return (static_cast<int>(dnnl::get_effective_cpu_isa()) & static_cast<int>(isa)) ==
-         static_cast<int>(isa);
-}
-
 Routines routines_for(int64_t out) {
-  static const bool wide = has(dnnl::cpu_isa::avx512_core);
-  if (!wide) return {input_avx2_16, gradient_avx2_16, output_avx2_16, multiply_avx2_16, 4, 16};
+  if (!has_avx512()) return {input_avx2_16, gradient_avx2_16, output_avx2_16, multiply_avx2_16, 4, 16};
   if (out % 32) {
     return {input_avx512_16, gradient_avx512_16, output_avx512_16, multiply_avx512_16, 16, 16};
   }
@@ -346,15 +312,15 @@ Routines routines_for(int64_t out) {
 // How many tiles a thread takes at once: what they become lies in its second cache, and the threads
 // end together.
 int64_t block_of(int64_t tiles, int64_t channels) {
-  const int64_t most = std::clamp<int64_t>((1 << 18) / (kPlaces * channels), 32, 48);
+  const int64_t most = channels < 256 ? 48 : 96;
   const int64_t rounds = std::max<int64_t>(1, (tiles + most * threads() - 1) / (most * threads()));
   return (tiles + rounds * threads() - 1) / (rounds * threads());
 }
 
 __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void kernel_places(
-    const Winograd& shape, const float* kernel, bool flipped, int64_t wide, int64_t channel,
-    float* places) {
-  transform_kernel(shape, kernel, flipped, wide, channel, places);
+    const Winograd& shape, const float* kernel, bool flipped, int64_t wide, int64_t part,
+    int64_t channel, float* places) {
+  transform_kernel(shape, kernel, flipped, wide, part, channel, places);
 }
 
 __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) void kernel_gradient(
@@ -362,7 +328,7 @@ __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) vo
   transform_kernel_gradient(shape, parts, count, channel, dk);
 }
 
-// A convolution on its way: kernels are places already, [out / width][16][in][width].
+// A convolution on its way: kernels are places already, [out / width][16][depth][width].
 struct Task {
   Winograd shape;
   Routines routines;
@@ -378,9 +344,14 @@ struct Task {
 
   // Of `count` tiles, one place of `width` outputs.
   void multiply(const float* from, int64_t count, int64_t column, int64_t place, float* to) const {
-    const float* kernel = kernels + (column * kPlaces + place) * shape.in * routines.width;
-    routines.multiply({from, shape.in, 1}, kernel, rounded(count), shape.in, routines.width, to,
-                      false);
+    const int64_t depth = shape.depth(), parts = shape.parts(), width = routines.width;
+    const float* kernel = kernels + (column * kPlaces + place) * depth * width;
+    for (int64_t part = 0; part < parts * parts; ++part) {
+      // The last row of places, or column, is of weights that the second of two parts has not.
+      if ((part >= parts && place / 4 == 3) || (part % parts && place % 4 == 3)) continue;
+      routines.multiply({from + part * shape.in, depth, 1}, kernel + part * shape.in * width,
+                        rounded(count), shape.in, width, to, part > 0);
+    }
   }
 };
 
@@ -388,7 +359,7 @@ struct Task {
 // kernels. `scratch` has room for `stride` tiles of inputs and of `width` outputs for each thread.
 void convolve_by_block(const Task& task, int64_t stride, float* scratch) {
   const int64_t tiles = task.shape.tiles(), width = task.routines.width;
-  const int64_t of_inputs = stride * task.shape.in, of_outputs = stride * width;
+  const int64_t of_inputs = stride * task.shape.depth(), of_outputs = stride * width;
   parallel((tiles + stride - 1) / stride, [&](int64_t index) {
     const Block block{index * stride, std::min(stride, tiles - index * stride), stride};
     float* inputs = scratch + omp_get_thread_num() * kPlaces * (of_inputs + of_outputs);
@@ -408,7 +379,7 @@ void convolve_by_block(const Task& task, int64_t stride, float* scratch) {
 // `scratch` has room for `most` tiles of inputs and of outputs.
 void convolve_by_place(const Task& task, int64_t stride, int64_t most, float* scratch) {
   const int64_t tiles = task.shape.tiles(), width = task.routines.width, columns = task.columns();
-  float *inputs = scratch, *outputs = inputs + kPlaces * most * task.shape.in;
+  float *inputs = scratch, *outputs = inputs + kPlaces * most * task.shape.depth();
   for (int64_t begin = 0; begin < tiles; begin += most) {
     const int64_t count = std::min(most, tiles - begin), blocks = (count + stride - 1) / stride;
     const auto block = [&](int64_t index) {
@@ -416,11 +387,11 @@ void convolve_by_place(const Task& task, int64_t stride, int64_t most, float* sc
     };
     parallel(blocks, [&](int64_t index) {
       task.routines.input(task.shape, task.x, task.zeros, block(index),
-                          inputs + index * stride * task.shape.in);
+                          inputs + index * stride * task.shape.depth());
     });
     parallel(kPlaces * columns, [&](int64_t index) {
       const int64_t place = index / columns, column = index % columns;
-      task.multiply(inputs + place * most * task.shape.in, count, column, place,
+      task.multiply(inputs + place * most * task.shape.depth(), count, column, place,
                     outputs + (column * kPlaces + place) * most * width);
     });
     parallel(blocks, [&](int64_t index) {
@@ -438,35 +409,41 @@ constexpr int64_t kParts = 16;
 }  // namespace
 
 bool winograd_pays(const Winograd& shape) {
-  const bool fits = shape.in % kChannels == 0 && shape.out % kChannels == 0 &&
-                    0 <= shape.padding && shape.padding <= 2 && has(dnnl::cpu_isa::avx2);
+  const bool fits = (shape.window == 3 || shape.window == 5) && shape.in % kChannels == 0 &&
+                    shape.out % kChannels == 0 && shape.padding >= 0 &&
+                    shape.padding < shape.window && has_avx2();
   if (!fits || std::min(shape.in, shape.out) < 32) return false;
   // For each weight: what is multiplied, with transformations a fifth more; and the weight's own
   // transformation, which takes the time of about 2000 multiplications.
-  return 9 * shape.batch * shape.rows * shape.columns > kPlaces * 6 / 5 * shape.tiles() + 2000;
+  const int64_t each = shape.window == 3 ? kPlaces : 49;
+  const int64_t direct = shape.window * shape.window * shape.batch * shape.rows * shape.columns;
+  return direct > each * 6 / 5 * shape.tiles() + 2000 * shape.parts() * shape.parts();
 }
 
 bool winograd_gradient_pays(const Winograd& shape) {
-  return winograd_pays(shape) && shape.in * shape.out <= 1 << 12;  // A part's sums stay in cache.
+  // So that a part's sums stay in the cache.
+  return shape.window == 3 && winograd_pays(shape) && shape.in * shape.out <= 1 << 12;
 }
 
 void winograd_convolve(const Winograd& shape, const float* x, const float* kernel, bool flipped,
                        const Affine& after, float* y) {
   static Scratch scratch;
   Task task{shape, routines_for(shape.out), x, nullptr, nullptr, after, y};
-  const int64_t tiles = shape.tiles(), channels = shape.in + shape.out;
-  const int64_t stride = task.rounded(block_of(tiles, shape.in));
+  const int64_t tiles = shape.tiles(), depth = shape.depth(), channels = depth + shape.out;
+  const int64_t stride = task.rounded(block_of(tiles, depth));
   // What is read and written in memory in the one way and in the other.
-  const bool by_place = (tiles / stride) * shape.in * shape.out > 2 * tiles * channels;
+  const bool by_place = (tiles / stride) * depth * shape.out > 2 * tiles * channels;
   const int64_t most =
       by_place ? task.rounded(std::min(tiles, (1 << 19) / channels)) : stride * threads();
-  const int64_t of_kernels = kPlaces * shape.in * shape.out;
-  const int64_t of_tile = kPlaces * (shape.in + (by_place ? shape.out : task.routines.width));
+  const int64_t of_kernels = kPlaces * depth * shape.out;
+  const int64_t of_tile = kPlaces * (depth + (by_place ? shape.out : task.routines.width));
   float* kernels = scratch.get<float>(of_kernels + shape.in + most * of_tile);
   float* zeros = kernels + of_kernels;
   std::fill_n(zeros, shape.in, 0.f);
-  parallel(shape.in / kChannels, [&](int64_t index) {
-    kernel_places(shape, kernel, flipped, task.routines.width, index * kChannels, kernels);
+  const int64_t groups = shape.in / kChannels;
+  parallel(shape.parts() * shape.parts() * groups, [&](int64_t index) {
+    kernel_places(shape, kernel, flipped, task.routines.width, index / groups,
+                  index % groups * kChannels, kernels);
   });
   task.kernels = kernels;
   task.zeros = zeros;
