@@ -21,7 +21,7 @@ from flaxcls.config.files import load_config, split_variant
 from flaxcls.errors import UserError
 from flaxcls.system.cli import CommandParser, run_command
 from flaxcls.system.files import write_atomically
-from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.checkpoint_files import newest_step
 from flaxcls.training.run_record import (
     RECORD_FILE,
     experiment_hash,
@@ -148,10 +148,17 @@ def _read_kept(path: pathlib.Path) -> Mapping[str, Any]:
     return record
 
 
-def take_in(runs: pathlib.Path, entries: Sequence[LedgerEntry], folder: pathlib.Path) -> list[str]:
+def take_in(
+    runs: pathlib.Path,
+    entries: Sequence[LedgerEntry],
+    folder: pathlib.Path,
+    *,
+    replace: bool = False,
+) -> list[str]:
     """Copies the records of the finished runs below `runs` into `folder`.
 
-    A record replaces that of another run of the same experiment, seed and precision.
+    Where there is one of another run of the same experiment, seed and precision, it stays, unless
+    it is to be replaced.
 
     Returns:
       A line for each run, with what became of it.
@@ -173,6 +180,12 @@ def take_in(runs: pathlib.Path, entries: Sequence[LedgerEntry], folder: pathlib.
         path = folder / f'{_slug(entry.row, record)}.json'
         text = json.dumps(record, indent=1) + '\n'
         other = path.exists() and path.read_text(encoding='utf-8') != text
+        if other and not replace:
+            lines.append(
+                f'{workdir}: left out, since {path.name} has another run of the experiment; '
+                '--replace takes this one in its place'
+            )
+            continue
         write_atomically(path, text)
         replaced = ', in place of another run' if other else ''
         lines.append(f'{workdir}: {path.name}, {record["val"]["val/accuracy"]:.2%}{replaced}')
@@ -189,7 +202,7 @@ def _why_not(
         return f'no row of {_ROWS_FILE} has its config'
     if len({part.get('config_hash') for part in record['parts']}) > 1:
         return 'its config was changed on the way'
-    saved = Checkpoints(workdir, read_only=True).newest_step if record['val'] else 0
+    saved = newest_step(workdir) if record['val'] else 0
     step = min(record['step'], saved or 0)
     if step < record['total_steps']:
         return f'it has made {step} of {record["total_steps"]} steps'
@@ -304,6 +317,7 @@ def _time(parts: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: Sequence[str]) -> None:
     parser = CommandParser('python -m benchmarks.ledger', __doc__)
     parser.add_argument('--runs', help='folder with workdirs, whose records are taken in')
+    parser.add_argument('--replace', action='store_true', help='records that are there already')
     parser.add_argument('--results', default='results', help='folder of the ledger')
     parser.add_argument('--out', default='RESULTS.md', help='file to write')
     flags = parser.parse_args(argv)
@@ -314,7 +328,8 @@ def main(argv: Sequence[str]) -> None:
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f'--out={flags.out} is not a file in a folder that exists.')
     if flags.runs:
-        for line in take_in(pathlib.Path(flags.runs).expanduser(), entries, folder):
+        runs = pathlib.Path(flags.runs).expanduser()
+        for line in take_in(runs, entries, folder, replace=flags.replace):
             print(line)
         entries, outdated = load_entries(rows, folder)
     for path in outdated:

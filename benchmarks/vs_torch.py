@@ -25,27 +25,22 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import torch
-import torch.fx.experimental.optimization
-import torchvision
 
-from benchmarks import linen_networks, torch_cifar
-from flaxcls.config.files import load_config
+from benchmarks import linen_networks
+from benchmarks.our_calls import Call, flaxcls_calls
+from benchmarks.torch_calls import torch_calls
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.summary import count_cost
 from flaxcls.ops import native
-from flaxcls.training import parallel
-from flaxcls.training.setup import build_setup
 
 LAYOUTS, MODES = ('contiguous', 'channels_last'), ('eager', 'compiled')
 BESIDE = ('no kernels', 'plain Linen')  # What is timed beside flaxcls.
-Call = Callable[[], None]  # One step, waited for.
 
 
 def jax_calls(
@@ -59,36 +54,6 @@ def jax_calls(
     if 'plain Linen' in beside and name in linen_networks.NETWORKS:
         calls['plain Linen'] = linen_calls(name, batch, dtype)
     return calls
-
-
-def flaxcls_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
-    """Returns {'step': ..., 'forward': ...} of ours, compiled."""
-    size, classes = MODELS[name].image_size, MODELS[name].num_classes
-    options = {
-        'model.name': name, 'model.num_classes': classes, 'model.dtype': dtype,
-        'data.source': f'synthetic:{2 * batch}', 'data.image_size': size, 'batch_size': batch,
-    }  # fmt: skip
-    setup = build_setup(load_config(None, options))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    labels = rng.integers(0, classes, batch).astype(np.int32)
-    data = {'image': images, 'label': labels}
-    train_data = next(parallel.microbatches_to_devices(iter([data]), setup.layout))
-    eval_data = data | {'mask': np.ones(batch, bool)}
-    eval_data = next(parallel.to_devices(iter([eval_data]), setup.layout))
-    train_step, eval_step = setup.make_train_step(), setup.make_eval_step()
-    state = setup.init_state()
-
-    def step():
-        nonlocal state
-        state, sums = train_step(state, train_data)
-        jax.block_until_ready((state, sums))
-
-    def forward():
-        jax.block_until_ready(eval_step(state.eval_variables, eval_data))
-
-    step(), forward()  # Traced while kernels are wanted, or not.
-    return {'step': step, 'forward': forward}
 
 
 def linen_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
@@ -109,46 +74,6 @@ def linen_calls(name: str, batch: int, dtype: str) -> dict[str, Call]:
         jax.block_until_ready(variables)
 
     return {'step': step, 'forward': lambda: jax.block_until_ready(apply(variables, images))}
-
-
-def torch_calls(name: str, batch: int, dtype: str, layout: str, mode: str) -> dict[str, Call]:
-    """Returns {'step': ..., 'forward': ...} of PyTorch's network of that name."""
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    memory_format = torch.channels_last if layout == 'channels_last' else torch.contiguous_format
-    size, classes = MODELS[name].image_size, MODELS[name].num_classes
-    create = torch_cifar.NETWORKS.get(name) or functools.partial(torchvision.models.get_model, name)
-    model = create().to(device, memory_format=memory_format)
-    images = torch.randn(batch, 3, size, size).to(device, memory_format=memory_format)
-    labels = torch.randint(classes, (batch,), device=device)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
-    run = torch.compile(model) if mode == 'compiled' else model
-    autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
-
-    def wait():
-        if device == 'cuda':
-            torch.cuda.synchronize()
-
-    def step():
-        model.train()
-        optimizer.zero_grad()
-        with autocast:
-            loss = torch.nn.functional.cross_entropy(run(images), labels)
-        loss.backward()
-        optimizer.step()
-        wait()
-
-    def forward():
-        model.eval()
-        with torch.no_grad(), autocast:
-            run(images)
-        wait()
-
-    calls = {'step': step, 'forward': forward}
-    if mode == 'fused':
-        model.eval()
-        run = torch.fx.experimental.optimization.fuse(model)
-        calls.pop('step')
-    return calls
 
 
 def measure_rates(dtype: str) -> tuple[float, float]:

@@ -21,6 +21,13 @@ def add_workdirs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which a user takes what a run did not begin with, or did not write."""
+    parser.add_argument(
+        '--accept_data_changes',
+        action=_Accept,
+        nargs=0,
+        help='go on though the data has changed; what was trained on stays out of validation',
+    )
     parser.add_argument(
         '--trust_extensions',
         action=_Trust,
@@ -34,6 +41,13 @@ class _Trust(argparse.Action):
 
     def __call__(self, *_):
         os.environ[TRUST] = '1'
+
+
+class _Accept(argparse.Action):
+    """Accepts by a variable of the environment, as `_Trust` does."""
+
+    def __call__(self, *_):
+        os.environ['FLAXCLS_ACCEPT_DATA_CHANGES'] = '1'
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

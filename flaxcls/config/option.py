@@ -102,10 +102,11 @@ class Option:
 
     def accepts(self, value: Any) -> bool:
         """Returns whether a value of the option's type is within its bounds."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        if self.kind in (float, tuple) and not all(map(math.isfinite, numbers)):
+            return False
         if self.must_be:
             return self.must_be[1](value)
-        if self.kind is float and not math.isfinite(value):
-            return False
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)

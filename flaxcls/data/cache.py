@@ -13,7 +13,7 @@ from array_record.python import array_record_data_source, array_record_module
 
 from flaxcls.data import crops
 from flaxcls.data.datasets import FileSplit, RecordSplit, Split, raise_unreadable
-from flaxcls.errors import UserError
+from flaxcls.errors import RunError, UserError
 from flaxcls.system.files import user_cache_path
 from flaxcls.system.threads import map_in_threads
 
@@ -28,12 +28,18 @@ class CachedSplit(NamedTuple):
 
     records: Sequence[bytes]
     split: Split
+    path: pathlib.Path | None = None  # None: in memory.
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except (RuntimeError, ValueError) as error:  # What ArrayRecord says of damage.
+            raise RunError(
+                f'{self.path} in the cache is damaged ({error}); delete it, and it is made anew.'
+            ) from None
         height, width, label = _HEADER.unpack_from(record)
         pixels = np.frombuffer(record, np.uint8, offset=_HEADER.size)
         return pixels.reshape(height, width, 3), label
@@ -61,15 +67,16 @@ def cached(split: Split, where: str, shorter_side: int, num_threads: int | None 
         return split
     path = user_cache_path('images', f'{shorter_side} {split.identity()}')
     on_disk = where == 'disk'
-    if on_disk and path.exists():
-        return CachedSplit(_open_records(path), split)
+    if on_disk and (records := _open_whole(path, len(split))) is not None:
+        return CachedSplit(records, split, path)
     sample = np.linspace(0, len(split) - 1, _SAMPLE).astype(int).tolist()
     sampled = [len(_to_record(split, shorter_side, index)) for index in sample]
     _require_space(np.mean(sampled) * len(split), path, on_disk=on_disk)
     records = _all_records(split, shorter_side, num_threads)
     if on_disk:
         _write_records(path, records)
-    return CachedSplit(_open_records(path) if on_disk else list(records), split)
+        return CachedSplit(_open_records(path), split, path)
+    return CachedSplit(list(records), split)
 
 
 def _to_record(split: Split, shorter: int, index: int) -> bytes:
@@ -111,6 +118,21 @@ def _write_records(path: pathlib.Path, records: Iterator[bytes]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _open_whole(path: pathlib.Path, count: int) -> Sequence[bytes] | None:
+    """Returns the records of a file that holds so many; None: there is none, or it is removed."""
+    if not path.exists():
+        return None
+    try:
+        records = _open_records(path)
+        if len(records) == count and all(len(records[i]) for i in (0, count - 1)):
+            return records
+    except (RuntimeError, ValueError, OSError, IndexError):
+        pass
+    print(f'Note: {path} in the cache is damaged, and made anew.')
+    path.unlink()
+    return None
 
 
 def _open_records(path: pathlib.Path) -> Sequence[bytes]:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
+import xxhash
 
 from flaxcls.errors import RunError, UserError
-
-DEFAULT_VAL_FRACTION = 0.2
 
 
 class Split(Protocol):
@@ -28,12 +27,33 @@ class Split(Protocol):
         """Returns what a person would look for: the file, or the split's record."""
 
 
+class Listing(NamedTuple):
+    """What makes a split what it is, wherever it lies.
+
+    Attributes:
+      names: of its parts, relative to the source: files, or what holds many examples.
+      labels: of each; -1: of a part with many.
+      sizes: bytes of each.
+      digests: of the content, in hexadecimal; '': it has not been read.
+    """
+
+    names: list[str]
+    labels: list[int]
+    sizes: list[int]
+    digests: list[str]
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySplit:
     """Examples in memory: uint8 images [N, H, W, C] and int32 labels [N]."""
 
     images: np.ndarray
     labels: np.ndarray
+
+    def listing(self) -> Listing:
+        digest = xxhash.xxh3_64(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return Listing(['images'], [-1], [self.images.nbytes], [digest.hexdigest()])
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,10 +67,19 @@ class ArraySplit:
 
 @dataclasses.dataclass(frozen=True)
 class FileSplit:
-    """Image files, read when asked for, with int32 labels [N]."""
+    """Image files, read when asked for, with int32 labels [N].
+
+    Attributes:
+      paths: of the files.
+      labels: of each.
+      root: folder of the source, which the names of files are relative to.
+      digests: uint64 [N] of the files' contents, 0 where unknown; None: none has been read.
+    """
 
     paths: Sequence[str]
     labels: np.ndarray
+    root: str = ''
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +90,26 @@ class FileSplit:
 
     def name(self, index: int) -> str:
         return self.paths[index]
+
+    def take(self, rows: np.ndarray) -> 'FileSplit':
+        """Returns the examples for which bool [N] is True."""
+        kept = np.nonzero(rows)[0]
+        digests = None if self.digests is None else self.digests[rows]
+        return FileSplit([self.paths[row] for row in kept], self.labels[rows], self.root, digests)
+
+    def relative_names(self) -> list[str]:
+        """Returns the paths below the root; others as they are."""
+        start = os.path.join(self.root, '')
+        return [path.removeprefix(start) for path in self.paths]
+
+    def listing(self) -> Listing:
+        digests = [0] * len(self) if self.digests is None else self.digests.tolist()
+        return Listing(
+            self.relative_names(),
+            self.labels.tolist(),
+            [_size(path) for path in self.paths],
+            [f'{digest:016x}' if digest else '' for digest in digests],
+        )
 
     def fingerprints(self) -> np.ndarray:
         """Returns uint64 [N] that change with a file's path, size or time of change."""
@@ -77,6 +126,7 @@ class RecordSplit:
     records: Sequence[dict]
     describe: Callable[[int], str]
     prepared_in: pathlib.Path
+    split: str  # Its name, or a slice.
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,6 +137,14 @@ class RecordSplit:
 
     def name(self, index: int) -> str:
         return self.describe(index)
+
+    def listing(self) -> Listing:
+        """Returns the shards of the split, whose content is not read for this alone."""
+        name = self.split.partition('[')[0]
+        shards = sorted(self.prepared_in.glob(f'*-{name}.array_record*'))
+        sizes = [shard.stat().st_size for shard in shards]
+        names = [f'{shard.name} ({self.split})' for shard in shards]
+        return Listing(names, [-1] * len(shards), sizes, [''] * len(shards))
 
     def identity(self) -> str:
         changed = (self.prepared_in / 'dataset_info.json').stat().st_mtime_ns
@@ -109,22 +167,37 @@ class Subset:
     def name(self, index: int) -> str:
         return self.split.name(self.indices[index])
 
+    def listing(self) -> Listing:
+        whole = list_examples(self.split)
+        digest = xxhash.xxh3_64_hexdigest(np.asarray(self.indices, np.int64))
+        return whole._replace(names=[f'{len(self)} ({digest}) of {n}' for n in whole.names])
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set: its two splits, the names of its classes in the order of the labels, notes.
 
-    Notes say what was left out or decided while looking at the data; they are printed.
+    Notes say what was left out or decided while looking at the data; they are printed. Where the
+    source has no splits, validation `is_held_out` of it.
     """
 
     train: Split
     val: Split
     class_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    is_held_out: bool = False
 
     def replace(self, **changes: Any) -> 'Dataset':
         """Returns the data set with other fields."""
         return dataclasses.replace(self, **changes)
+
+
+def list_examples(split: Split) -> Listing:
+    """Returns what makes a split what it is; of an extension's, the names of its examples."""
+    if hasattr(split, 'listing'):
+        return split.listing()
+    names = [split.name(index) for index in range(len(split))]
+    return Listing(names, [-1] * len(names), [-1] * len(names), [''] * len(names))
 
 
 class SplitSpec(NamedTuple):
@@ -165,6 +238,13 @@ def raise_unreadable(split: Split, index: int, error: Exception) -> NoReturn:
     raise RunError(f'{split.name(index)}: {error}; repair it or move it away.') from None
 
 
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
 def _fingerprint(path: str) -> int:
     try:
         status = os.stat(path)
@@ -180,36 +260,3 @@ def in_order(names: Iterable[str]) -> list[str]:
     names = list(names)
     all_numbers = all(name.isdecimal() for name in names)
     return sorted(names, key=(lambda name: (int(name), name)) if all_numbers else None)
-
-
-def draw_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Returns bool [N], True for `fraction` of the examples of every class, drawn at random."""
-    drawn = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        rng = np.random.default_rng((seed, int(label)))
-        members = rng.permutation(np.nonzero(labels == label)[0])
-        drawn[members[: round(len(members) * fraction)]] = True
-    return drawn
-
-
-def hold_out(every: FileSplit, split_spec: SplitSpec) -> tuple[FileSplit, FileSplit, str]:
-    """Returns the training and the validation files, and a note about them.
-
-    Raises:
-      UserError: one of the two would have none.
-    """
-    paths, labels, seed = every.paths, every.labels, split_spec.seed
-    fraction = split_spec.val_fraction
-    if fraction is None:
-        fraction = DEFAULT_VAL_FRACTION
-    held_out = draw_of_each_class(labels, fraction, seed)
-    if held_out.all() or not held_out.any():
-        raise UserError(
-            f'config.data.val_fraction={fraction:g} of the {len(labels)} images leaves one side '
-            'without any; choose another fraction.'
-        )
-    train, val = (
-        FileSplit([paths[row] for row in np.nonzero(rows)[0]], labels[rows])
-        for rows in (~held_out, held_out)
-    )
-    return train, val, f'{len(val)} of {len(labels)} images held out for validation (seed {seed}).'

@@ -7,7 +7,8 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, hold_out, in_order
+from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, in_order
+from flaxcls.data.hold_out import hold_out
 from flaxcls.data.images import is_image
 from flaxcls.errors import UserError
 
@@ -44,9 +45,12 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
         listing = _list_images(root)
         _refuse_unknown_splits(root, listing)
         _require_images(listing, root)
-        every = _to_split(listing.images, list(listing.images))
-        train, val, note = hold_out(every, split_spec)
-        return Dataset(train, val, tuple(listing.images), (note, *_notes(listing)))
+        names = list(listing.images)
+        every = _to_split(listing.images, names, root)
+        train, val, notes = hold_out(
+            every, names, fraction=split_spec.val_fraction, seed=split_spec.seed
+        )
+        return Dataset(train, val, tuple(names), (*notes, *_notes(listing)), is_held_out=True)
     if not train_root.is_dir():
         raise UserError(
             f'there is no folder {str(train_root)!r}; name the one with the training images in '
@@ -59,10 +63,10 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
             'the folder in config.data.val_split.'
         )
     split_spec.require_no_fraction(path, f'whose validation images are in {val_root.name}')
-    return _open_splits(train_root, val_root)
+    return _open_splits(root, train_root, val_root)
 
 
-def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Dataset:
+def _open_splits(root: pathlib.Path, train_root: pathlib.Path, val_root: pathlib.Path) -> Dataset:
     train, val = _list_images(train_root), _list_images(val_root)
     _require_images(train, train_root)
     unknown = [name for name in val.images if name not in train.images]
@@ -70,8 +74,8 @@ def _open_splits(train_root: pathlib.Path, val_root: pathlib.Path) -> Dataset:
         raise UserError(f'{str(val_root / unknown[0])!r} is a class that {train_root} lacks.')
     names = list(train.images)
     _require_images(val, val_root)
-    splits = [_to_split(listing.images, names) for listing in (train, val)]
-    return Dataset(*splits, tuple(names), _notes(train, val))
+    splits = [_to_split(listing.images, names, root) for listing in (train, val)]
+    return Dataset(*splits, tuple(names), (*_notes(train, val), *_notes_on_classes(val, names)))
 
 
 class _Listing(NamedTuple):
@@ -129,10 +133,17 @@ def _refuse_unknown_splits(root: pathlib.Path, listing: _Listing) -> None:
             )
 
 
-def _to_split(images: dict[str, list[str]], names: list[str]) -> FileSplit:
+def _notes_on_classes(val: _Listing, names: list[str]) -> list[str]:
+    missing = [name for name in names if name not in val.images and name not in val.empty]
+    return [f'{len(missing)} classes have no validation image: {", ".join(missing[:8])}.'] * bool(
+        missing
+    )
+
+
+def _to_split(images: dict[str, list[str]], names: list[str], root: pathlib.Path) -> FileSplit:
     members = [images.get(name, []) for name in names]
     labels = np.repeat(np.arange(len(names), dtype=np.int32), [len(paths) for paths in members])
-    return FileSplit([path for paths in members for path in paths], labels)
+    return FileSplit([path for paths in members for path in paths], labels, str(root))
 
 
 def _require_images(listing: _Listing, root: pathlib.Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, hold_out, in_order
+from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, in_order
+from flaxcls.data.hold_out import hold_out
 from flaxcls.errors import UserError
 
 _DELIMITERS = ('\t', ',', ';')
@@ -29,11 +30,15 @@ def open_manifest(path: str, split_spec: SplitSpec) -> Dataset:
     Raises:
       UserError: there is no such table, or it is not of that form.
     """
-    rows = _read_rows(pathlib.Path(path).expanduser())
+    path = os.path.expanduser(path)
+    rows = _read_rows(pathlib.Path(path))
     if 'split' not in rows[0]:
         names = in_order({row['label'] for row in rows})
-        train, val, note = hold_out(_to_split(rows, names), split_spec)
-        return Dataset(train, val, tuple(names), (note,))
+        every = _to_split(rows, names, _root_of(path))
+        train, val, notes = hold_out(
+            every, names, fraction=split_spec.val_fraction, seed=split_spec.seed
+        )
+        return Dataset(train, val, tuple(names), tuple(notes), is_held_out=True)
     split_spec.require_no_fraction(path, 'whose column split says what is for validation')
     return _by_split(path, rows, split_spec.train_name, split_spec.val_names)
 
@@ -58,11 +63,15 @@ def _by_split(
                 f'{path!r} has validation images of {row["label"]!r}, a class that no training row '
                 'has.'
             )
-    splits = [_to_split(parts[name], names) for name in (train_split, val_split)]
+    splits = [_to_split(parts[name], names, _root_of(path)) for name in (train_split, val_split)]
     others = {name: len(part) for name, part in parts.items()}
     del others[train_split], others[val_split]
     notes = [f'{n} rows of the split {name!r} were left out.' for name, n in others.items()]
     return Dataset(*splits, tuple(names), tuple(notes))
+
+
+def _root_of(path: str) -> str:
+    return os.path.dirname(path) or '.'
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, str]]:
@@ -99,7 +108,7 @@ def _to_row(path: pathlib.Path, row: dict[str | None, Any], line: int) -> dict[s
     return cells | {'path': os.path.join(path.parent, cells['path'])}
 
 
-def _to_split(rows: list[dict[str, str]], names: list[str]) -> FileSplit:
+def _to_split(rows: list[dict[str, str]], names: list[str], root: str) -> FileSplit:
     label_of = {name: label for label, name in enumerate(names)}
     labels = np.array([label_of[row['label']] for row in rows], np.int32)
-    return FileSplit([row['path'] for row in rows], labels)
+    return FileSplit([row['path'] for row in rows], labels, root)

@@ -45,6 +45,7 @@ def make_train_batches(
     repeats: int = 1,
     microbatches: int = 1,
     num_threads: int | None = None,
+    num_classes: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Callable[[int], Iterator[Batch]]:
@@ -64,13 +65,14 @@ def make_train_batches(
       repeats: rows in which each image stands.
       microbatches: how many a batch is accumulated from.
       num_threads: for decoding; None: one per core.
+      num_classes: which labels lie below; another one is refused as it is met. None: none is.
       process_index, process_count: each process reads its rows of each microbatch.
     """
     by_process = np.arange(batch_size).reshape(microbatches, process_count, -1)
     rows = by_process[:, process_index].ravel()
     different = batch_size // repeats
     per_epoch = steps_per_epoch(split, batch_size)
-    load = _make_loader(split, crop, num_threads)
+    load = _make_loader(split, crop, num_threads, num_classes)
 
     @functools.lru_cache(maxsize=2)  # Threads that read ahead may be in two epochs at once.
     def order(epoch: int) -> np.ndarray:
@@ -94,6 +96,7 @@ def make_eval_batches(
     *,
     batch_size: int,
     num_threads: int | None = None,
+    num_classes: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Callable[[], Iterator[Batch]]:
@@ -103,7 +106,7 @@ def make_eval_batches(
     B = batch_size / process_count and S = crop.side; the last ones are filled up with zeros that
     the mask leaves out. The arguments are those of `make_train_batches`.
     """
-    load = _make_loader(split, crop, num_threads)
+    load = _make_loader(split, crop, num_threads, num_classes)
     share = batch_size // process_count
 
     def load_batch(first_of_all: int) -> Batch:
@@ -131,27 +134,39 @@ def _read_ahead(batches: Any) -> Iterator[Batch]:
 
 
 def _make_loader(
-    split: Split, crop: TrainCrop | EvalCrop, num_threads: int | None
+    split: Split, crop: TrainCrop | EvalCrop, num_threads: int | None, num_classes: int | None
 ) -> Callable[..., Batch]:
     """Returns (indices [B], uniforms) -> {'image', 'label'}, the images cut to their size.
 
     The uniforms, [B, BOX_TRIES, 4], place the crops where these are random.
     """
+    check = functools.partial(require_label, split, num_classes=num_classes)
     if isinstance(crop, TrainCrop) and crop.is_random:
-        return _make_threaded_loader(split, crop.size, crop.cut, num_threads)
+        return _make_threaded_loader(split, crop.size, crop.cut, num_threads, check)
     side = crop.side if isinstance(crop, EvalCrop) else crop.size
     fits_in_memory = len(split) * side * side * 3 <= _MAX_BYTES_RESIZED_IN_MEMORY
     is_array = isinstance(split.split if isinstance(split, Subset) else split, ArraySplit)
     if is_array and fits_in_memory:
-        return _make_memory_loader(split, crop.cut)
-    return _make_threaded_loader(split, side, lambda image, _: crop.cut(image), num_threads)
+        return _make_memory_loader(split, crop.cut, check)
+    return _make_threaded_loader(split, side, lambda image, _: crop.cut(image), num_threads, check)
+
+
+def require_label(split: Split, index: int, label: int, num_classes: int | None) -> None:
+    """Raises UserError if a label is none of the classes', as -1 where it is unknown."""
+    if num_classes is not None and not 0 <= label < num_classes:
+        raise UserError(
+            f'{split.name(index)} has the label {label}, and there are {num_classes} classes, from '
+            '0 on; choose a split with labels in config.data.train_split and config.data.val_split.'
+        )
 
 
 def _make_memory_loader(
-    split: ArraySplit | Subset, cut: Callable[..., np.ndarray]
+    split: ArraySplit | Subset, cut: Callable[..., np.ndarray], check: Callable[[int, int], None]
 ) -> Callable[..., Batch]:
     """All images are cut now, so that a batch is one gather."""
     rows = np.arange(len(split))
+    for index, label in enumerate(_labels_in_memory(split)):
+        check(index, label)
     if isinstance(split, Subset):
         rows, split = np.asarray(split.indices), split.split
     resized = np.stack([cut(image) for image in split.images])
@@ -163,8 +178,18 @@ def _make_memory_loader(
     return load
 
 
+def _labels_in_memory(split: ArraySplit | Subset) -> list[int]:
+    if isinstance(split, Subset):
+        return split.split.labels[np.asarray(split.indices)].tolist()
+    return split.labels.tolist()
+
+
 def _make_threaded_loader(
-    split: Split, side: int, cut: Callable[..., np.ndarray], num_threads: int | None
+    split: Split,
+    side: int,
+    cut: Callable[..., np.ndarray],
+    num_threads: int | None,
+    check: Callable[[int, int], None],
 ) -> Callable[..., Batch]:
     """Images are read, decoded and cut by threads, each straight into its row of the batch."""
     threads = num_threads or count_cores()
@@ -179,7 +204,9 @@ def _make_threaded_loader(
         def load_row(row: int) -> None:
             index = int(indices[row])
             try:
-                image, batch['label'][row] = split[index]
+                image, label = split[index]
+                check(index, label)
+                batch['label'][row] = label
                 batch['image'][row] = cut(image, None if uniforms is None else uniforms[row])
             except (ValueError, OSError) as error:
                 raise_unreadable(split, index, error)

@@ -9,16 +9,15 @@ import numpy as np
 
 from flaxcls.config.registry import Registry
 from flaxcls.data.datasets import (
-    DEFAULT_VAL_FRACTION,
     ArraySplit,
     Dataset,
     FileSplit,
     SplitSpec,
     Subset,
-    draw_of_each_class,
 )
 from flaxcls.data.fashion_mnist import DEBIAN_FASHION_MNIST, prepare_fashion_mnist
 from flaxcls.data.folder import open_folder
+from flaxcls.data.hold_out import DEFAULT_VAL_FRACTION, draw_of_each_class
 from flaxcls.data.manifest import open_manifest
 from flaxcls.data.tfds import default_data_dir, find_prepared, open_tfds
 from flaxcls.data.unreadable import readable_part

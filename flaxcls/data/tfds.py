@@ -114,10 +114,12 @@ def _load_split(builder, split: str, *, num_threads: int | None) -> Split:
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
-    except (ValueError, AssertionError) as error:
+    except (ValueError, AssertionError, IndexError) as error:
         raise UserError(f'the split {split!r} is empty or does not exist ({error}).') from None
+    if not len(records):
+        raise UserError(f'the split {split!r} is empty; choose another slice.')
     describe = lambda index: f'record {index} of {builder.info.name}:{split}'  # noqa: E731
-    lazy = RecordSplit(records, describe, pathlib.Path(builder.data_dir))
+    lazy = RecordSplit(records, describe, pathlib.Path(builder.data_dir), split)
     shape = builder.info.features['image'].shape
     if None in shape or len(lazy) * np.prod(shape) > _MAX_BYTES_IN_MEMORY:
         return lazy

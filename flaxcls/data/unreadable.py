@@ -1,14 +1,17 @@
 """Finding the image files that cannot be read, before any of them is trained on.
 
-Every file is decoded once. Those found to be readable are remembered by path, size and time of
-change, so that the next run over the same files begins at once.
+Every file is decoded once. Of those found to be readable the content's digest is remembered, by
+path, size and time of change, so that the next run over the same files begins at once.
 """
 
+import dataclasses
 import os
+import pathlib
 import time
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from flaxcls.data import images
 from flaxcls.data.datasets import FileSplit
@@ -27,7 +30,7 @@ class UnreadableFile(NamedTuple):
 def readable_part(
     split: FileSplit, name: str, *, on_error: str, num_threads: int
 ) -> tuple[FileSplit, list[str]]:
-    """Returns the split without its unreadable files, and notes about these.
+    """Returns the split without its unreadable files, its contents known, and notes about these.
 
     Args:
       split: whose files are opened.
@@ -38,7 +41,8 @@ def readable_part(
     Raises:
       RunError: there are some, and `on_error` is stop.
     """
-    bad = find_unreadable(split, num_threads)
+    bad, digests = read_all(split, num_threads)
+    split = dataclasses.replace(split, digests=digests)
     if not bad:
         return split, []
     listed = '; '.join(f'{split.paths[index]}: {reason}' for index, reason in bad[:_NAMED])
@@ -53,36 +57,51 @@ def readable_part(
     kept[[index for index, _ in bad]] = False
     if not kept.any():
         raise RunError(f'{found} ({listed}{more}).')
-    paths = [split.paths[row] for row in np.nonzero(kept)[0]]
-    return FileSplit(paths, split.labels[kept]), [f'{found} and are left out ({listed}{more}).']
+    return split.take(kept), [f'{found} and are left out ({listed}{more}).']
 
 
-def find_unreadable(split: FileSplit, num_threads: int) -> list[UnreadableFile]:
-    """Returns the files that `images.decode` refuses, in their order."""
+def read_all(split: FileSplit, num_threads: int) -> tuple[list[UnreadableFile], np.ndarray]:
+    """Returns the files that `images.decode` refuses, in their order, and digests of the others.
+
+    Digests are uint64 [N] of the contents, 0 where a file is refused.
+    """
     fingerprints = split.fingerprints()
     folders = sorted({os.path.dirname(path) for path in split.paths})
-    memory = user_cache_path('readable', '\n'.join(folders))
-    known = load_or_none(memory)
-    known = np.zeros(0, np.uint64) if known is None else known
-    unknown = np.nonzero(~np.isin(fingerprints, known))[0]
+    memory = user_cache_path('contents', '\n'.join(folders))
+    known = _load_known(memory)
+    digests = np.array([known.get(f, 0) for f in fingerprints.tolist()], np.uint64)
+    unknown = np.nonzero(digests == 0)[0]
     if not len(unknown):
-        return []
+        return [], digests
     start = time.perf_counter()
     print(f'Reading {len(unknown):,} image files once, to find unreadable ones ...', flush=True)
-    reasons = map_in_threads(lambda index: _why_unreadable(split, index), unknown, num_threads)
-    found = zip(unknown.tolist(), reasons, strict=True)
-    bad = [UnreadableFile(index, reason) for index, reason in found if reason]
+    found = list(map_in_threads(lambda index: _read(split, index), unknown, num_threads))
     print(f'... {time.perf_counter() - start:.1f} s.', flush=True)
-    readable = np.delete(fingerprints, [index for index, _ in bad])
-    save_atomically(memory, np.union1d(known, readable))
-    return bad
+    bad = []
+    for index, (digest, reason) in zip(unknown.tolist(), found, strict=True):
+        digests[index] = digest
+        if reason:
+            bad.append(UnreadableFile(index, reason))
+    known |= dict(zip(fingerprints.tolist(), digests.tolist(), strict=True))
+    save_atomically(memory, np.array([pair for pair in known.items() if pair[1]], np.uint64))
+    return bad, digests
 
 
-def _why_unreadable(split: FileSplit, index: int) -> str | None:
+def _load_known(memory: pathlib.Path) -> dict[int, int]:
+    """Returns {fingerprint: digest} of the files that were readable before."""
+    table = load_or_none(memory)
+    if table is None or table.dtype != np.uint64 or table.ndim != 2 or table.shape[1] != 2:
+        return {}
+    return dict(table.tolist())
+
+
+def _read(split: FileSplit, index: int) -> tuple[int, str | None]:
+    """Returns the digest of a file's content, or 0 and why it cannot be decoded."""
     try:
-        images.open_image(split[index][0]).decode(min_scale=0.125, fast=True)
+        data, _ = split[index]
+        images.open_image(data).decode(min_scale=0.125, fast=True)
     except OSError as error:
-        return error.strerror or str(error)
+        return 0, error.strerror or str(error)
     except ValueError as error:
-        return str(error)
-    return None
+        return 0, str(error)
+    return xxhash.xxh3_64_intdigest(data) or 1, None

@@ -70,7 +70,8 @@ class ExplainRequest(NamedTuple):
         """Returns the data of the run, of which the training images are left unread."""
         try:
             config = load_stored_config(self.workdir)
-            setup = build_setup(config, for_training=False, devices=jax.local_devices()[:1])
+            devices = jax.local_devices()[:1]
+            setup = build_setup(config, for_training=False, devices=devices, workdir=self.workdir)
             require_stored_classes(self.workdir, setup.dataset.class_names, setup.source)
         except UserError as error:
             raise UserError(

@@ -45,7 +45,7 @@ def draw_grid(rows: Sequence[Sequence[TitledImage]], title: str, path: pathlib.P
     for row, cells in zip(axes, rows, strict=True):
         for axis, (image, name) in zip(row, cells, strict=False):
             axis.imshow(image, vmin=0, vmax=1, interpolation='nearest')
-            axis.set_title(name, fontsize=8)
+            axis.set_title(name, fontsize=8, parse_math=False)
     _save(figure, path)
 
 
@@ -128,7 +128,7 @@ def _figure(width: float, height: float, title: str) -> Any:
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import
 
     figure = Figure(figsize=(width, height), layout='constrained')
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 

@@ -22,7 +22,7 @@ from flaxcls.exporting.jax_promise import readable_until
 from flaxcls.exporting.samples import Samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.system.host_info import describe_cores, find_versions
-from flaxcls.training.setup import tta_crops_of
+from flaxcls.training.from_config import tta_crops_of
 from flaxcls.training.steps import make_classify
 
 _APART = (

@@ -10,6 +10,7 @@ one image alone, and versions. The runtime is onnxruntime for .onnx, ai-edge-lit
 jax for .stablehlo, of a release until the date that certificate.json has as readable_until.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -32,11 +33,24 @@ def load(path):
     suffix = str(path).rpartition('.')[-1]
     if suffix not in PACKAGES:
         sys.exit(f'error: {path} ends in none of .{", .".join(PACKAGES)}')
+    require_as_exported(path)
     try:
         make = {'onnx': load_onnx, 'tflite': load_tflite, 'stablehlo': load_stablehlo}[suffix]
         return make(str(path))
     except ImportError as error:
         sys.exit(f'error: {error}; pip install {PACKAGES[suffix]}')
+
+
+def require_as_exported(path):
+    """Ends with a sentence if the file is not the one that the certificate beside it is about."""
+    try:
+        certificate = json.loads(pathlib.Path(path).with_name('certificate.json').read_text())
+        expected = certificate['sha256'] if certificate['file'] == pathlib.Path(path).name else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # There is no certificate beside it.
+    with open(path, 'rb') as file:
+        if expected and hashlib.file_digest(file, 'sha256').hexdigest() != expected:
+            sys.exit(f'error: {path} is damaged: it is not the file that was exported')
 
 
 def load_onnx(path):

@@ -22,7 +22,7 @@ from flaxcls.models.intermediates import apply_with_intermediates
 from flaxcls.system.files import require_place
 from flaxcls.system.threads import map_in_threads
 from flaxcls.system.xla_options import compiler_options
-from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.checkpoint_files import read_run_weights
 from flaxcls.training.from_config import EvalImages, create_network, eval_images
 from flaxcls.training.steps import make_classify
 
@@ -114,9 +114,7 @@ class Classifier:
             set_option(config, 'data.eval_crops', crops)
         validate(config)
         names = load_class_names(workdir) or map(str, range(config.model.num_classes))
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            step = checkpoints.find(checkpoint)
-            variables = checkpoints.restore_weights(step)
+        step, variables = read_run_weights(workdir, checkpoint)
         return cls(
             config.model.name,
             create_network(config),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.layers import (
     Conv,
@@ -196,6 +197,11 @@ class DenseNet(nn.Module):
                 x = concatenate(x, measured(new))
             if block < len(self.block_sizes):
                 kept = int(x.channels * self.compression)
+                if not kept:
+                    raise UserError(
+                        f'config.model.compression={self.compression:g} leaves none of the '
+                        f'{x.channels} channels behind block {block}; choose a larger one.'
+                    )
                 transition = Transition(kept, name=f'transition{block}', **options)
                 x = measured(transition(x, train=train, example_keys=example_keys))
         x = norm(name='bn_final')(x.maps, train=train, moments=x.moments)

@@ -227,7 +227,9 @@ def slurm_parameters(given: Mapping[str, str]) -> dict[str, Any]:
     for key, value in given.items():
         key = key.replace('-', '_')
         if key not in _COUNTED:
-            others[key.replace('_', '-')] = value
+            # submitit writes a flag without a value for True, as sbatch wants --exclusive.
+            flag = value.lower() in ('true', '')
+            others[key.replace('_', '-')] = True if flag else value
             continue
         if not value.isdigit() or int(value) < 1:
             unit = ', in minutes' if key == 'time' else ''

@@ -1,7 +1,6 @@
 """What all commands share: their parser, overrides of the config, and how they end."""
 
 import argparse
-import errno
 import logging as standard_logging
 import os
 import re
@@ -15,6 +14,11 @@ from absl import logging
 from flaxcls.errors import PEER_LOST, RunError, Stopped, UserError, is_peer_lost
 from flaxcls.system.compilation_cache import keep_compiled_programs
 from flaxcls.system.text import did_you_mean
+
+_NO_MEMORY = (
+    'the memory of the device is too small for this run; choose a smaller --config.batch_size or '
+    '--config.data.image_size, or --config.model.dtype=bfloat16.'
+)
 
 
 def parse_overrides(arguments: Sequence[str], flags: Sequence[str]) -> dict[str, str]:
@@ -80,6 +84,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def run_command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` as a process: expected errors become a sentence and an exit code."""
+    _open_closed_streams()
     keep_compiled_programs()
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
     # What Orbax's readers of a damaged checkpoint report once more, when it has been reported.
@@ -99,14 +104,24 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno is None:
             raise
-        _exit(f'error: {error.strerror}: {error.filename or "while writing"}', 1)
+        _exit(f'error: {error.strerror}: {error.filename or "while reading or writing"}', 1)
+    except MemoryError:
+        _exit(f'error: {_NO_MEMORY}', 1)
     except Exception as error:
         message = _explain(error)
         if message is None:
             raise
         _exit(f'error: {message}', 1)
+
+
+def _open_closed_streams() -> None:
+    """Gives the process streams that lead nowhere in the place of those it was started without."""
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is None:
+            mode = 'w' if number else 'r'
+            setattr(sys, name, open(os.devnull, mode, encoding='utf-8'))  # noqa: SIM115
 
 
 def _show_unraisable(unraisable) -> None:
@@ -117,14 +132,13 @@ def _show_unraisable(unraisable) -> None:
 
 def _explain(error: Exception) -> str | None:
     """Returns a sentence about what JAX reports of the world outside; None: a fault of ours."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return "no more threads can be started; raise the limit of processes, as of 'ulimit -u'."
     # By its name, so that the mistakes above are reported without importing jax.
     if type(error).__name__ != 'JaxRuntimeError':
         return None
     if 'RESOURCE_EXHAUSTED' in str(error):
-        return (
-            'the memory of the device is too small for this run; choose a smaller '
-            '--config.batch_size or --config.data.image_size, or --config.model.dtype=bfloat16.'
-        )
+        return _NO_MEMORY
     return PEER_LOST if is_peer_lost(error) else None
 
 

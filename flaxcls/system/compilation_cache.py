@@ -17,10 +17,10 @@ def keep_compiled_programs() -> None:
         return
     # Machines of one cluster often share a home and not their instruction set, which is not in
     # the key of JAX's cache.
-    folder = platformdirs.user_cache_path('flaxcls') / f'xla-{instructions_digest()}'
     try:
+        folder = platformdirs.user_cache_path('flaxcls') / f'xla-{instructions_digest()}'
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # Nothing is lost but time.
+    except (OSError, RuntimeError):  # Nothing is lost but time; or there is no home.
         return
     if os.access(folder, os.W_OK):
         os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)

@@ -1,9 +1,13 @@
 """Files and folders: where a command may write, atomic writes, locks, the user's cache."""
 
+import atexit
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -84,8 +88,24 @@ def folder_lock(folder: pathlib.Path) -> 'filelock.FileLock':
 
 def user_cache_path(kind: str, key: str) -> pathlib.Path:
     """Returns the file for `key` in the user's cache of flaxcls, which need not exist."""
-    root = platformdirs.user_cache_path('flaxcls')
+    root = user_cache_folder()
     return root / kind / hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
+
+
+def user_cache_folder() -> pathlib.Path:
+    """Returns the user's cache folder; where there is no home, one for this process alone."""
+    try:
+        return platformdirs.user_cache_path('flaxcls')
+    except RuntimeError:  # As in a container, whose user has no name.
+        return _cache_of_process()
+
+
+@functools.cache
+def _cache_of_process() -> pathlib.Path:
+    folder = tempfile.mkdtemp(prefix='flaxcls-')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    print('Note: there is no home folder, so nothing is kept for the next start.')
+    return pathlib.Path(folder)
 
 
 def load_or_none(path: pathlib.Path) -> np.ndarray | None:
@@ -97,12 +117,14 @@ def load_or_none(path: pathlib.Path) -> np.ndarray | None:
 
 
 def save_atomically(path: pathlib.Path, array: np.ndarray) -> None:
-    """Writes the array, or nothing where the folder cannot be written: it only saves time."""
+    """Writes the array, or says that it cannot be kept: all that is lost is time."""
+    partial = path.with_name(f'{path.name}.{os.getpid()}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.{os.getpid()}')
         with partial.open('wb') as file:
             np.save(file, array)
         partial.replace(path)
-    except OSError:
-        return
+    except OSError as error:
+        print(f'Note: {str(path)!r} cannot be kept for the next start ({error.strerror}).')
+        with contextlib.suppress(OSError):
+            partial.unlink()

@@ -1,14 +1,18 @@
 """The data set that a config names: opened, read through, cached."""
 
 import functools
+import os
+import pathlib
 
 from ml_collections import ConfigDict
 
+from flaxcls.config.workdir import CONFIG_FILE
 from flaxcls.data.cache import cached
 from flaxcls.data.datasets import Dataset
 from flaxcls.data.sources import open_dataset, without_unreadable
 from flaxcls.errors import UserError
 from flaxcls.models.registry import MODELS
+from flaxcls.training.data_record import PLACES, locate, require_same_data
 from flaxcls.training.from_config import eval_images, split_spec, train_crop
 
 
@@ -20,9 +24,25 @@ def open_configured_dataset(config: ConfigDict) -> Dataset:
     return open_dataset(config.data.source, split_spec(config), **options)
 
 
-def read_dataset(config: ConfigDict, *, for_training: bool) -> Dataset:
-    """Returns the data set without unreadable files, cached if that is wanted."""
-    data = config.data
+def read_dataset(
+    config: ConfigDict, *, for_training: bool, workdir: str | os.PathLike | None = None
+) -> Dataset:
+    """Returns the data set without unreadable files, cached if that is wanted.
+
+    Args:
+      config: a full config.
+      for_training: whether the training images are looked into as well.
+      workdir: of the run that is opened, whose data it must be; None: of none.
+
+    Raises:
+      UserError: there is no such data, or it is not the run's.
+      RunError: files cannot be read.
+    """
+    is_run = workdir is not None and (pathlib.Path(workdir) / CONFIG_FILE).exists()
+    data, source = config.data, config.data.source
+    if is_run and (found := locate(source, workdir)) != source:
+        config = config.copy_and_resolve_references().unlock()
+        config.data.source = found
     crops = {'val': eval_images(config).crop}
     if for_training:
         crops = {'train': train_crop(config)} | crops
@@ -32,6 +52,9 @@ def read_dataset(config: ConfigDict, *, for_training: bool) -> Dataset:
         on_error=data.on_error,
         num_threads=data.num_threads,
     )
+    if is_run:
+        opened = {key: data[key] for key in PLACES}
+        dataset = require_same_data(dataset, opened, workdir)
     if data.cache == 'none':
         return dataset
     keep = functools.partial(cached, where=data.cache, num_threads=data.num_threads)

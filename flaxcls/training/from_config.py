@@ -1,12 +1,15 @@
 """The parts of a run that a config describes: here, and in `setup`, it is unpacked into values."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from flaxcls.augment.tta import make_tta_crops
 from flaxcls.data.crops import EvalCrop, TrainCrop
 from flaxcls.data.datasets import SplitSpec
 from flaxcls.models.batch_norm import BatchNorm
@@ -86,3 +89,8 @@ def split_spec(config: ConfigDict) -> SplitSpec:
     """Returns what is for training and what for validation."""
     data = config.data
     return SplitSpec(data.train_split, data.val_split, data.val_fraction, config.seed)
+
+
+def tta_crops_of(crop: EvalCrop) -> Callable[[jax.Array], jax.Array] | None:
+    """Returns images -> their TTA crops; None: they are taken as they are."""
+    return None if crop.tta == 'center' else make_tta_crops(crop.tta, crop.size)

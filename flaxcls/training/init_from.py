@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxcls.config.workdir import load_stored_config
 from flaxcls.errors import UserError
-from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.checkpoint_files import read_run_weights
 
 
 def take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
@@ -20,8 +20,7 @@ def take_weights(variables: dict[str, Any], workdir: str) -> dict[str, Any]:
     """
     workdir = pathlib.Path(workdir).expanduser()
     load_stored_config(workdir)  # A workdir without a run is refused as such.
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        saved = checkpoints.restore_weights(checkpoints.find('newest'))
+    _, saved = read_run_weights(workdir)
     ours = flatten_dict({name: variables[name] for name in ('params', 'batch_stats')})
     theirs = flatten_dict(saved)
     other_head = False

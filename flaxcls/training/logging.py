@@ -19,17 +19,32 @@ Record = Mapping[str, float]
 
 
 def read_metrics(workdir: str | os.PathLike, *, up_to_step: int | None = None) -> list[Record]:
-    """Returns the records of a workdir's metrics.jsonl in order; a line cut short is left out."""
+    """Returns the records of a workdir's metrics.jsonl in order.
+
+    A line that is cut short, as by the death of the process that wrote it, or damaged is left out;
+    of any but the last it is said.
+    """
     path = pathlib.Path(workdir).expanduser() / METRICS_FILE
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # The process died while it wrote its last line.
-            continue
-        if up_to_step is None or record['step'] <= up_to_step:
+    for number, line in enumerate(lines, start=1):
+        record = _parse_record(line)
+        if record is None:
+            if number < len(lines):
+                print(f'Note: line {number} of {str(path)!r} is damaged, and left out.')
+        elif up_to_step is None or record['step'] <= up_to_step:
             records.append(record)
     return records
+
+
+def _parse_record(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and isinstance(record.get('step'), int)
+    numbers = is_record and all(isinstance(value, int | float) for value in record.values())
+    return record if numbers else None
 
 
 class Tracker(Protocol):
@@ -37,6 +52,9 @@ class Tracker(Protocol):
 
     def write(self, record: Record) -> None:
         """Takes one record; it has `step`, `epoch` and slash-separated names."""
+
+    def flush(self) -> None:
+        """Is called before each save: a killed run resumes there, and writes nothing before."""
 
     def close(self) -> None:
         """Is called once, at the end of the run or of this part of it."""
@@ -81,6 +99,9 @@ class TensorBoard:
             if '/' in name:
                 self._writer.add_scalar(name, value, record['step'])
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -110,6 +131,12 @@ class MetricsWriter:
         for tracker in self._trackers:
             tracker.write(record)
 
+    def flush(self) -> None:
+        """Leaves nothing in memory of what has been written."""
+        for tracker in self._trackers:
+            if hasattr(tracker, 'flush'):  # An extension's may do without.
+                tracker.flush()
+
     def close(self) -> None:
         self._file.close()
         for tracker in self._trackers:
@@ -120,6 +147,9 @@ class _NoWriter:
     """Stands in for the writer in all processes but the first."""
 
     def write(self, record: Record) -> None:
+        pass
+
+    def flush(self) -> None:
         pass
 
     def close(self) -> None:

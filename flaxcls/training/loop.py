@@ -20,6 +20,7 @@ from flaxcls.config.workdir import (
     load_stored_config,
     require_stored_classes,
 )
+from flaxcls.data.datasets import Dataset
 from flaxcls.errors import Stopped
 from flaxcls.ops import native
 from flaxcls.system.distributed import on_first
@@ -27,6 +28,7 @@ from flaxcls.system.files import locked_folder, write_atomically
 from flaxcls.system.signals import SignalFlag
 from flaxcls.training import logging, parallel
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
+from flaxcls.training.data_record import make_record, merge_records, read_record, write_record
 from flaxcls.training.divergence import require_finite, require_finite_state
 from flaxcls.training.evaluation import describe_evaluation, make_evaluate
 from flaxcls.training.meter import StepMeter
@@ -66,19 +68,22 @@ def train_and_evaluate(
       Stopped: SIGINT, SIGTERM or SIGUSR1 came, to any process, and the state has been saved.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    setup = build_setup(config)
+    setup = build_setup(config, workdir=workdir)
     config = resolve(config, setup)
     reporter = BriefReporter() if brief else Reporter()
     with _locked(workdir), Checkpoints(workdir) as checkpoints:
         newest = checkpoints.newest_step
-        if newest is not None:
+        if newest is not None or (workdir / CONFIG_FILE).exists():
             changed = differences(load_stored_config(workdir), config)
-            require_same_run(changed, workdir, newest, setup.total_steps)
+            require_same_run(changed, workdir, newest or 0, setup.total_steps)
+        if newest is not None:
             require_stored_classes(workdir, setup.dataset.class_names, setup.source)
         # Weights that are to be taken from elsewhere are looked for before anything is written.
         state = setup.init_state() if newest is None else setup.abstract_state()
         on_first(
-            lambda: _store(to_json(config), config.extensions, setup.dataset.class_names, workdir)
+            lambda: _store(
+                to_json(config), config.extensions, setup.dataset, config.data.source, workdir
+            )
         )
         reporter.config(to_json(config))
         _print_plan(setup, state, workdir)
@@ -106,10 +111,12 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _store(config: str, labels: str, class_names: tuple[str, ...], workdir: pathlib.Path) -> None:
+def _store(config: str, labels: str, dataset: Dataset, source: str, workdir: pathlib.Path) -> None:
     extensions.store(labels, workdir)
+    record = make_record(dataset, source)
+    write_record(merge_records(read_record(workdir), record), workdir)
     write_atomically(workdir / CONFIG_FILE, config)
-    write_atomically(workdir / CLASSES_FILE, json.dumps(class_names, indent=1) + '\n')
+    write_atomically(workdir / CLASSES_FILE, json.dumps(dataset.class_names, indent=1) + '\n')
 
 
 def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:
@@ -206,6 +213,7 @@ def _train(
                 if saving:
                     require_finite_state(state, step, rate.base, checkpoints)
                     run_record.update(step, val)
+                    writer.flush()
                     checkpoints.save(state, val)
                     callback('save', _where(setup, step))
                 if stopping and step < total_steps:

@@ -152,8 +152,8 @@ def _lars(
     trust_coefficient: float | None,
 ) -> optax.GradientTransformation:
     trust = _given(trust_coefficient=trust_coefficient)
-    momentum_options = {'momentum': momentum or None, 'nesterov': nesterov}
-    return optax.lars(rate, decay, trust_ratio_mask=adapted, **trust, **momentum_options)
+    options = {'momentum': momentum, 'nesterov': nesterov} | trust
+    return optax.lars(rate, decay, trust_ratio_mask=adapted, **options)
 
 
 @OPTIMIZERS.register('lamb')

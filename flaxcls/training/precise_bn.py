@@ -17,6 +17,7 @@ from flaxcls.config.config_dict import to_json
 from flaxcls.config.workdir import (
     CLASSES_FILE,
     CONFIG_FILE,
+    DATA_FILE,
     load_stored_config,
     require_stored_classes,
 )
@@ -25,6 +26,7 @@ from flaxcls.errors import UserError
 from flaxcls.ops.batch_norm import Moments, merge_moments, unbiased
 from flaxcls.system.files import write_atomically
 from flaxcls.training import parallel
+from flaxcls.training.checkpoint_files import read_run_state
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.parallel import AXIS
@@ -118,11 +120,9 @@ def precise_bn_workdir(
         raise UserError(f'--out={str(out)!r} has a run already; choose another folder.')
     workdir = pathlib.Path(workdir).expanduser()
     config = load_stored_config(workdir, overrides)
-    setup = build_setup(config)
+    setup = build_setup(config, workdir=workdir)
     require_stored_classes(workdir, setup.dataset.class_names, setup.source)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.find(checkpoint)
-        state = checkpoints.restore(step, setup.abstract_state())
+    _, state = read_run_state(workdir, checkpoint, setup.abstract_state())
     evaluate = make_evaluate(
         setup.make_eval_step(), setup.make_eval_batches(), setup.layout, setup.top_k
     )
@@ -134,7 +134,8 @@ def precise_bn_workdir(
     out.mkdir(parents=True, exist_ok=True)
     with Checkpoints(out) as checkpoints:
         checkpoints.save(state, after)
-    classes = (workdir / CLASSES_FILE).read_text(encoding='utf-8')
-    write_atomically(out / CLASSES_FILE, classes)
+    for name in (CLASSES_FILE, DATA_FILE):
+        if (workdir / name).exists():
+            write_atomically(out / name, (workdir / name).read_bytes())
     write_atomically(out / CONFIG_FILE, to_json(config))
     return before, after

@@ -9,7 +9,7 @@ from flaxcls.config.config_dict import differences
 from flaxcls.config.options import keys_of
 from flaxcls.config.workdir import load_stored_config, require_stored_classes
 from flaxcls.errors import UserError
-from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.checkpoint_files import read_run_weights
 from flaxcls.training.evaluation import make_evaluate
 from flaxcls.training.setup import Setup, build_setup
 
@@ -64,7 +64,8 @@ def open_run(
       UserError: there is no such run, an override does not fit, or the data is another.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    setup = build_setup(load_stored_config(workdir, overrides), for_training=training_too)
+    config = load_stored_config(workdir, overrides)
+    setup = build_setup(config, for_training=training_too, workdir=workdir)
     require_stored_classes(workdir, setup.dataset.class_names, setup.source)
     return setup
 
@@ -78,10 +79,8 @@ def restore_run(
       UserError: there is no such checkpoint, or it is another network's.
       RunError: it cannot be read.
     """
-    with Checkpoints(pathlib.Path(workdir).expanduser(), read_only=True) as checkpoints:
-        step = checkpoints.find(checkpoint)
-        like = setup.abstract_state().eval_variables
-        return Restored(setup, step, checkpoints.restore_weights(step, like))
+    like = setup.abstract_state().eval_variables
+    return Restored(setup, *read_run_weights(workdir, checkpoint, like))
 
 
 def evaluate_workdir(

@@ -82,6 +82,8 @@ class RunRecord:
     ):
         self._path = workdir / RECORD_FILE
         earlier = read_record(workdir) if from_step else {}
+        if from_step and not earlier and self._path.exists():
+            print(f'Note: {str(self._path)!r} is damaged; it begins anew with this part.')
         # The record may be ahead of the checkpoint that a killed run resumes from.
         parts = [
             part | {'to_step': min(part['to_step'], from_step)} for part in earlier.get('parts', [])
@@ -132,7 +134,17 @@ def read_record(folder: str | os.PathLike, name: str = RECORD_FILE) -> dict[str,
     """Returns the record in a folder as `RunRecord` describes it; {}: there is none, or damaged."""
     try:
         record = json.loads((pathlib.Path(folder) / name).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     fields = {'seed', 'options', 'total_steps', 'parts', 'step', 'val'}
-    return record if isinstance(record, dict) and fields <= record.keys() else {}
+    if not isinstance(record, dict) or not fields <= record.keys():
+        return {}
+    parts = record['parts']
+    is_whole = isinstance(parts, list) and isinstance(record['options'], dict)
+    return record if is_whole and all(map(_is_part, parts)) else {}
+
+
+def _is_part(part: Any) -> bool:
+    """Returns whether a part of a run says where it began and ended, and how long it took."""
+    numbers = ('from_step', 'to_step', 'seconds')
+    return isinstance(part, dict) and all(isinstance(part.get(n), int | float) for n in numbers)

@@ -1,6 +1,7 @@
 """From a config to all that a run is made of, checked against one another before any work."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from ml_collections import ConfigDict
 
 from flaxcls.augment.mixup import make_mix
 from flaxcls.augment.transforms import make_augment, make_normalize
-from flaxcls.augment.tta import make_tta_crops
 from flaxcls.config import extensions
 from flaxcls.config.validation import validate
 from flaxcls.data import pipeline
@@ -29,6 +29,7 @@ from flaxcls.training.from_config import (
     eval_images,
     optimizer_options,
     train_crop,
+    tta_crops_of,
 )
 from flaxcls.training.init_from import take_weights
 from flaxcls.training.learning_rate import LearningRate, make_learning_rate
@@ -143,6 +144,7 @@ class Setup(NamedTuple):
             repeats=self.repeats,
             microbatches=self.layout.accumulation_steps,
             num_threads=self.num_threads,
+            num_classes=len(self.dataset.class_names),
             **_this_process(),
         )
 
@@ -153,6 +155,7 @@ class Setup(NamedTuple):
             self.eval_crop,
             batch_size=self.batch_size,
             num_threads=self.num_threads,
+            num_classes=len(self.dataset.class_names),
             **_this_process(),
         )
 
@@ -171,6 +174,7 @@ def build_setup(
     for_training: bool = True,
     dataset: Dataset | None = None,
     devices: Sequence[Any] | None = None,
+    workdir: str | os.PathLike | None = None,
 ) -> Setup:
     """Checks the config against itself, the model, the devices and the data.
 
@@ -179,6 +183,7 @@ def build_setup(
       for_training: False leaves the training images unread.
       dataset: the data set, if it has been opened, so that none of its files is read.
       devices: to lay the batch out on; None: all there are.
+      workdir: of the run that is opened, whose data it must be; None: of none.
 
     Raises:
       UserError: the first thing that does not fit, and what to do.
@@ -198,7 +203,7 @@ def build_setup(
     config = config.copy_and_resolve_references().unlock()
     config.data.image_size = config.data.image_size or MODELS[config.model.name].image_size
     if dataset is None:
-        dataset = read_dataset(config, for_training=for_training)
+        dataset = read_dataset(config, for_training=for_training, workdir=workdir)
     config.model.num_classes = count_classes(dataset, config.model.num_classes, config.data.source)
     config.lock()
     model = create_network(config, axis_name=parallel.AXIS)
@@ -290,8 +295,3 @@ def resolve(config: ConfigDict, setup: Setup) -> ConfigDict:
     config.data.image_size = setup.eval_crop.size
     config.model.num_classes = len(setup.dataset.class_names)
     return config.lock()
-
-
-def tta_crops_of(crop: EvalCrop) -> Callable[[jax.Array], jax.Array] | None:
-    """Returns images -> their TTA crops; None: they are taken as they are."""
-    return None if crop.tta == 'center' else make_tta_crops(crop.tta, crop.size)

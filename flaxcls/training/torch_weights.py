@@ -29,6 +29,7 @@ from flaxcls.models.patterns import parse_patterns
 from flaxcls.models.registry import MODELS
 from flaxcls.system.files import write_atomically
 from flaxcls.training import freezing, optimizers
+from flaxcls.training.checkpoint_files import read_run_weights
 from flaxcls.training.checkpoints import Checkpoints
 from flaxcls.training.from_config import create_network, optimizer_options
 from flaxcls.training.state import create_train_state
@@ -36,6 +37,7 @@ from flaxcls.weights.files import (
     StateDict,
     normalize_names,
     read_state_dict,
+    require_numbers,
     require_suffix,
     write_state_dict,
 )
@@ -87,6 +89,7 @@ def import_weights(
         tensors |= to_state_dict(fresh, [entry for entry in entries if _is_head(entry)])
         head_notes = [f'{head_notes[0]} of {model.num_classes}, drawn with seed {config.seed}.']
     tensors, dtype_notes = _as_float32(tensors)
+    require_numbers(tensors, weights)
     variables = from_state_dict(tensors, entries)
     patterns = parse_patterns(config.freeze)
     freezing.require_trained(variables['params'], patterns)
@@ -119,9 +122,7 @@ def export_weights(
     weights = pathlib.Path(weights).expanduser()
     require_suffix(weights)
     config = load_stored_config(workdir)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.find(checkpoint)
-        weights_of_run = checkpoints.restore_weights(step)
+    step, weights_of_run = read_run_weights(workdir, checkpoint)
     entries = torch_layout(create_network(config), config.data.image_size)
     state = to_state_dict(weights_of_run, entries)
     state |= _counters(workdir, entries, step)

@@ -1,8 +1,15 @@
 """Files of weights, .pth and .safetensors, read and written."""
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import pathlib
 import re
+import types
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -13,6 +20,15 @@ from flaxcls.errors import UserError
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 
 
+# What training scripts save around the weights; averaged ones are what they would be used as.
+_WRAPPERS = ('model_ema', 'state_dict_ema', 'ema', 'state_dict', 'model', 'net', 'params')
+_PREFIXES = ('module.', '_orig_mod.', 'model.')
+# What they save beside them, which can do nothing when it is loaded.
+_HARMLESS = [
+    argparse.Namespace, collections.Counter, collections.defaultdict, datetime.datetime,
+    datetime.date, datetime.timedelta, decimal.Decimal, fractions.Fraction, pathlib.PosixPath,
+    pathlib.PurePosixPath, types.SimpleNamespace, set, frozenset, complex,
+]  # fmt: skip
 StateDict = dict[str, np.ndarray]
 
 
@@ -38,14 +54,30 @@ def read_state_dict(path: pathlib.Path) -> StateDict:
 
 def _read_torch(path: pathlib.Path) -> StateDict:
     torch = _require_torch(path)
-    state = torch.load(path, map_location='cpu', weights_only=True)
-    for wrapper in ('state_dict', 'model'):  # What training scripts save around the weights.
-        state = state[wrapper] if isinstance(state.get(wrapper), Mapping) else state
+    with torch.serialization.safe_globals(_HARMLESS):
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    state = _find_weights(state, torch)
     return {
-        key: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        str(key): (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
     }
+
+
+def _find_weights(state: Any, torch: Any) -> Mapping[Any, Any]:
+    """Returns what a training script has saved of tensors, below what it has put around them."""
+    while isinstance(state, Mapping):
+        inner = next(
+            (state[name] for name in _WRAPPERS if isinstance(state.get(name), Mapping)), None
+        )
+        if inner is None:
+            break
+        state = inner
+    if not isinstance(state, Mapping) or not any(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
+        raise ValueError('there are no tensors by name in it')
+    return state
 
 
 def _require_torch(path: pathlib.Path):
@@ -68,14 +100,32 @@ def require_suffix(path: pathlib.Path) -> None:
 def normalize_names(tensors: StateDict) -> tuple[StateDict, list[str]]:
     """Takes off the prefixes of wrappers, and gives old DenseNets torchvision's present names."""
     notes = []
-    for prefix in ('module.', '_orig_mod.', 'model.'):
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-            notes.append(f'took the prefix {prefix} off all names.')
+    if 'n_averaged' in tensors:  # Of torch.optim.swa_utils.AveragedModel, beside its module.
+        tensors = {key: value for key, value in tensors.items() if key != 'n_averaged'}
+    while prefix := _common_prefix(tensors):
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        notes.append(f'took the prefix {prefix} off all names.')
     renamed = {re.sub(r'(denselayer\d+\.(?:norm|conv))\.(\d)', r'\1\2', k): k for k in tensors}
     if any(new != old for new, old in renamed.items()):
         notes.append('took the names of old DenseNets, such as denselayer1.norm.1, for norm1.')
     return {new: tensors[old] for new, old in renamed.items()}, notes
+
+
+def _common_prefix(tensors: StateDict) -> str | None:
+    names = list(tensors)
+    return next((p for p in _PREFIXES if names and all(n.startswith(p) for n in names)), None)
+
+
+def require_numbers(tensors: StateDict, path: pathlib.Path) -> None:
+    """Raises UserError for what no network has: numbers that are not finite, negative variances."""
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise UserError(f'{name} in {str(path)!r} is not finite; the file is of no use.')
+        if name.endswith('running_var') and (value < 0).any():
+            raise UserError(
+                f'{name} in {str(path)!r} has a negative variance, {value.min():g}; the file is of '
+                'no use.'
+            )
 
 
 def write_state_dict(state: StateDict, path: pathlib.Path) -> None:

@@ -125,6 +125,9 @@ def test_runs_are_taken_in_and_rendered_with_mean_and_deviation(tmp_path, empty_
         assert 'in place of' not in capsys.readouterr().out
     _leave_record(runs / 'any name 2', 0.97, overrides={'seed': 2})
     ledger.main(arguments)
+    assert '--replace takes this one in its place' in capsys.readouterr().out
+    assert (out.read_text(), _read(empty_ledger)) == (text, kept)
+    ledger.main([*arguments, '--replace'])
     assert '97.00%, in place of another run' in capsys.readouterr().out
     assert '| 98.25 ± 0.96, **not' in _line(out.read_text(), 'digits_resnet20.py')
 

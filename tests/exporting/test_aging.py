@@ -1,6 +1,7 @@
 """An export that JAX no longer reads is a sentence, where there is no flaxcls."""
 
 import datetime
+import hashlib
 import json
 import pathlib
 import re
@@ -98,6 +99,21 @@ def test_a_damaged_export_is_refused_in_a_sentence(length, tmp_path):
     file.write_bytes(_export()[:length])
     with pytest.raises(SystemExit, match=r'model\.stablehlo cannot be read by JAX'):
         run.load(str(file))
+
+
+@pytest.mark.parametrize('suffix', ['onnx', 'tflite', 'stablehlo'])
+def test_a_file_that_is_not_the_exported_one_is_refused_whatever_it_would_compute(suffix, tmp_path):
+    content = _export() if suffix == 'stablehlo' else b'a network'
+    file = tmp_path / f'model.{suffix}'
+    sha256 = hashlib.sha256(content).hexdigest()
+    certificate = {'file': file.name, 'sha256': sha256}
+    (tmp_path / 'certificate.json').write_text(json.dumps(certificate))
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(SystemExit, match=f'{file.name} is damaged: it is not the file'):
+        run.load(str(file))
+    file.write_bytes(content)
+    if suffix == 'stablehlo':
+        np.testing.assert_allclose(run.load(str(file))(IMAGES), _classify(IMAGES), rtol=1e-5)
 
 
 def test_an_export_that_jax_still_reads_runs(tmp_path):

@@ -21,6 +21,21 @@ TRAINED = TINY | {
     'optimizer.learning_rate': 0.3,
 }
 
+# Changes of TINY that make it as small a network of another family.
+ALEXNET = {
+    'model.name': 'alexnet',
+    'model.stage_sizes': None,
+    'model.width_multiplier': 0.02,
+    'data.image_size': 63,
+}
+DENSENET = {
+    'model.name': 'densenet_bc_100_12',
+    'model.stage_sizes': None,
+    'model.width_multiplier': None,
+    'model.block_sizes': '1,1',
+    'model.growth_rate': 4,
+}
+
 _VARIANTS = {'resnet_strikes_back': ('a1', 'a2', 'a3'), 'cifar10_densenet': ('augmented', 'plain')}
 EXPERIMENTS = [
     path

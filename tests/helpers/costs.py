@@ -23,6 +23,7 @@ COMPILING = (
     'exporting/test_export.py',
     'exporting/test_tflite.py',
     'exporting/test_web.py',
+    'faults/test_options.py',
     'inference/test_export_function.py',
     'models/test_intermediates.py',
     'models/test_kernels.py',

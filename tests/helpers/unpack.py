@@ -1,7 +1,5 @@
 """What a config describes, part by part, for tests that vary one option and look at one part."""
 
-import pathlib
-
 import numpy as np
 
 from flaxcls.augment import mixup, transforms
@@ -20,10 +18,10 @@ from flaxcls.training import (
     schedules,
     steps,
 )
-from flaxcls.training.checkpoints import Checkpoints
+from flaxcls.training.checkpoint_files import read_run_state
+from flaxcls.training.from_config import tta_crops_of
 from flaxcls.training.losses import LOSSES
 from flaxcls.training.restore import open_run
-from flaxcls.training.setup import tta_crops_of
 
 MIXING = ('mixup', 'cutmix', 'repeats')
 
@@ -153,8 +151,7 @@ def experiment_options(config):
 def load_state(workdir, *, checkpoint='newest'):
     """Returns the whole state of a run."""
     setup = open_run(workdir)
-    with Checkpoints(pathlib.Path(workdir), read_only=True) as checkpoints:
-        return checkpoints.restore(checkpoints.find(checkpoint), setup.abstract_state())
+    return read_run_state(workdir, checkpoint, setup.abstract_state())[1]
 
 
 def stack(batches, name):

@@ -78,6 +78,8 @@ SHAPES = [  # Batch, height, width, channels, features, window, strides, padding
     (0, 8, 8, 16, 16, 3, 1, 1, 1),
     # Windows that go by Winograd, all tiles at once in the last.
     (20, 11, 9, 32, 64, 5, 1, 2, 1),
+    (20, 11, 9, 48, 12, 3, 1, 1, 1),
+    (20, 7, 9, 20, 36, 3, 1, 1, 1),
     (20, 8, 9, 64, 32, 5, 1, 0, 1),
     (20, 9, 7, 32, 48, 3, 1, 1, 1),
     (9, 11, 12, 64, 32, 3, 1, 0, 1),

@@ -20,22 +20,9 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.planning.compiled import abstract_inputs
 from flaxcls.training.checkpoints import Checkpoints, fingerprint
 from flaxcls.training.setup import build_setup
-from tests.helpers.configs import TINY
+from tests.helpers.configs import ALEXNET, DENSENET, TINY
 
 SMALLEST = TINY | {'model.stage_sizes': '1', 'model.width_multiplier': 0.125, 'batch_size': 32}
-ALEXNET = {
-    'model.name': 'alexnet',
-    'model.stage_sizes': None,
-    'model.width_multiplier': 0.02,
-    'data.image_size': 63,
-}
-DENSENET = {
-    'model.name': 'densenet_bc_100_12',
-    'model.stage_sizes': None,
-    'model.width_multiplier': None,
-    'model.block_sizes': '1,1',
-    'model.growth_rate': 4,
-}
 STEP = {'schedule.name': 'step', 'schedule.milestones': '1'}
 CROP = {'augment.crop': 'random_resized'}
 RANDAUGMENT = {'augment.policy': 'randaugment'}

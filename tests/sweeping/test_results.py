@@ -189,7 +189,7 @@ def test_the_values_are_those_after_the_last_step_and_over_the_last_epoch(tmp_pa
     run = expand.expand(Sweep(**SMALL, overrides={'num_epochs': 2}), tmp_path)[0]
     run.workdir.mkdir(parents=True)
     assert results.read_outcome(run) == results.Outcome(0, None, {}, None)
-    part = {'from_step': 0, 'seconds': 3.0}
+    part = {'from_step': 0, 'to_step': 10, 'seconds': 3.0}
     val = {'val/accuracy': 0.5, 'val/loss': 2.0}
     record = {'seed': 0, 'options': {}, 'total_steps': 20, 'parts': [part, part], 'val': val}
     records = [

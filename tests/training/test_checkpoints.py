@@ -7,7 +7,8 @@ import pytest
 
 import flaxcls
 from flaxcls.config.workdir import load_stored_config
-from flaxcls.training.checkpoints import Checkpoints, fingerprint
+from flaxcls.training.checkpoint_files import read_run_state
+from flaxcls.training.checkpoints import fingerprint
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.setup import build_setup
 
@@ -25,8 +26,7 @@ def workdir(tmp_path):
 
 def test_the_state_is_the_one_that_was_saved(workdir):
     setup = build_setup(load_stored_config(workdir))
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(44, setup.abstract_state())
+    _, state = read_run_state(workdir, '44', setup.abstract_state())
     assert fingerprint(state) == SHA256
 
 

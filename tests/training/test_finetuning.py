@@ -16,6 +16,7 @@ from flaxcls.errors import UserError
 from flaxcls.models.init import abstract_variables
 from flaxcls.models.patterns import matches
 from flaxcls.models.registry import MODELS, create_model
+from flaxcls.training.checkpoint_files import read_run_weights
 from flaxcls.training.freezing import merge_frozen, split_frozen
 from flaxcls.training.setup import build_setup
 from flaxcls.training.torch_weights import import_weights
@@ -79,12 +80,7 @@ def test_frozen_backbone_keeps_every_byte_for_five_steps(imported, tmp_path, cap
 
 
 def _saved(workdir):
-    from flaxcls.training.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(workdir, read_only=True)
-    saved = checkpoints.restore_weights(checkpoints.find('newest'))
-    checkpoints.close()
-    return saved
+    return read_run_weights(workdir)[1]
 
 
 def test_without_freezing_all_weights_start_there_and_move(imported, tmp_path):

@@ -243,7 +243,7 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
     again, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
     said = capsys.readouterr().out
     assert 'Warning: ' in said
-    assert 'It is passed over' in said
+    assert 'This checkpoint is passed over' in said
     assert 'Resuming at step 28.' in said
     assert fingerprint(again) == fingerprint(state)
     assert fingerprint(load_state(tmp_path / 'run')) == fingerprint(state)
