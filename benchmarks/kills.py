@@ -119,7 +119,7 @@ def change_data(kills: int, rng: random.Random, folder: pathlib.Path) -> bool:
     while killed < kills:
         alive = _kill_at(workdir, rng.uniform(4, 9), accepting)
         killed += 1
-        if (workdir / 'data.json.gz').exists():
+        if (workdir / 'images.json.gz').exists():
             _change(photos, rng)
             refused += _refuses(workdir, given)
             print(f'kill {killed}{"" if alive else " (had ended)"}: refused {refused}', flush=True)

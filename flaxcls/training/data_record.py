@@ -1,6 +1,6 @@
 """Which images a run trains on and which are held out, by name: kept, and compared.
 
-The record, data.json.gz, has of every file its name below the source, its label, its size and a
+The record, images.json.gz, has of every file its name below the source, its label, its size and a
 digest of its content, and of a set in shards the same of each shard. Where the source lies is a
 hint, and no part of it.
 """

@@ -93,7 +93,7 @@ def cases(one, other, hostile, tmp_path_factory):
     config = json.loads((gone / 'config.json').read_text())
     config['data']['source'] = 'folder:/no/such/folder'
     (gone / 'config.json').write_text(json.dumps(config))
-    (gone / 'data.json.gz').unlink()  # Which knows where the images are.
+    (gone / 'images.json.gz').unlink()  # Which knows where the images are.
     kept = _copy(gone, folder / 'kept')
     save_predictions(load_reported_run(str(hostile)).predictions, kept)
     begun = _copy(unevaluated, folder / 'begun', 'metrics.jsonl')
