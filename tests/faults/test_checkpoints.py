@@ -66,6 +66,26 @@ def test_every_file_of_the_newest_may_be_lost(kind, originals, tmp_path, capsys)
         assert moved.is_dir() == passed_over
 
 
+@pytest.mark.parametrize('item', ['default', 'metrics'])
+def test_whole_files_that_are_not_its_own_are_not_taken_for_them(item, originals, copy):
+    """They decode without a fault, so nothing but the digests can tell."""
+    older = copy / CHECKPOINTS_FOLDER / str(originals.steps[-2])
+    assert _newest(copy) != older
+    shutil.rmtree(_newest(copy) / item)
+    shutil.copytree(older / item, _newest(copy) / item)
+    assert originals.read_damaged(copy) == (originals.steps[-2],) * 2
+
+
+def test_arrays_of_another_tree_are_damage_and_no_mistake_of_the_user(originals, copy, tmp_path):
+    state = originals.load(originals.steps[-1])
+    with Checkpoints(tmp_path / 'other') as checkpoints:
+        checkpoints.save(state.replace(ema=state.params), None)
+    (other,) = (tmp_path / 'other' / CHECKPOINTS_FOLDER).iterdir()
+    shutil.rmtree(_newest(copy) / 'default')
+    shutil.copytree(other / 'default', _newest(copy) / 'default')
+    assert originals.read_damaged(copy) == (originals.steps[-2],) * 2
+
+
 def test_an_older_one_that_is_damaged_keeps_nobody_from_the_newest(originals, copy):
     older = copy / CHECKPOINTS_FOLDER / str(originals.steps[0])
     (older / 'metrics/metrics').write_bytes(b'')

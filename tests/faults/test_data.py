@@ -205,6 +205,27 @@ def test_of_changes_drawn_at_random_none_leaks(seed, photos, run, tmp_path, monk
         write_record(now, run)
 
 
+def test_a_table_that_gives_a_file_another_class_is_refused(photos, tmp_path):
+    path = photos / 'list.csv'
+    rows = [f'{file.relative_to(photos)},{file.parent.name}' for file in photos.glob('*/*.png')]
+    path.write_text('\n'.join(['path,label', *rows]))
+    _begin_run(f'manifest:{path}', tmp_path / 'run')
+    path.write_text(path.read_text().replace('ant/3.png,ant', 'ant/3.png,bee'))
+    with pytest.raises(UserError, match=r'1 (training|validation) images is of another class'):
+        _open(f'manifest:{path}', tmp_path / 'run')
+
+
+def test_trained_on_images_stay_out_though_they_were_written_anew(photos, run, monkeypatch):
+    """As another file of the same picture, and drawn for validation by another seed."""
+    for path in photos.rglob('*.png'):
+        Image.open(path).save(path, compress_level=1, pnginfo=None, bits=8)
+        path.write_bytes(path.read_bytes() + b'more')
+    monkeypatch.setenv(ACCEPT, '1')
+    _, dataset = _open(f'folder:{photos}', run, seed=1)
+    record = read_record(run)
+    assert len(dataset.val) and not set(dataset.val.relative_names()) & set(record.train.names)
+
+
 def test_other_data_that_is_named_is_taken(run, photos, tmp_path):
     _write_image(tmp_path / 'others/train/ant/1.png', 1)
     for name in CLASSES:
