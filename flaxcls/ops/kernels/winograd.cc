@@ -408,98 +408,19 @@ void convolve_by_place(const Task& task, int64_t stride, int64_t most, float* sc
 // The gradient is summed over this many parts of the batch, whatever the number of threads.
 constexpr int64_t kParts = 16;
 
-int64_t whole(int64_t channels) { return (channels + kChannels - 1) / kChannels * kChannels; }
-
-// The same with as many channels as fill vectors; the others are zeros.
-Winograd widened(Winograd shape) {
-  shape.in = whole(shape.in);
-  shape.out = whole(shape.out);
-  return shape;
-}
-
-// Copies rows of `from` numbers into rows of `to`: what is left over is zeros, or left out.
-void copy_rows(const float* data, int64_t rows, int64_t from, int64_t to, float* copied) {
-  constexpr int64_t kRows = 1024;
-  const int64_t both = std::min(from, to);
-  parallel((rows + kRows - 1) / kRows, [&](int64_t index) {
-    for (int64_t row = index * kRows; row < std::min(rows, (index + 1) * kRows); ++row) {
-      std::copy_n(data + row * from, both, copied + row * to);
-      if (to > both) std::fill_n(copied + row * to + both, to - both, 0.f);
-    }
-  });
-}
-
-// Widens kernels [9 or 25, rows, columns].
-void widen_kernels(const float* data, int64_t windows, int64_t rows, int64_t columns,
-                   float* copied) {
-  const int64_t size = whole(rows) * whole(columns);
-  std::fill_n(copied, windows * size, 0.f);
-  for (int64_t w = 0; w < windows; ++w) {
-    copy_rows(data + w * rows * columns, rows, columns, whole(columns), copied + w * size);
-  }
-}
-
-// With channels that do not fill vectors: everything is widened before, and narrowed thereafter.
-void convolve_widened(const Winograd& shape, const float* x, const float* kernel, bool flipped,
-                      const Affine& after, float* y) {
-  static Scratch scratch;
-  const Winograd wide = widened(shape);
-  const int64_t from = shape.batch * shape.height * shape.width;
-  const int64_t to = shape.batch * shape.rows * shape.columns;
-  const int64_t windows = shape.window * shape.window;
-  float* wide_x = scratch.get<float>(from * wide.in + 2 * to * wide.out +
-                                     windows * wide.in * wide.out + 2 * wide.out);
-  float *wide_y = wide_x + from * wide.in, *addend = wide_y + to * wide.out,
-        *wide_kernel = addend + to * wide.out, *scale = wide_kernel + windows * wide.in * wide.out,
-        *bias = scale + wide.out;
-  copy_rows(x, from, shape.in, wide.in, wide_x);
-  widen_kernels(kernel, windows, flipped ? shape.out : shape.in, flipped ? shape.in : shape.out,
-                wide_kernel);
-  if (after.scale) copy_rows(after.scale, 1, shape.out, wide.out, scale);
-  if (after.bias) copy_rows(after.bias, 1, shape.out, wide.out, bias);
-  if (after.addend) copy_rows(after.addend, to, shape.out, wide.out, addend);
-  const Affine wide_after{after.scale ? scale : nullptr, after.bias ? bias : nullptr,
-                          after.addend ? addend : nullptr, after.relu};
-  winograd_convolve(wide, wide_x, wide_kernel, flipped, wide_after, wide_y);
-  copy_rows(wide_y, to, wide.out, shape.out, y);
-}
-
-void kernel_gradient_widened(const Winograd& shape, const float* x, const float* dy, float* dk) {
-  static Scratch scratch;
-  const Winograd wide = widened(shape);
-  const int64_t from = shape.batch * shape.height * shape.width;
-  const int64_t to = shape.batch * shape.rows * shape.columns;
-  float* wide_x = scratch.get<float>(from * wide.in + to * wide.out + 9 * wide.in * wide.out);
-  float *wide_dy = wide_x + from * wide.in, *wide_dk = wide_dy + to * wide.out;
-  copy_rows(x, from, shape.in, wide.in, wide_x);
-  copy_rows(dy, to, shape.out, wide.out, wide_dy);
-  winograd_kernel_gradient(wide, wide_x, wide_dy, wide_dk);
-  for (int64_t w = 0; w < 9; ++w) {
-    copy_rows(wide_dk + w * wide.in * wide.out, shape.in, wide.out, shape.out,
-              dk + w * shape.in * shape.out);
-  }
-}
-
-bool is_wide(const Winograd& shape) {
-  return shape.in % kChannels == 0 && shape.out % kChannels == 0;
-}
-
 }  // namespace
 
 bool winograd_pays(const Winograd& shape) {
-  const bool fits = (shape.window == 3 || shape.window == 5) && shape.padding >= 0 &&
+  const bool fits = (shape.window == 3 || shape.window == 5) && shape.in % kChannels == 0 &&
+                    shape.out % kChannels == 0 && shape.padding >= 0 &&
                     shape.padding < shape.window && has_avx2();
-  const int64_t least = std::min(shape.in, shape.out), most = std::max(shape.in, shape.out);
   // With few channels the time goes into reading and writing, whatever is multiplied.
-  if (!fits || least < 12 || most < 32 || (is_wide(shape) && least < 32)) return false;
+  if (!fits || std::min(shape.in, shape.out) < 32) return false;
   // For each weight: what is multiplied, with transformations a fifth more; and the weight's own
   // transformation, which takes the time of about 2000 multiplications.
-  const Winograd wide = widened(shape);
   const int64_t each = shape.window == 3 ? kPlaces : 49;
-  const double direct = double(shape.window * shape.window * shape.batch) * shape.rows *
-                        shape.columns * shape.in * shape.out;
-  const double fewer = each * 6 / 5 * double(shape.tiles()) + 2000 * shape.parts() * shape.parts();
-  return direct > fewer * wide.in * wide.out;
+  const int64_t direct = shape.window * shape.window * shape.batch * shape.rows * shape.columns;
+  return direct > each * 6 / 5 * shape.tiles() + 2000 * shape.parts() * shape.parts();
 }
 
 bool winograd_gradient_pays(const Winograd& shape) {
@@ -509,7 +430,6 @@ bool winograd_gradient_pays(const Winograd& shape) {
 
 void winograd_convolve(const Winograd& shape, const float* x, const float* kernel, bool flipped,
                        const Affine& after, float* y) {
-  if (!is_wide(shape)) return convolve_widened(shape, x, kernel, flipped, after, y);
   static Scratch scratch;
   Task task{shape, routines_for(shape.out), x, nullptr, nullptr, after, y};
   const int64_t tiles = shape.tiles(), depth = shape.depth(), channels = depth + shape.out;
@@ -538,7 +458,6 @@ void winograd_convolve(const Winograd& shape, const float* x, const float* kerne
 }
 
 void winograd_kernel_gradient(const Winograd& shape, const float* x, const float* dy, float* dk) {
-  if (!is_wide(shape)) return kernel_gradient_widened(shape, x, dy, dk);
   static Scratch scratch;
   const Routines routines = routines_for(shape.out);
   const int64_t parts = std::min(shape.batch, kParts), size = kPlaces * shape.in * shape.out;
