@@ -205,6 +205,16 @@ def test_of_changes_drawn_at_random_none_leaks(seed, photos, run, tmp_path, monk
         write_record(now, run)
 
 
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_the_columns_of_a_table_may_be_quoted(delimiter, photos):
+    rows = [['path', 'label'], *([str(f), f.parent.name] for f in sorted(photos.glob('*/*.png')))]
+    lines = [delimiter.join(f'"{cell}"' for cell in row) for row in rows]
+    (photos / 'list.csv').write_text('\n'.join(lines))
+    _, dataset = _open(f'manifest:{photos}/list.csv')
+    assert dataset.class_names == CLASSES
+    assert len(dataset.train) + len(dataset.val) == len(rows) - 1
+
+
 def test_a_table_that_gives_a_file_another_class_is_refused(photos, tmp_path):
     path = photos / 'list.csv'
     rows = [f'{file.relative_to(photos)},{file.parent.name}' for file in photos.glob('*/*.png')]
