@@ -139,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
             shutil.copytree(originals.workdir, copy)
             fault = damage_one_file(copy / CHECKPOINTS_FOLDER, rng)
             try:
-                with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.redirect_stderr(io.StringIO()):
                     step, resumed = originals.read_damaged(copy)
                 newest = originals.steps[-1]
                 outcomes['read whole' if step == resumed == newest else 'passed over'] += 1

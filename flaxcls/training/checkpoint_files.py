@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -147,6 +148,8 @@ def read_weights(saved: Saved, like: Any = None) -> dict[str, Any]:
 def _saved_tree(saved: Saved) -> Any:
     with reading(saved.folder):
         tree = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).metadata(saved.folder / _ITEM)
+        if tree.item_metadata is None:  # Damaged, or out of reach, which `reading` tells.
+            raise ValueError('it does not list its arrays')
         tree = tree.item_metadata.tree
         if saved.tree is not None and digest_of_tree(tree) != saved.tree:
             raise Damage(f'{str(saved.folder / _ITEM)!r} does not list the arrays that were saved.')
@@ -220,6 +223,11 @@ def _is_closed(folder: pathlib.Path) -> bool:
     )
 
 
+def warn_of(damage: Damage) -> None:
+    """Says what is passed over, beside what a command prints for other programs."""
+    print(f'Warning: {damage} This checkpoint is passed over.', file=sys.stderr, flush=True)
+
+
 def read_first_whole(
     folder: pathlib.Path, name: str, read: Callable[[Saved], _T]
 ) -> tuple[int, _T]:
@@ -249,13 +257,13 @@ def read_first_whole(
         there = f'it has {steps}' if steps else 'it has none yet'
         raise UserError(f'--checkpoint={name} is not in {str(folder)!r}; {there}.')
     for error in damaged:
-        print(f'Warning: {error} This checkpoint is passed over.')
+        warn_of(error)
     for saved in opened:
         try:
             return saved.step, read(saved)
         except Damage as error:
             damaged.append(error)
-            print(f'Warning: {error} This checkpoint is passed over.')
+            warn_of(error)
     raise RunError(f'{damaged[-1]} Put back a copy, or train in a new workdir.')
 
 
@@ -274,14 +282,7 @@ def read_run_weights(
 ) -> tuple[int, dict[str, Any]]:
     """Returns the step and the weights of a checkpoint of a run.
 
-    Args:
-      workdir: of the run.
-      name: as for `read_first_whole`.
-      like: as for `read_weights`.
-
-    Raises:
-      UserError: there is no such checkpoint, or its arrays are not those of `like`.
-      RunError: it cannot be read, nor one in its place.
+    `name` and what is raised: as for `read_first_whole`; `like`: as for `read_weights`.
     """
     folder = find_folder(workdir)
     return read_first_whole(folder, name, lambda saved: read_weights(saved, like))

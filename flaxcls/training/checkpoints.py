@@ -31,6 +31,7 @@ from flaxcls.training.checkpoint_files import (
     open_saved,
     read_first_whole,
     read_state,
+    warn_of,
 )
 
 _MAKE_ROOM = 'make room, and start the same command again'
@@ -106,7 +107,7 @@ class Checkpoints:
             except Damage as error:
                 if len(list_steps(self._folder)) == 1:
                     raise
-                print(f'Warning: {error} This checkpoint is passed over.')
+                warn_of(error)
                 self._move_away(step)
 
     def _move_away(self, step: int) -> None:

@@ -55,7 +55,7 @@ def test_every_file_of_the_newest_may_be_lost(kind, originals, tmp_path, capsys)
         newest = str(_newest(copy))
         capsys.readouterr()
         step, resumed = originals.read_damaged(copy)
-        warnings = [line for line in capsys.readouterr().out.splitlines() if newest in line]
+        warnings = [line for line in capsys.readouterr().err.splitlines() if newest in line]
         # Weights are whole where only the optimizer's state is lost, which a resume needs.
         passed_over = resumed != originals.steps[-1]
         assert passed_over or step == resumed

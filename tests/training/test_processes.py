@@ -241,10 +241,10 @@ def test_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tiny_config
         path.write_bytes(path.read_bytes()[:40])
     capsys.readouterr()
     again, _ = flaxcls.train_and_evaluate(config, tmp_path / 'run')
-    said = capsys.readouterr().out
-    assert 'Warning: ' in said
-    assert 'This checkpoint is passed over' in said
-    assert 'Resuming at step 28.' in said
+    said = capsys.readouterr()
+    assert 'Warning: ' in said.err
+    assert 'This checkpoint is passed over' in said.err
+    assert 'Resuming at step 28.' in said.out
     assert fingerprint(again) == fingerprint(state)
     assert fingerprint(load_state(tmp_path / 'run')) == fingerprint(state)
     assert os.listdir(tmp_path / 'run/damaged_checkpoints') == [newest]
