@@ -187,9 +187,12 @@ def _moved(before: DataRecord, now: DataRecord) -> list[str]:
 def _changed(which: str, before: Listing, now: Listing) -> list[str]:
     old, new = _by_name(before), _by_name(now)
     both = [name for name in new if name in old]
+    # Of files that are not read, as those for training in an evaluation, the unreadable ones are
+    # there still that were left out; new ones have no say in it.
+    unread = any(before.digests) and not any(now.digests)
     phrases = [
         *_phrase([name for name in old if name not in new], which, 'gone'),
-        *_phrase([name for name in new if name not in old], which, 'new'),
+        *_phrase([name for name in new if name not in old and not unread], which, 'new'),
         *_phrase([n for n in both if new[n][0] != old[n][0]], which, 'of another class'),
     ]
     other = [

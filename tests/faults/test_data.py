@@ -236,6 +236,23 @@ def test_trained_on_images_stay_out_though_they_were_written_anew(photos, run, m
     assert len(dataset.val) and not set(dataset.val.relative_names()) & set(record.train.names)
 
 
+def test_unreadable_files_that_were_left_out_are_no_change(photos, tmp_path):
+    """Neither where training images are read again, nor where an evaluation leaves them unread."""
+    for name in CLASSES:
+        for number in range(4):
+            (photos / f'{name}/{number}.png').write_bytes(b'no image')
+    options = {'data.on_error': 'skip', 'model.num_classes': len(CLASSES)}
+    config, dataset = _open(f'folder:{photos}', **options)
+    run = tmp_path / 'run'
+    run.mkdir()
+    (run / CONFIG_FILE).write_text(to_json(config))
+    (run / CLASSES_FILE).write_text(json.dumps(dataset.class_names))
+    write_record(make_record(dataset, config.data.source), run)
+    for for_training in (True, False):
+        again = read_dataset(config, for_training=for_training, workdir=run)
+        assert again.val.relative_names() == dataset.val.relative_names()
+
+
 def test_other_data_that_is_named_is_taken(run, photos, tmp_path):
     _write_image(tmp_path / 'others/train/ant/1.png', 1)
     for name in CLASSES:
