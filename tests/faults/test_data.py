@@ -1,12 +1,15 @@
 """Data that changes between two commands is seen, and no training image comes into validation."""
 
+import argparse
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flaxcls.commands.flags import add_workdir
 from flaxcls.config.config_dict import to_json
 from flaxcls.config.files import load_config
 from flaxcls.config.workdir import CLASSES_FILE, CONFIG_FILE, DATA_FILE, METRICS_FILE
@@ -251,6 +254,16 @@ def test_unreadable_files_that_were_left_out_are_no_change(photos, tmp_path):
     for for_training in (True, False):
         again = read_dataset(config, for_training=for_training, workdir=run)
         assert again.val.relative_names() == dataset.val.relative_names()
+
+
+def test_the_flag_accepts_for_this_process_and_those_it_starts(monkeypatch):
+    monkeypatch.setenv(ACCEPT, '0')
+    parser = argparse.ArgumentParser()
+    add_workdir(parser)
+    parser.parse_args(['--workdir=run'])
+    assert os.environ[ACCEPT] == '0'
+    parser.parse_args(['--workdir=run', '--accept_data_changes'])
+    assert os.environ[ACCEPT] == '1'
 
 
 def test_other_data_that_is_named_is_taken(run, photos, tmp_path):
