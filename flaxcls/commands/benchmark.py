@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument('--json', help='file for all that is measured')
     flags, overrides = parser.parse_with_overrides(argv)
     from flaxcls.config.files import load_config
-    from flaxcls.system.files import require_place
+    from flaxcls.system.files import require_place, write_atomically
 
     config = load_config(flags.config, overrides)
     path = require_place(flags.json) if flags.json else None
@@ -47,5 +47,5 @@ def main(argv: Sequence[str]) -> None:
     for line in describe_results(found):
         print(line)
     if path:
-        path.write_text(json.dumps(found.to_json(), indent=1) + '\n', encoding='utf-8')
+        write_atomically(path, json.dumps(found.to_json(), indent=1) + '\n')
         print(f'wrote {flags.json}')

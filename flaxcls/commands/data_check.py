@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from flaxcls.config.validation import validate
     from flaxcls.data.contact_sheets import write_sheets
     from flaxcls.data.inspection import describe_report, inspect_dataset
-    from flaxcls.system.files import require_place
+    from flaxcls.system.files import require_place, write_atomically
     from flaxcls.training.dataset import open_configured_dataset
 
     config = load_config(None, {'data.source': flags.source, 'data.image_size': 32} | overrides)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         print(line)
     if flags.json:
         path = pathlib.Path(flags.json).expanduser()
-        path.write_text(json.dumps(report.to_json(), indent=1) + '\n', encoding='utf-8')
+        write_atomically(path, json.dumps(report.to_json(), indent=1) + '\n')
         print(f'wrote {flags.json}')
     if flags.sheets:
         paths = write_sheets(dataset, pathlib.Path(flags.sheets).expanduser())

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from flaxcls.data import crops
 from flaxcls.data.datasets import Dataset, Split
+from flaxcls.system.files import naming
 
 _SHEET_COLUMNS, _SHEET_ROWS, _THUMBNAIL, _TITLE = 10, 6, 96, 32
 
@@ -26,7 +27,8 @@ def write_sheets(source: Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
     for label, name in enumerate(source.class_names):
         safe = re.sub(r'\W+', '_', name)[:60]
         paths.append(folder / f'{label:04d}_{safe}.png')
-        _sheet(name, source.train, members[label]).save(paths[-1])
+        with naming(paths[-1]):
+            _sheet(name, source.train, members[label]).save(paths[-1])
     return paths
 
 

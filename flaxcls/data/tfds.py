@@ -73,7 +73,14 @@ def open_tfds(
             wanted = train_split if split == train_split else ' or '.join(val_splits)
             raise UserError(f'{name} has no split {wanted}; it has {", ".join(present)}.')
     load = functools.partial(_load_split, builder, num_threads=num_threads)
-    return Dataset(load(train_split), load(val_split), tuple(features['label'].names))
+    train, val = load(train_split), load(val_split)
+    shared, notes = _count_shared(builder, train_split, val_split), ()
+    if shared:
+        notes = (
+            f'{shared:,} of {len(val):,} validation examples are trained on, as {val_split} and '
+            f'{train_split} overlap; their accuracy is not that of new images.',
+        )
+    return Dataset(train, val, tuple(features['label'].names), notes)
 
 
 def find_prepared(name: str, data_dir: pathlib.Path) -> pathlib.Path | None:
@@ -114,16 +121,31 @@ def _load_split(builder, split: str, *, num_threads: int | None) -> Split:
     decoders = {'image': tfds.decode.SkipDecoding()}
     try:
         records = builder.as_data_source(split=split, decoders=decoders)
+        if not len(records):  # A ValueError where a slice ends before it begins.
+            raise ValueError('it has no examples')
     except (ValueError, AssertionError, IndexError) as error:
-        raise UserError(f'the split {split!r} is empty or does not exist ({error}).') from None
-    if not len(records):
-        raise UserError(f'the split {split!r} is empty; choose another slice.')
+        why = str(error).splitlines()[-1].removesuffix('.')
+        raise UserError(f'the split {split!r} is empty or does not exist ({why}).') from None
     describe = lambda index: f'record {index} of {builder.info.name}:{split}'  # noqa: E731
     lazy = RecordSplit(records, describe, pathlib.Path(builder.data_dir), split)
     shape = builder.info.features['image'].shape
     if None in shape or len(lazy) * np.prod(shape) > _MAX_BYTES_IN_MEMORY:
         return lazy
     return _decode_into_memory(lazy, shape, num_threads)
+
+
+def _count_shared(builder, train: str, val: str) -> int:
+    """Returns how many examples two splits have in common."""
+    ranges = []
+    for split in (train, val):
+        parts = builder.info.splits[split].file_instructions
+        ranges.append([(p.filename, p.skip, p.skip + p.take) for p in parts])
+    return sum(
+        max(0, min(end, other_end) - max(begin, other_begin))
+        for file, begin, end in ranges[0]
+        for other_file, other_begin, other_end in ranges[1]
+        if file == other_file
+    )
 
 
 def _decode_into_memory(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from flaxcls.explaining.signal_propagation import SignalStats
+from flaxcls.system.files import naming
 
 _OPACITY = 0.7  # Of the hottest place, so that what lies below stays visible.
 TitledImage = tuple[np.ndarray, str]  # A picture, uint8 [H, W, 3] or float in 0..1, and its title.
@@ -133,7 +134,8 @@ def _figure(width: float, height: float, title: str) -> Any:
 
 
 def _save(figure: Any, path: pathlib.Path) -> None:
-    figure.savefig(path, dpi=110)
+    with naming(path):
+        figure.savefig(path, dpi=110)
 
 
 def _save_chart(figure: Any, path: pathlib.Path) -> None:
@@ -142,4 +144,5 @@ def _save_chart(figure: Any, path: pathlib.Path) -> None:
     if pathlib.Path(path).suffix.lower() == '.png':
         with Image.open(path) as image:
             few = image.convert('RGB').quantize(128, dither=Image.Dither.NONE)
-        few.save(path, optimize=True)
+        with naming(path):
+            few.save(path, optimize=True)

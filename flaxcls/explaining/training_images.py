@@ -10,6 +10,7 @@ import numpy as np
 from flaxcls.augment.mixup import Mixed
 from flaxcls.data.datasets import Split
 from flaxcls.data.pipeline import make_eval_batches, make_train_batches
+from flaxcls.system.files import naming
 from flaxcls.training.setup import Setup
 
 COLUMNS = 8
@@ -100,7 +101,8 @@ def draw_training_images(setup: Setup, epochs: int, path: pathlib.Path) -> None:
             _show(axes[epoch + 1, column], mixed.images[epoch, column], title)
     figure.suptitle(f'{setup.source}: evaluation above, {epochs} epochs of training below')
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with naming(path):
+        figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

@@ -21,6 +21,7 @@ from flaxcls.exporting import run
 from flaxcls.exporting.jax_promise import readable_until
 from flaxcls.exporting.samples import Samples
 from flaxcls.inference.classifier import Classifier
+from flaxcls.system.files import naming
 from flaxcls.system.host_info import describe_cores, find_versions
 from flaxcls.training.from_config import tta_crops_of
 from flaxcls.training.steps import make_classify
@@ -204,7 +205,8 @@ def _run_apart(file: pathlib.Path, images: np.ndarray) -> tuple[np.ndarray, dict
     """
     with tempfile.TemporaryDirectory() as folder:
         given, found = (pathlib.Path(folder) / name for name in ('images.npy', 'predictions.npy'))
-        np.save(given, images)
+        with naming(given):
+            np.save(given, images)
         command = [sys.executable, '-c', _APART, run.__file__, str(file), str(given), str(found)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -21,6 +21,7 @@ from flaxcls.exporting.formats import FORMATS, Request, find_format
 from flaxcls.exporting.samples import take_samples
 from flaxcls.exporting.web import PAGE_FILES
 from flaxcls.inference.classifier import Classifier
+from flaxcls.system.files import write_atomically
 from flaxcls.training.restore import open_run, require_own_network
 
 CERTIFICATE_FILE = 'certificate.json'
@@ -101,7 +102,7 @@ def export(
         print(f'Writing {classifier.model_name} as {form} ...', flush=True)
         wanted.write(request, new / wanted.file)
         for name, value in request.about.items():
-            (new / f'{name}.json').write_text(json.dumps(value, indent=1) + '\n')
+            write_atomically(new / f'{name}.json', json.dumps(value, indent=1) + '\n')
         shutil.copy(run.__file__, new)
         print(f'Comparing {len(samples.images):,} images ...', flush=True)
         certificate = certify(
@@ -112,7 +113,7 @@ def export(
             bounds,
             tools=wanted.tools,
         )
-        (new / CERTIFICATE_FILE).write_text(certificate.to_json())
+        write_atomically(new / CERTIFICATE_FILE, certificate.to_json())
         if not certificate.passed:
             _put(new, rejected)
             raise RunError(_rejection(certificate, rejected))

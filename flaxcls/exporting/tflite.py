@@ -20,7 +20,7 @@ import numpy as np
 
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting.converters import by_hand, require_converter
-from flaxcls.system.files import require_place
+from flaxcls.system.files import require_place, write_atomically
 
 # Besides the converter.
 MODULES = ('ai_edge_quantizer', 'ai_edge_litert')
@@ -59,7 +59,7 @@ def write_tflite(
     path = require_place(path)
     require_installed()
     data = convert(function, side)
-    path.write_bytes(quantize(data) if int8 else data)
+    write_atomically(path, quantize(data) if int8 else data)
     return path
 
 

@@ -19,7 +19,7 @@ from flaxcls.errors import RunError, UserError
 from flaxcls.inference.calibration import load_temperature
 from flaxcls.inference.export_function import Inference, make_inference
 from flaxcls.models.intermediates import apply_with_intermediates
-from flaxcls.system.files import require_place
+from flaxcls.system.files import require_place, write_atomically
 from flaxcls.system.threads import map_in_threads
 from flaxcls.system.xla_options import compiler_options
 from flaxcls.training.checkpoint_files import read_run_weights
@@ -240,7 +240,7 @@ class Classifier:
         (batch,) = jax.export.symbolic_shape('batch')
         images = jax.ShapeDtypeStruct((batch, self.side, self.side, 3), jnp.uint8)
         exported = jax.export.export(function, platforms=('cpu', 'cuda', 'tpu'))(images)
-        path.write_bytes(exported.serialize())
+        write_atomically(path, exported.serialize())
         return path
 
     def _features_of(self, variables: dict[str, Any], images: jax.Array) -> jax.Array:

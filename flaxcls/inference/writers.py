@@ -15,7 +15,7 @@ from tqdm.utils import disp_len
 
 from flaxcls.data.paths import Found
 from flaxcls.errors import UserError
-from flaxcls.system.files import require_place
+from flaxcls.system.files import naming, require_place
 
 CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error')
 _FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
@@ -167,6 +167,7 @@ def open_writers(
                 continue
             if value != '-':
                 path = pathlib.Path(value).expanduser()
+                stack.enter_context(naming(path))
                 # CSV gives the bytes of names that are not valid text as they are.
                 stream = path.open('w', encoding='utf-8', errors='surrogateescape', newline='')
                 stack.enter_context(stream)

@@ -20,6 +20,7 @@ from flaxcls.sweeping.commands import (
 )
 from flaxcls.sweeping.definition import SweepRun
 from flaxcls.sweeping.job import Job
+from flaxcls.system.files import naming
 from flaxcls.system.signals import SignalFlag
 
 _LOOK_SECONDS = 0.2
@@ -141,6 +142,6 @@ class Local:
                     environment=environment,
                     starter=os.getpid(),
                 )
-                with kept_from_children(signal.SIGINT):
+                with kept_from_children(signal.SIGINT), naming(self._folder):
                     self._last[run] = self._executor.submit(job)
                 self._slots[slot] = run, self._last[run]

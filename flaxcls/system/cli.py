@@ -13,6 +13,7 @@ from absl import logging
 
 from flaxcls.errors import PEER_LOST, RunError, Stopped, UserError, is_peer_lost
 from flaxcls.system.compilation_cache import keep_compiled_programs
+from flaxcls.system.library_errors import log_no_exceptions
 from flaxcls.system.text import did_you_mean
 
 _NO_MEMORY = (
@@ -87,6 +88,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> None:
     _open_closed_streams()
     keep_compiled_programs()
     logging.set_verbosity(logging.ERROR)  # Orbax's and TFDS's remarks would bury the run's lines.
+    log_no_exceptions()
     # What Orbax's readers of a damaged checkpoint report once more, when it has been reported.
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     sys.stdout.reconfigure(errors='backslashreplace')  # Names of files need not be valid text.

@@ -38,13 +38,36 @@ def require_place(path: str | os.PathLike) -> pathlib.Path:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes | memoryview) -> None:
-    """Writes a file that is, at any moment, either the old one or the new one; text as UTF-8."""
-    temporary = path.with_name(f'.{path.name}.tmp')
-    with temporary.open('wb') as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Writes a file that is, at any moment, either the old one or the new one; text as UTF-8.
+
+    What is no file, such as /dev/stdout or a pipe, is written to as it is.
+    """
+    content = content.encode() if isinstance(content, str) else content
+    with naming(path):
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        temporary = path.with_name(f'.{path.name}.tmp')
+        try:
+            with temporary.open('wb') as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:  # What has been written would take room that is wanted elsewhere.
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Adds the file's name to what the system raises while it is written, which has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextlib.contextmanager

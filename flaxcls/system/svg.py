@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
+from flaxcls.system.files import naming
+
 INK = '#010203'  # Becomes the colour of the text around.
 _RUN = '#f0f0{:02x}'  # Becomes --run-0, --run-1, ... of the page's style.
 NUM_COLOURS = 6
@@ -98,7 +100,7 @@ def save(drawn: Any, path: pathlib.Path) -> None:
 
     style = {'svg.fonttype': 'path', 'svg.hashsalt': path.stem}
     metadata = {'Date': None} if path.suffix == '.svg' else None
-    with matplotlib.rc_context(_STYLE | style):
+    with matplotlib.rc_context(_STYLE | style), naming(path):
         drawn.savefig(path, facecolor='white', dpi=200, metadata=metadata)
 
 

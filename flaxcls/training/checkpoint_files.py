@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 
 from flaxcls.config.workdir import CHECKPOINTS_FOLDER
 from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.digests import digest_of, digest_of_json, digest_of_tree, names_of
+from flaxcls.system.library_errors import errors_alone, place_and_reason
 from flaxcls.system.signals import interrupts_left_alone
 
 BEST_BY = 'val/accuracy'
@@ -185,17 +185,6 @@ def _require_same_shapes(saved: Saved, tree: Any, wanted: Any) -> None:
 
 
 @contextlib.contextmanager
-def errors_alone() -> Iterator[None]:
-    """Keeps the warnings of libraries from notebooks, as commands do all the time."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(min(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
 def reading(folder: pathlib.Path) -> Iterator[None]:
     """Turns what libraries raise while a checkpoint is read into `Damage` or RunError."""
     try:
@@ -206,8 +195,8 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # Orbax and TensorStore have many.
         if is_peer_lost(error):
             raise RunError(PEER_LOST) from error
-        first_line = str(error).strip().split('\n')[0].partition(' [tensorstore_spec')[0]
-        told = f'{str(folder)!r} cannot be read ({first_line})'
+        place, reason = place_and_reason(error, folder)
+        told = f'{place!r} cannot be read ({reason})'
         refused = isinstance(error, OSError) and error.errno not in _GONE
         if refused or any(code in str(error) for code in _NO_DAMAGE) or _is_closed(folder):
             raise RunError(f'{told}; mend that, and start the same command again.') from error

@@ -22,11 +22,11 @@ from flaxcls.config.workdir import CHECKPOINTS_FOLDER, DAMAGED_FOLDER
 from flaxcls.errors import PEER_LOST, RunError, is_peer_lost
 from flaxcls.system.digests import make_digests
 from flaxcls.system.distributed import on_first
+from flaxcls.system.library_errors import errors_alone, place_and_reason
 from flaxcls.system.signals import interrupts_left_alone
 from flaxcls.training.checkpoint_files import (
     BEST_BY,
     Damage,
-    errors_alone,
     list_steps,
     open_saved,
     read_first_whole,
@@ -122,8 +122,8 @@ class Checkpoints:
         free = shutil.disk_usage(self._folder).free
         if free < size:
             raise RunError(
-                f'{str(self._folder)!r} has {free / 1e6:.0f} MB left, and a checkpoint takes '
-                f'{size / 1e6:.0f} MB; {_MAKE_ROOM}.'
+                f'{str(self._folder)!r} has {free / 1e6:.1f} MB left, and a checkpoint takes '
+                f'{size / 1e6:.1f} MB; {_MAKE_ROOM}.'
             )
 
     @contextlib.contextmanager
@@ -134,10 +134,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore have many for full disks.
             if is_peer_lost(error):  # All processes take part in a save.
                 raise RunError(PEER_LOST) from error
-            first_line = str(error).strip().split('\n')[0].partition(' [tensorstore_spec')[0]
-            raise RunError(
-                f'{str(self._folder)!r} cannot be written ({first_line}); {_MAKE_ROOM}.'
-            ) from error
+            place, reason = place_and_reason(error, self._folder)
+            raise RunError(f'{place!r} cannot be written ({reason}); {_MAKE_ROOM}.') from error
 
     def wait(self) -> None:
         """Returns when everything handed to `save` is on disk."""

@@ -13,7 +13,7 @@ from flaxcls.config.option import require_choice
 from flaxcls.config.registry import Registry
 from flaxcls.config.workdir import METRICS_FILE
 from flaxcls.errors import UserError
-from flaxcls.system.files import write_atomically
+from flaxcls.system.files import naming, write_atomically
 
 Record = Mapping[str, float]
 
@@ -121,13 +121,14 @@ class MetricsWriter:
         path = workdir / METRICS_FILE
         kept = read_metrics(workdir, up_to_step=start_step) if start_step else []
         write_atomically(path, ''.join(json.dumps(record) + '\n' for record in kept))
-        self._file = path.open('a', encoding='utf-8')
+        self._path, self._file = path, path.open('a', encoding='utf-8')
         self._trackers = [make(workdir, start_step) for make in trackers]
 
     def write(self, record: Record) -> None:
         """Writes one record; it has `step` and slash-separated names."""
-        self._file.write(json.dumps(record) + '\n')
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(record) + '\n')
+            self._file.flush()
         for tracker in self._trackers:
             tracker.write(record)
 

@@ -5,6 +5,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import io
 import pathlib
 import re
 import types
@@ -16,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from flaxcls.errors import UserError
+from flaxcls.system.files import write_atomically
 
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin')
 
@@ -130,10 +132,9 @@ def require_numbers(tensors: StateDict, path: pathlib.Path) -> None:
 
 def write_state_dict(state: StateDict, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.tmp')
     if path.suffix == '.safetensors':
-        safetensors.numpy.save_file(state, temporary, metadata={'format': 'pt'})
+        write_atomically(path, safetensors.numpy.save(state, metadata={'format': 'pt'}))
     else:
-        torch = _require_torch(path)
-        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, temporary)
-    temporary.replace(path)
+        torch, file = _require_torch(path), io.BytesIO()
+        torch.save({key: torch.from_numpy(value) for key, value in state.items()}, file)
+        write_atomically(path, file.getbuffer())

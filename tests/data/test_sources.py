@@ -388,8 +388,41 @@ def test_fashion_mnist_is_prepared_in_tfds_layout_and_read_back(tmp_path):
         open_dataset(_config(**overrides, **{'data.val_split': 'nonsense'}))
     half = open_dataset(_config(**overrides, **{'data.train_split': 'train[:50%]'}))
     assert len(half.train) == 15
-    with pytest.raises(UserError, match='is empty'):
-        open_dataset(_config(**overrides, **{'data.val_split': 'test[:0]'}))
+    assert not half.notes
+
+
+# Slices of a set of 30 and 20 -> how many of validation are trained on too; None: refused.
+SLICES = {
+    ('train', 'test'): 0, ('train[:20]', 'train[20:]'): 0, ('train', 'train[-5:]'): 5,
+    ('train[:60%]', 'train[40%:]'): 6, ('train', 'train[:4]+test[:3]'): 4,
+    ('train[20:10]', 'test'): None, ('train', 'test[50%:20%]'): None, ('train[:0]', 'test'): None,
+    ('train', 'test[:200%]'): None, ('train[100:]', 'test'): None, ('train[', 'test'): None,
+    ('train[::2]', 'test'): None, ('train', 'nonsense'): None, ('train[0.5:]', 'test'): None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('prepared')
+    _write_idx(folder / 'idx', train=30, test=20)
+    prepare_fashion_mnist(folder / 'idx', folder / 'tfds')
+    return {'data.source': 'tfds:fashion_mnist', 'data.data_dir': str(folder / 'tfds')}
+
+
+@pytest.mark.parametrize(('train', 'val'), SLICES)
+def test_slices_are_read_or_refused_and_what_they_share_is_told(train, val, prepared):
+    config = _config(**prepared, **{'data.train_split': train, 'data.val_split': val})
+    shared = SLICES[train, val]
+    if shared is None:
+        with pytest.raises(UserError, match=r'the split|no split') as caught:
+            open_dataset(config)
+        assert '\n' not in str(caught.value)
+        return
+    source = open_dataset(config)
+    both = {image.tobytes() for image, _ in map(source.train.__getitem__, range(len(source.train)))}
+    found = sum(source.val[index][0].tobytes() in both for index in range(len(source.val)))
+    assert found == shared
+    assert [note.split()[0] for note in source.notes] == ([str(shared)] if shared else [])
 
 
 def test_prepared_version_and_config_are_found_by_what_is_named_of_them(tmp_path):

@@ -136,6 +136,20 @@ def test_what_fails_for_want_of_room_alone_is_a_full_disk(
         FORMATS[form].write(request, tmp_path / 'model.onnx')
 
 
+@pytest.mark.parametrize('form', _if_installed(['onnx-int8']))
+def test_pairs_of_products_in_int8_fit_into_16_bits(form, tmp_path):
+    """As processors without VNNI add them: elsewhere nobody would notice."""
+    import onnx
+
+    request = Request(make_classifier('resnet20'), ABOUT, draw_images(make_config('resnet20'), 8))
+    FORMATS[form].write(request, tmp_path / 'model.onnx')
+    graph = onnx.load(tmp_path / 'model.onnx').graph
+    arrays = {value.name: onnx.numpy_helper.to_array(value) for value in graph.initializer}
+    weights = [a for a in arrays.values() if a.dtype == np.int8 and a.ndim > 1]
+    assert weights
+    assert all(2 * 255 * abs(array.astype(int)).max() < 2**15 for array in weights)
+
+
 @pytest.mark.parametrize('form', FORMS)
 def test_a_run_is_exported_with_its_proof(form, workdir, tmp_path):
     certificate = export.export(workdir, form, tmp_path / 'new' / 'out', images=100)

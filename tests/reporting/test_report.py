@@ -3,9 +3,13 @@
 import collections
 import html
 import json
+import os
+import pathlib
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from justhtml import JustHTML
 import flaxcls
 from flaxcls.commands import report as report_command
 from flaxcls.config.config_dict import flatten
-from flaxcls.config.workdir import CLASSES_FILE
+from flaxcls.config.workdir import CLASSES_FILE, CONFIG_FILE
 from flaxcls.errors import UserError
 from flaxcls.inference import calibration
 from flaxcls.inference.predictions import Predictions, save_predictions
@@ -24,6 +28,7 @@ from flaxcls.reporting.figures import PANELS
 from flaxcls.reporting.runs import load_reported_run
 from flaxcls.system import svg
 from flaxcls.system.cli import parse_overrides
+from flaxcls.training.logging import read_metrics
 from flaxcls.training.restore import evaluate_workdir
 from tests.helpers.configs import TINY
 
@@ -259,6 +264,23 @@ def test_the_command_makes_the_same_config(cases, name):
     config = flaxcls.load_config('default', parse_overrides(words[4:], []))
     config.model.num_classes = run.options['model.num_classes']
     assert dict(flatten(config)) == run.options
+
+
+@pytest.mark.parametrize('name', ['finished', 'hostile'])
+def test_pasted_into_a_shell_elsewhere_it_makes_the_run_again(cases, pages, name, tmp_path):
+    document = JustHTML(pages(name).read_text(encoding='utf-8'), sanitize=False)
+    printed = document.query('#run pre code')[0].to_text()
+    workdir = pathlib.Path(cases[name][0])
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
+    subprocess.run(
+        ['bash', '-c', printed], cwd=tmp_path, env=os.environ | {'PATH': path}, check=True
+    )
+    again = workdir.with_name(f'{workdir.name}-again')
+    first, second = (json.loads((f / CONFIG_FILE).read_text()) for f in (workdir, again))
+    assert first == second
+    first, second = (read_metrics(f)[-1] for f in (workdir, again))
+    assert (first['step'], first['val/count']) == (second['step'], second['val/count'])
+    assert first['val/loss'] == pytest.approx(second['val/loss'], rel=1e-3)
 
 
 def _predictions(labels, logits):

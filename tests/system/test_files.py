@@ -1,7 +1,8 @@
-"""A folder's lock, and the folder of caches."""
+"""Writing a file whole or not at all, a folder's lock, and the folder of caches."""
 
 import errno
 import fcntl
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,7 +10,31 @@ import sys
 import pytest
 
 from flaxcls.errors import UserError
-from flaxcls.system.files import folder_lock, locked_folder, user_cache_path
+from flaxcls.system.files import folder_lock, locked_folder, user_cache_path, write_atomically
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / 'file'
+    write_atomically(path, 'ö')
+    assert path.read_bytes() == 'ö'.encode()
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError) as caught:
+        write_atomically(path, b'new')
+    assert caught.value.filename == str(path)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ['ö'.encode()]
+
+
+def test_a_device_is_written_to_and_stays(tmp_path):
+    (tmp_path / 'link').symlink_to('/dev/full')
+    with pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / 'link', b'new')
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / 'link'))
+    assert (tmp_path / 'link').readlink() == pathlib.Path('/dev/full')
+    assert pathlib.Path('/dev/full').is_char_device()
 
 
 def test_a_lock_is_for_one_and_ends_with_its_process(tmp_path):
