@@ -106,7 +106,7 @@ _ROWS = (
            help="Side in pixels; None: the model's usual size."),
     Option('data.train_image_size', int, at_least=1,
            help="Training's own, mostly smaller; None: same."),
-    Option('data.eval_crop_fraction', 1.0, above=0, at_most=1,
+    Option('data.eval_crop_fraction', 1.0, at_least=0.01, at_most=1,
            help='Side of the central crop / shorter side, in evaluation.'),
     Option('data.eval_crops', 'center', choices=('center', 'flip', 'ten'),
            help='center; flip: and mirrored; ten: and corners. Averaged.'),

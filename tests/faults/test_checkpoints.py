@@ -66,6 +66,17 @@ def test_every_file_of_the_newest_may_be_lost(kind, originals, tmp_path, capsys)
         assert moved.is_dir() == passed_over
 
 
+@pytest.mark.parametrize('name', ['params.', 'opt_state.', 'flaxcls'])
+def test_a_digest_whose_name_is_damaged_is_no_digest(name, originals, copy):
+    path = _newest(copy) / '_CHECKPOINT_METADATA'
+    text = path.read_text()
+    assert name in text
+    path.write_text(text.replace(name, name[:-1] + '?', 1))
+    step, resumed = originals.read_damaged(copy)
+    assert resumed in originals.steps
+    assert (step == originals.steps[-1]) == (name != 'params.')
+
+
 @pytest.mark.parametrize('item', ['default', 'metrics'])
 def test_whole_files_that_are_not_its_own_are_not_taken_for_them(item, originals, copy):
     """They decode without a fault, so nothing but the digests can tell."""

@@ -60,6 +60,8 @@ def _begin(options):
     except UserError as error:
         assert '\n' not in str(error)
         return True
+    # The inputs are laid out as jit takes them, and pmap's step is the same program.
+    setup = setup._replace(layout=setup.layout._replace(mode='jit'))
     jax.eval_shape(setup.make_train_step(), *abstract_inputs(setup))
     for step in (0, setup.total_steps - 1):
         assert math.isfinite(float(setup.learning_rate.schedule(step)))
