@@ -42,9 +42,10 @@ format: .venv/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The reference of all options, which a test compares with the code.
+# The reference of all options, and the common mistakes in both languages; tests compare them with what they are from.
 docs: .venv/.ready
 	$(BIN)/python -m benchmarks.option_reference --out=docs/config.md
+	$(BIN)/python -m benchmarks.common_mistakes --out=docs
 
 # With the newest versions of everything, whatever constraints.txt has.
 test-newest: .venv-newest/.ready

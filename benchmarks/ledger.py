@@ -3,8 +3,8 @@
   python -m benchmarks.ledger                  renders the records that are kept
   python -m benchmarks.ledger --runs=runs      first takes in those of the finished runs below runs/
 
-The rows are those of results/rows.toml, which says what their fields mean. A record belongs to the
-row whose experiment has its config, whatever the run was called; several seeds make a mean.
+The rows are those of results/rows.toml, whose comments say what their fields mean. A record belongs
+to the row whose experiment has its config, whatever the run was called; several seeds make a mean.
 Records of runs in bfloat16 count as those in float32 do.
 """
 
@@ -13,8 +13,8 @@ import pathlib
 import re
 import statistics
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from flaxcls.config.config_dict import flatten
 from flaxcls.config.files import load_config, split_variant
@@ -30,6 +30,7 @@ from flaxcls.training.run_record import (
     recorded_experiment,
 )
 
+_T = TypeVar('_T')
 _EXPERIMENTS = pathlib.Path('experiments')
 _ROWS_FILE = 'rows.toml'
 _DATA_NAMES = {
@@ -59,14 +60,6 @@ class LedgerRow(NamedTuple):
         )
 
 
-class Misquoted(NamedTuple):
-    """A figure that introductions get wrong."""
-
-    claim: str
-    fact: str
-    source: str
-
-
 class LedgerEntry(NamedTuple):
     """A row with what belongs to it now."""
 
@@ -80,29 +73,36 @@ class LedgerEntry(NamedTuple):
         return self.options['data.source']
 
 
-def load_rows(folder: pathlib.Path) -> tuple[list[LedgerRow], list[Misquoted]]:
-    """Returns the rows and the misquoted figures of the ledger in `folder`.
+def load_rows(folder: pathlib.Path) -> list[LedgerRow]:
+    """Returns the rows of the ledger in `folder`.
 
     Raises:
-      UserError: there is no ledger there, or its fields are not those of its head.
+      UserError: there is no ledger there, or its fields are not those that its comments name.
+    """
+    return load_table(folder, 'rows', _checked_row)
+
+
+def load_table(folder: pathlib.Path, name: str, make: Callable[..., _T]) -> list[_T]:
+    """Returns what `make` makes of the fields of each [[name]] of the ledger in `folder`.
+
+    Raises:
+      UserError: there is no ledger there, or `make` refuses fields.
     """
     path = folder / _ROWS_FILE
     try:
         tables = tomllib.loads(path.read_text(encoding='utf-8'))
-        rows = [LedgerRow(**fields) for fields in tables['rows']]
-        for row in rows:
-            _require_fields(row)
-        return rows, [Misquoted(**fields) for fields in tables.get('misquoted', [])]
+        return [make(**fields) for fields in tables[name]]
     except OSError:
         raise UserError(
             f'there is no ledger in {str(folder)!r} (no {_ROWS_FILE}); run this where experiments/ '
             'and results/ are.'
         ) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f'{str(path)!r} cannot be read ({error}); its head says how.') from None
+        raise UserError(f'{str(path)!r} cannot be read ({error}); its comments say how.') from None
 
 
-def _require_fields(row: LedgerRow) -> None:
+def _checked_row(**fields: Any) -> LedgerRow:
+    row = LedgerRow(**fields)
     numbers = (row.top1, row.top5, row.tolerance, row.at_least)
     if not all(number is None or isinstance(number, int | float) for number in numbers):
         raise ValueError(f'{row.experiment}: an accuracy is not a number')
@@ -112,6 +112,7 @@ def _require_fields(row: LedgerRow) -> None:
         row.at_least is None
     ):
         raise ValueError(f'{row.name}: either top1 and tolerance, or at_least')
+    return row
 
 
 def load_entries(
@@ -217,7 +218,7 @@ def _slug(row: LedgerRow, record: Mapping[str, Any]) -> str:
     return re.sub(r'[^\w.=-]+', '_', '-'.join(parts))
 
 
-def render(entries: Sequence[LedgerEntry], misquoted: Sequence[Misquoted]) -> str:
+def render(entries: Sequence[LedgerEntry]) -> str:
     """Returns RESULTS.md."""
     lines = [
         '# Results',
@@ -246,9 +247,8 @@ def render(entries: Sequence[LedgerEntry], misquoted: Sequence[Misquoted]) -> st
         'Times are wall time from the first compilation to the last save, with every evaluation. '
         'A `+` after a commit marks code that had been changed.',
         '',
-        '## Often misquoted',
-        '',
-        *(f'- "{item.claim}" {item.fact} ({item.source})' for item in misquoted),
+        'Published figures that are often misquoted are among the '
+        '[common mistakes](docs/common_mistakes.md).',
     ]
     return '\n'.join(lines) + '\n'
 
@@ -323,7 +323,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     folder = pathlib.Path(flags.results).expanduser()
     out = pathlib.Path(flags.out).expanduser()
-    rows, misquoted = load_rows(folder)
+    rows = load_rows(folder)
     entries, outdated = load_entries(rows, folder)
     if not out.parent.is_dir() or out.is_dir():
         raise UserError(f'--out={flags.out} is not a file in a folder that exists.')
@@ -337,7 +337,7 @@ def main(argv: Sequence[str]) -> None:
             f'Note: {path} is left out, since no row of {_ROWS_FILE} has its config any more; run '
             'it again, or delete it.'
         )
-    write_atomically(out, render(entries, misquoted))
+    write_atomically(out, render(entries))
     count = sum(len(entry.records) for entry in entries)
     print(f'{flags.out}: {len(rows)} rows, {count} runs')
 

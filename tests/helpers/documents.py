@@ -11,10 +11,14 @@ from flaxcls.__main__ import COMMANDS
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     pathlib.Path('README.md'),
-    *(path.relative_to(ROOT) for path in sorted((ROOT / 'docs').rglob('*.md'))),
+    *(
+        path.relative_to(ROOT)
+        for path in sorted((ROOT / 'docs').rglob('*.md'))
+        if not path.name.endswith('.zh.md')
+    ),
 ]
 # Their commands are those of their originals, which test_translations.py compares.
-TRANSLATIONS = [pathlib.Path('README.zh.md')]
+TRANSLATIONS = [pathlib.Path('README.zh.md'), pathlib.Path('docs/common_mistakes.zh.md')]
 # What a command in prose begins with.
 PROGRAMS = (
     *('python', 'make', 'pip', 'git', 'apt-get', 'sbatch', 'srun', 'mpirun', 'curl', 'npm'),
