@@ -13,19 +13,21 @@ from flaxcls.config.files import list_experiments, load_config
 from flaxcls.errors import UserError
 from flaxcls.models.registry import MODELS
 from tests.helpers.documents import (
+    CHINESE_ONLY,
     DOCUMENTS,
     ROOT,
     TRANSLATIONS,
     Code,
+    anchors,
     code,
     commands,
     parse,
     prose_code,
 )
 
+_CHINESE = [*TRANSLATIONS, *CHINESE_ONLY]
 _TEXTS = {
-    document: (ROOT / document).read_text(encoding='utf-8')
-    for document in (*DOCUMENTS, *TRANSLATIONS)
+    document: (ROOT / document).read_text(encoding='utf-8') for document in (*DOCUMENTS, *_CHINESE)
 }
 _KEYS = [key for key, _ in flatten(default_config())]
 _GROUPS = {key.partition('.')[0] for key in _KEYS if '.' in key}
@@ -35,12 +37,7 @@ _WRONG = {'--config.bach_size=8'}
 _FOREIGN = {'--config.KEY=VALUE', '--help'}
 
 
-def _slug(heading):
-    """Returns the anchor that a heading has on a page of Markdown."""
-    return re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-')
-
-
-@pytest.mark.parametrize('document', [*DOCUMENTS, *TRANSLATIONS], ids=str)
+@pytest.mark.parametrize('document', [*DOCUMENTS, *_CHINESE], ids=str)
 def test_links_lead_somewhere(document):
     links = re.findall(r'\]\(([^)\s]+)\)', _TEXTS[document])
     for link in links:
@@ -50,13 +47,16 @@ def test_links_lead_somewhere(document):
         target = (ROOT / document).parent / path if path else ROOT / document
         assert target.exists(), link
         if anchor:
-            headings = re.findall(r'^#+ (.+)$', target.read_text(encoding='utf-8'), re.MULTILINE)
-            assert anchor in map(_slug, headings), link
+            assert anchor in anchors(target), link
 
 
-def test_every_page_is_in_the_index():
-    index = next(document for document in DOCUMENTS if document.as_posix() == 'docs/README.md')
-    for document in DOCUMENTS:
+@pytest.mark.parametrize(
+    ('name', 'pages'),
+    [('README.md', [*DOCUMENTS, *CHINESE_ONLY])],
+)
+def test_every_page_is_in_the_index(name, pages):
+    index = next(document for document in pages if document.as_posix() == f'docs/{name}')
+    for document in pages:
         if document.parts[0] == 'docs' and document != index:
             assert f']({document.relative_to("docs").as_posix()})' in _TEXTS[index], document
 

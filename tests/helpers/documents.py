@@ -1,4 +1,4 @@
-"""README.md and docs/ as the tests read them: sections, blocks of code, commands, code in prose."""
+"""README.md and docs/ as the tests read them: sections, anchors, code, commands, translations."""
 
 import pathlib
 import re
@@ -9,16 +9,21 @@ from typing import NamedTuple
 from flaxcls.__main__ import COMMANDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DOCUMENTS = [
+_PAGES = [
     pathlib.Path('README.md'),
-    *(
-        path.relative_to(ROOT)
-        for path in sorted((ROOT / 'docs').rglob('*.md'))
-        if not path.name.endswith('.zh.md')
-    ),
+    pathlib.Path('README.zh.md'),
+    *(path.relative_to(ROOT) for path in sorted((ROOT / 'docs').rglob('*.md'))),
 ]
+# What no English page says.
+CHINESE_ONLY = [pathlib.Path('docs/glossary.zh.md')]
 # Their commands are those of their originals, which test_translations.py compares.
-TRANSLATIONS = [pathlib.Path('README.zh.md'), pathlib.Path('docs/common_mistakes.zh.md')]
+TRANSLATIONS = [
+    page for page in _PAGES if page.name.endswith('.zh.md') and page not in CHINESE_ONLY
+]
+DOCUMENTS = [page for page in _PAGES if not page.name.endswith('.zh.md')]
+TRANSLATED_NOTEBOOKS = [
+    path.relative_to(ROOT) for path in sorted((ROOT / 'notebooks').glob('*.zh.ipynb'))
+]
 # What a command in prose begins with.
 PROGRAMS = (
     *('python', 'make', 'pip', 'git', 'apt-get', 'sbatch', 'srun', 'mpirun', 'curl', 'npm'),
@@ -49,6 +54,13 @@ def code(document: pathlib.Path) -> list[Code]:
         else:
             found.append(Code(section, 'prose', ' '.join(span.split())))
     return found
+
+
+def anchors(document: pathlib.Path) -> list[str]:
+    """Returns the anchor of each heading of a page, as GitHub makes them."""
+    text = (ROOT / document).read_text(encoding='utf-8')
+    headings = re.findall(r'^#+ (.+)$', text, re.MULTILINE)
+    return [re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings]
 
 
 def prose_code(document: pathlib.Path) -> list[str]:
