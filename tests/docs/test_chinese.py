@@ -21,7 +21,8 @@ _COLAB = 'https://colab.research.google.com/github/flaxcls/flaxcls/blob/main/'
 _IN_ENGLISH = '\uff08英文\uff09'
 
 # Names that look like words, which stay.
-_NAMES = {'flaxcls', 'torchvision', 'timm', 'architectures'}
+_NAMES = {'flaxcls', 'torchvision', 'timm', 'architectures', 'alexnet'}
+_NAMES |= {'cutout', 'mixup', 'cutmix', 'randaugment'}
 _CHINESE = r'[\u4e00-\u9fff]'
 _FULL_WIDTH = r'[\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]'
 # What typesetting rules out -> what is expected.

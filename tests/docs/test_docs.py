@@ -52,7 +52,7 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize(
     ('name', 'pages'),
-    [('README.md', [*DOCUMENTS, *CHINESE_ONLY])],
+    [('README.md', [*DOCUMENTS, *CHINESE_ONLY]), ('README.zh.md', _CHINESE)],
 )
 def test_every_page_is_in_the_index(name, pages):
     index = next(document for document in pages if document.as_posix() == f'docs/{name}')

@@ -5,10 +5,13 @@ notebook): the kinds of its blocks, code, links, formulas and numbers. Where one
 fails, the original has changed, and its translation must follow.
 """
 
+import collections
+import itertools
 import json
 import pathlib
 import re
 import shutil
+import urllib.parse
 from typing import NamedTuple
 
 import pytest
@@ -93,7 +96,7 @@ def _facts(inline, path):
 
 def _address_in_original(address, path):
     """Returns what the original links to: a translation links to translations where it can."""
-    page, _, anchor = address.partition('#')
+    page, _, anchor = urllib.parse.unquote(address).partition('#')
     target = path.parent / page if page else path
     if anchor and target.name.endswith('.zh.md'):
         place = anchors(target).index(anchor)
@@ -125,6 +128,27 @@ def test_has_the_same_code_links_and_numbers(path, part):
     for original, translation in _pairs(path, part):
         message = f'{_follow(path, part)}: {original.content}'
         assert _facts(translation, path) == _facts(original, original_of(path)), message
+
+
+def _table_cells(tokens):
+    return [
+        inline.content
+        for opening, inline in itertools.pairwise(tokens)
+        if opening.type in ('th_open', 'td_open')
+    ]
+
+
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_cells_of_tables_are_equal_where_the_originals_are(path):
+    """So that a row that has moved in the original has moved in the translation."""
+    tables = [
+        [cell for part in read_parts(page) for cell in _table_cells(part)]
+        for page in (original_of(path), path)
+    ]
+    pairs = set(zip(*tables, strict=True))
+    for side in (0, 1):
+        counts = collections.Counter(pair[side] for pair in pairs)
+        assert set(counts.values()) <= {1}, sorted(p for p in pairs if counts[p[side]] > 1)
 
 
 @each_translation
