@@ -39,6 +39,7 @@ class AlexNet(nn.Module):
       width_multiplier: scales features and hidden.
       two_groups: convolutions 2, 4 and 5 have two groups (2012, section 3.2).
       stem_padding: of the first convolution, pixels; 2012's 227 pixels need none.
+      pool_window: side of the max pooling, whose stride is 2: 3 overlaps (2012, section 3.4).
       lrn: local response normalisation after convolutions 1 and 2 (2012, section 3.3): 'none',
         'paper', or 'caffe', which divides alpha by the number of neighbours as torch does too.
       use_batch_norm: BatchNorm before each convolution's ReLU, in place of its bias.
@@ -56,6 +57,7 @@ class AlexNet(nn.Module):
     width_multiplier: float = 1.0
     two_groups: bool = False
     stem_padding: int = 2
+    pool_window: int = 3
     lrn: str = 'none'
     use_batch_norm: bool = False
     initializer: str = 'he'
@@ -94,10 +96,10 @@ class AlexNet(nn.Module):
 
         x = conv(c1, 11, strides=4, padding=self.stem_padding, name='conv1')(images)
         x = nn.relu(bn(x, 'bn1'))
-        x = max_pool(lrn(x), 3, 2)
+        x = max_pool(lrn(x), self.pool_window, 2)
         x = conv(c2, 5, padding=2, groups=groups, bias_init=one, name='conv2')(x)
         x = nn.relu(bn(x, 'bn2'))
-        x = max_pool(lrn(x), 3, 2)
+        x = max_pool(lrn(x), self.pool_window, 2)
         x = conv(c3, 3, padding=1, name='conv3')(x)
         x = nn.relu(bn(x, 'bn3'))
         x = conv(c4, 3, padding=1, groups=groups, bias_init=one, name='conv4')(x)
@@ -105,7 +107,7 @@ class AlexNet(nn.Module):
         x = conv(c5, 3, padding=1, groups=groups, bias_init=one, name='conv5')(x)
         x = nn.relu(bn(x, 'bn5'))
         x = Intermediate(name='feature_map')(x)
-        x = max_pool(x, 3, 2)
+        x = max_pool(x, self.pool_window, 2)
         x = adaptive_avg_pool(x, 6)  # The identity at the papers' 224 and 227 pixels.
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(fc(x, hidden, bias_init=one, name='fc6'))

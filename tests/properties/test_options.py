@@ -68,6 +68,8 @@ CASES = {
     'model.zero_init_residual': Case((False, True)),
     'model.stochastic_depth_rate': Case((0.0, 0.1)),
     'model.lrn': Case((), ALEXNET | {'model.name': 'alexnet_2012', 'data.image_size': 67}),
+    'model.two_groups': Case((False, True), ALEXNET),
+    'model.pool_window': Case((2, 3), ALEXNET | {'data.image_size': 67}),
     'model.remat': Case(),
     'model.initializer': Case((), ALEXNET),
     'batch_norm.group_size': Case((None, 8, 16)),
