@@ -81,9 +81,15 @@ def _blocks_of_code(tokens):
     return [(token.info, token.content) for token in tokens if token.type == 'fence']
 
 
+def _numbers(text):
+    """Returns the numbers of a text; 120 万, ten thousands, is the 1.2 of 1.2 million."""
+    text = re.sub(r'([\d.]+) 万', lambda match: f'{float(match[1]) / 100:g}', text)
+    return re.findall(r'\d(?:[\d,.]*\d)?', text)
+
+
 def _facts(inline, path):
     """Returns code, addresses and numbers, which a translation may say in another order."""
-    found = re.findall(r'\d(?:[\d,.]*\d)?', prose(inline))
+    found = _numbers(prose(inline))
     for child in inline.children:
         if child.type == 'code_inline':
             found.append(f'`{child.content}`')

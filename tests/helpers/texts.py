@@ -57,4 +57,4 @@ def _sections(path):
 def _texts(path):
     """Returns the tokens of each cell of text, formulas as if they were code."""
     sources = [''.join(cell['source']) for cell in cells(path, 'markdown')]
-    return [tokens(re.sub(r'(\$\$?)(.+?)\1', r'`\2`', source)) for source in sources]
+    return [tokens(re.sub(r'(\$\$?)([^$]+)\1', r'`\2`', source)) for source in sources]
