@@ -219,6 +219,7 @@ VALUES = {
     'width_multiplier': (0.125, 0.25),
     'two_groups': (False, True),
     'stem_padding': (1, 2),
+    'pool_window': (2, 3),
     'lrn': ('none', 'paper', 'caffe'),
     'use_batch_norm': (False, True),
     'initializer': ('paper', 'he', 'filters'),
