@@ -37,7 +37,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from flaxcls.commands.flags import add_checkpoint, add_crops, add_workdir
+from flaxcls.commands.flags import add_checkpoint, add_crops, add_language, add_workdir
 from flaxcls.errors import UserError
 from flaxcls.system.cli import CommandParser
 
@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
     add('--max_difference', type=float, help='of a probability (1e-4; int8: any)')
     add('--onnxruntime_web', metavar='FILE', help='its npm package, where it cannot be fetched')
     add('--export_python', metavar='PYTHON', help='that has flaxcls, to run the export there')
+    add_language(parser, "the browser's, or en; for web")
     flags, overrides = parser.parse_with_overrides(argv)
     if flags.export_python:
         _run_elsewhere(flags.export_python, argv)
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
         min_agreement=flags.min_agreement,
         max_difference=flags.max_difference,
         onnxruntime_web=flags.onnxruntime_web,
+        language=flags.language,
     )
     print(certificate.describe())
     print(f'wrote {pathlib.Path(flags.out)}')

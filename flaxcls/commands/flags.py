@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flaxcls.config.extensions import TRUST
 from flaxcls.config.options import OPTIONS
+from flaxcls.system.translation import list_languages
 
 CHECKPOINT = 'newest (the default), best, or a step'
 
@@ -59,6 +60,13 @@ def add_crops(parser: argparse.ArgumentParser) -> None:
         '--crops',
         choices=OPTIONS['data.eval_crops'].choices,
         help='TTA crops whose predictions are averaged; default: as the run evaluates',
+    )
+
+
+def add_language(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds --language, which is None where it is not given; `default` is for --help."""
+    parser.add_argument(
+        '--language', choices=list_languages(), help=f'of the page; default: {default}'
     )
 
 

@@ -16,9 +16,10 @@ are finished, and the browser that shows it reloads it.
 import os
 from collections.abc import Sequence
 
-from flaxcls.commands.flags import add_workdirs
+from flaxcls.commands.flags import add_language, add_workdirs
 from flaxcls.errors import UserError
 from flaxcls.system.cli import CommandParser
+from flaxcls.system.translation import DEFAULT
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,13 +29,15 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         '--watch', type=float, metavar='SECONDS', help='between two looks at unfinished runs'
     )
+    add_language(parser, 'en')
     flags = parser.parse_args(argv)
     if flags.watch is not None and not flags.watch > 0:
         raise UserError(f'--watch={flags.watch:g} is not a time to wait; give seconds above 0.')
     from flaxcls.reporting.report import print_summary, watch, write_report
 
+    language = flags.language or DEFAULT
     workdirs = [os.path.expanduser(workdir) for workdir in flags.workdir]
     if flags.watch is None:
-        print_summary(*write_report(workdirs, flags.out))
+        print_summary(*write_report(workdirs, flags.out, language=language))
     else:
-        watch(workdirs, flags.out, flags.watch)
+        watch(workdirs, flags.out, flags.watch, language)

@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from flaxcls.commands.flags import add_checkpoint, add_crops, add_workdir
+from flaxcls.commands.flags import add_checkpoint, add_crops, add_language, add_workdir
 from flaxcls.serving.limits import Limits
 from flaxcls.system.cli import CommandParser
 
@@ -41,6 +41,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     ):
         value = getattr(default, name)
         add(f'--{name}', type=type(value), default=value, help=f'{what} ({value:,})')
+    add_language(parser, "the browser's, or en")
     return parser.parse_args(argv)
 
 
@@ -60,5 +61,5 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with bind(flags.host, flags.port) as listener:
         classifier = Classifier.load(flags.workdir, checkpoint=flags.checkpoint, crops=flags.crops)
-        serve(classifier, listener, limits)
+        serve(classifier, listener, limits, flags.language)
     print('Stopped.')

@@ -11,6 +11,7 @@ from flaxcls.data.datasets import Dataset, FileSplit, SplitSpec, in_order
 from flaxcls.data.hold_out import hold_out
 from flaxcls.data.images import is_image
 from flaxcls.errors import UserError
+from flaxcls.system.translation import Message
 
 # Taken for images unseen; files of other names are looked into.
 _IMAGE_SUFFIXES = frozenset(
@@ -38,7 +39,7 @@ def open_folder(path: str, split_spec: SplitSpec) -> Dataset:
     """
     root = pathlib.Path(path).expanduser()
     if not root.is_dir():
-        raise UserError(f'config.data.source: there is no folder {path!r}.')
+        raise UserError(Message('config.data.source: there is no folder {path!r}.', path=path))
     train_root = root / (split_spec.train_name)
     val_root = next((root / name for name in split_spec.val_names if (root / name).is_dir()), None)
     if not train_root.is_dir() and not split_spec.train and val_root is None:

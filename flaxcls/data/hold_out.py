@@ -8,6 +8,7 @@ import numpy as np
 import xxhash
 
 from flaxcls.errors import UserError
+from flaxcls.system.translation import Message
 
 DEFAULT_VAL_FRACTION = 0.2
 
@@ -61,10 +62,24 @@ def hold_out(
                 f'the class {name!r} has {validated} image(s), all of them held out for '
                 'validation; add some, or choose another config.seed or config.data.val_fraction.'
             )
-    share = f'{held_out.mean():.1%} of {len(labels)} images'
-    notes = [f'{held_out.sum()} held out for validation by their names ({share}, seed {seed}).']
+    notes = [
+        Message(
+            '{count} held out for validation by their names ({share} of {total} images, seed '
+            '{seed}).',
+            count=int(held_out.sum()),
+            share=f'{held_out.mean():.1%}',
+            total=len(labels),
+            seed=seed,
+        )
+    ]
     missing = [name for name, count in zip(class_names, counts[1], strict=True) if not count]
     if missing:
         shown = ', '.join(missing[:8]) + (', ...' if len(missing) > 8 else '')
-        notes.append(f'{len(missing)} classes have no validation image: {shown}.')
+        notes.append(
+            Message(
+                '{count} classes have no validation image: {names}.',
+                count=len(missing),
+                names=shown,
+            )
+        )
     return every.take(~held_out), every.take(held_out), notes

@@ -12,6 +12,7 @@ from flaxcls.data import images
 from flaxcls.data.datasets import ArraySplit, Dataset, RecordSplit, Split, SplitSpec
 from flaxcls.errors import RunError, UserError
 from flaxcls.system.threads import count_cores
+from flaxcls.system.translation import Message
 
 _MAX_BYTES_IN_MEMORY = 2**30
 
@@ -76,10 +77,15 @@ def open_tfds(
     train, val = load(train_split), load(val_split)
     shared, notes = _count_shared(builder, train_split, val_split), ()
     if shared:
-        notes = (
-            f'{shared:,} of {len(val):,} validation examples are trained on, as {val_split} and '
-            f'{train_split} overlap; their accuracy is not that of new images.',
+        note = Message(
+            '{shared} of {count} validation examples are trained on, as {val_split} and '
+            '{train_split} overlap; their accuracy is not that of new images.',
+            shared=f'{shared:,}',
+            count=f'{len(val):,}',
+            val_split=val_split,
+            train_split=train_split,
         )
+        notes = (note,)
     return Dataset(train, val, tuple(features['label'].names), notes)
 
 

@@ -10,6 +10,7 @@ from flaxcls.evaluation.mcnemar import mcnemar
 from flaxcls.inference import scores
 from flaxcls.inference.predictions import Predictions
 from flaxcls.system.text import table
+from flaxcls.system.translation import Message
 
 _MOST_CLASSES, _MOST_CONFUSIONS = 40, 10
 
@@ -144,9 +145,10 @@ def comparison(runs: Sequence[tuple[str, Predictions]], top_k: int) -> str:
 def require_same_examples(name: str, one: Predictions, other_name: str, other: Predictions) -> None:
     """Raises UserError unless both are predictions of the same examples in the same order."""
     if one.class_names != other.class_names:
-        reason = 'their classes are others'
+        reason = Message('their classes are others')
     elif len(one.names) != len(other.names):
-        reason = f'they are {len(one.names)} and {len(other.names)}'
+        counts = {'count': len(one.names), 'other_count': len(other.names)}
+        reason = Message('they are {count} and {other_count}', **counts)
     else:
         pairs = zip(one.names, one.labels, other.names, other.labels, strict=True)
         different = (i for i, (a, x, b, y) in enumerate(pairs) if (a, x) != (b, y))
@@ -154,8 +156,20 @@ def require_same_examples(name: str, one: Predictions, other_name: str, other: P
         if place is None:
             return
         a, b = ((run.names[place], run.class_names[run.labels[place]]) for run in (one, other))
-        reason = f'number {place} is {a[0]!r} of {a[1]!r}, and {b[0]!r} of {b[1]!r}'
+        reason = Message(
+            'number {place} is {image!r} of {label!r}, and {other_image!r} of {other_label!r}',
+            place=place,
+            image=a[0],
+            label=a[1],
+            other_image=b[0],
+            other_label=b[1],
+        )
     raise UserError(
-        f'the validation images of {name!r} and {other_name!r} are not the same in the same order '
-        f'({reason}); compare them on one set, with --config.data.source.'
+        Message(
+            'the validation images of {run!r} and {other!r} are not the same in the same order '
+            '({reason}); compare them on one set, with --config.data.source.',
+            run=name,
+            other=other_name,
+            reason=reason,
+        )
     )

@@ -57,6 +57,7 @@ def export(
     min_agreement: float | None = None,
     max_difference: float | None = None,
     onnxruntime_web: str | None = None,
+    language: str | None = None,
 ) -> Certificate:
     """Writes a run's network to a folder, with its certificate, which is returned.
 
@@ -72,6 +73,7 @@ def export(
         format's.
       max_difference: of a probability, likewise.
       onnxruntime_web: its npm package as a file, for the format web; None: it is fetched, once.
+      language: of the page, for the format web alone; None: what the browser prefers.
 
     Raises:
       UserError: there is no such run, its data is not there, or the format's packages are not.
@@ -80,6 +82,11 @@ def export(
     """
     _require_positive(images=images, calibration_images=calibration_images)
     wanted = find_format(form)
+    if language and form != 'web':
+        raise UserError(
+            f'--language={language} is for the page of --format=web, and --format={form} has none; '
+            'leave it out.'
+        )
     bounds = _bounds(wanted.bounds, min_agreement, max_difference)
     out = _require_folder(out)
     rejected = _require_folder(out.with_name(f'{out.name}.rejected'))
@@ -95,7 +102,7 @@ def export(
     training_images = None
     if wanted.calibrates:
         training_images = take_samples(classifier, setup.dataset.train, calibration_images).images
-    request = Request(classifier, _about(classifier), training_images, onnxruntime_web)
+    request = Request(classifier, _about(classifier), training_images, onnxruntime_web, language)
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as folder:
         new = pathlib.Path(folder) / out.name
         new.mkdir()

@@ -17,6 +17,7 @@ from flaxcls.exporting.tflite import write_tflite
 from flaxcls.exporting.web import write_page
 from flaxcls.inference.classifier import Classifier
 from flaxcls.system.text import did_you_mean
+from flaxcls.system.translation import Message
 
 
 class Request(NamedTuple):
@@ -27,12 +28,14 @@ class Request(NamedTuple):
       about: class names and preprocessing, as JSON takes them.
       training_images: uint8 [N, S, S, 3], for calibration; None unless the format `calibrates`.
       onnxruntime_web: a file, see `write_page`; None: it is fetched.
+      language: of the page, see `write_page`.
     """
 
     classifier: Classifier
     about: Mapping[str, Any]
     training_images: np.ndarray | None = None
     onnxruntime_web: str | None = None
+    language: str | None = None
 
 
 class Format(NamedTuple):
@@ -98,9 +101,15 @@ def _write_web(request: Request, path: pathlib.Path) -> None:
             'class_names': classifier.class_names,
             'side': classifier.side,
             'shorter_side': preprocessing['shorter_side'],
-            'facts': f'The checkpoint of step {classifier.step:,}.',
+            'facts': Message('The checkpoint of step {step}.', step=f'{classifier.step:,}'),
         }
-        write_page(path.parent, model, about, onnxruntime_web=request.onnxruntime_web)
+        write_page(
+            path.parent,
+            model,
+            about,
+            onnxruntime_web=request.onnxruntime_web,
+            language=request.language,
+        )
 
 
 EXACT = Bounds(agreement=1.0, difference=1e-4)

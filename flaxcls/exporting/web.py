@@ -22,6 +22,8 @@ from typing import Any
 import flaxcls
 from flaxcls.errors import RunError, UserError
 from flaxcls.system.files import user_cache_path, write_atomically
+from flaxcls.system.html import create_environment
+from flaxcls.system.translation import DEFAULT, list_languages, load_translation
 
 RUNTIME = 'onnxruntime-web-1.30.0.tgz'
 # As `npm view onnxruntime-web@1.30.0 dist.integrity` says.
@@ -54,6 +56,7 @@ def write_page(
     about: Mapping[str, Any],
     *,
     onnxruntime_web: str | os.PathLike | None = None,
+    language: str | None = None,
 ) -> pathlib.Path:
     """Writes a folder that any static server makes a page of; returns its index.html.
 
@@ -64,9 +67,11 @@ def write_page(
         page covers places of the picture instead.
       about: 'title', such as the network's name; 'class_names', C strings; 'side', S; and
         'shorter_side', to which a picture's is resized before the middle S x S is cut, as
-        `crops.resize_and_center_crop` does. Optionally 'facts', a sentence for the page's foot.
+        `crops.resize_and_center_crop` does. Optionally 'facts', a sentence for the page's foot;
+        a Message is translated.
       onnxruntime_web: the package of the npm registry as a file; None: from the user's cache, or
         else from the registry.
+      language: one of `list_languages()`; None: what the browser prefers.
 
     Raises:
       UserError: what is wrong with an argument.
@@ -81,6 +86,7 @@ def write_page(
     (folder / 'onnxruntime').mkdir(parents=True, exist_ok=True)
     for path in _PAGE.iterdir():
         shutil.copyfile(path, folder / path.name)
+    write_atomically(folder / 'index.html', _render_index(language, about.get('facts', '')))
     (folder / _LICENCE).replace(folder / 'onnxruntime' / 'LICENSE.txt')
     for name, content in runtime.items():
         write_atomically(folder / name, content)
@@ -113,6 +119,19 @@ def _check_about(about: Mapping[str, Any]) -> None:
             f'a square of {about["side"]} pixels cannot be cut from a picture whose shorter side '
             f'has {about["shorter_side"]}; give 0 < side <= shorter_side.'
         )
+
+
+def _render_index(language: str | None, facts: str) -> str:
+    """Returns index.html, with the texts of every language that the page may be shown in."""
+    texts = {}
+    for each in [language] if language else list_languages():
+        if each != DEFAULT:
+            translate = load_translation(each, 'web')
+            texts[each] = {**translate.texts, facts: translate(facts)}
+    environment = create_environment(_PAGE, load_translation(language or DEFAULT, 'web'))
+    return environment.get_template('index.html').render(
+        languages={'fixed': language, 'texts': texts}
+    )
 
 
 def _require_folder(folder: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from flaxcls.explaining.attribution import grad_cam
 from flaxcls.explaining.plots import overlay
 from flaxcls.inference.predictions import Predictions
 from flaxcls.reporting.runs import ReportedRun
+from flaxcls.system.translation import ENGLISH, Translation
 
 _AT_MOST = 12  # Examples of a kind.
 # Smaller images are shown pixel by pixel; those over the second side are reduced to it, as JPEG.
@@ -77,16 +78,21 @@ def select(predictions: Predictions, temperature: float = 1.0) -> tuple[np.ndarr
     return mistakes, right[first], uncertain
 
 
-def find_examples(run: ReportedRun) -> Examples:
+def find_examples(run: ReportedRun, translate: Translation = ENGLISH) -> Examples:
     """Returns the examples of a run that has predictions, a classifier and its data."""
     temperature = run.calibration['temperature'] if run.calibration else 1.0
     probabilities = run.predictions.probabilities(temperature).max(1)
     return Examples(
-        *(_describe(run, chosen, probabilities) for chosen in select(run.predictions, temperature))
+        *(
+            _describe(run, chosen, probabilities, translate)
+            for chosen in select(run.predictions, temperature)
+        )
     )
 
 
-def _describe(run: ReportedRun, chosen: np.ndarray, probabilities: np.ndarray) -> list[Example]:
+def _describe(
+    run: ReportedRun, chosen: np.ndarray, probabilities: np.ndarray, translate: Translation
+) -> list[Example]:
     if not len(chosen):
         return []
     predictions, names = run.predictions, run.class_names
@@ -99,12 +105,11 @@ def _describe(run: ReportedRun, chosen: np.ndarray, probabilities: np.ndarray) -
     found = []
     for place, index in enumerate(chosen):
         label, prediction = names[labels[place]], names[predicted[place]]
-        panels = [_panel(images[place], 'image')]
-        panels.append(
-            _panel(overlay(images[place], heats['prediction'][place]), f'for {prediction}')
-        )
-        if label != prediction:
-            panels.append(_panel(overlay(images[place], heats['label'][place]), f'for {label}'))
+        panels = [_panel(images[place], translate('image'))]
+        shown = [('prediction', prediction), ('label', label)][: 1 + (label != prediction)]
+        for kind, class_name in shown:
+            heated = overlay(images[place], heats[kind][place])
+            panels.append(_panel(heated, translate('for {class_name}', class_name=class_name)))
         name, probability = predictions.names[index], float(probabilities[index])
         found.append(Example(name, label, prediction, probability, panels))
     return found

@@ -8,6 +8,7 @@ import numpy as np
 from flaxcls.inference.scores import reliability
 from flaxcls.reporting.runs import ReportedRun
 from flaxcls.system import svg as svg_lib
+from flaxcls.system.translation import ENGLISH, Message, Translation
 
 _FEW = 40  # Points that are marked one by one.
 
@@ -43,19 +44,19 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel('loss', 'Loss', 'train/loss', 'val/loss'),
-    Panel('accuracy', 'Accuracy', 'train/accuracy', 'val/accuracy'),
-    Panel('rate', 'Learning rate', 'train/learning_rate', None, 1.8),
-    Panel('speed', 'Images per second', 'train/images_per_second', None, 1.8),
+    Panel('loss', Message('Loss'), 'train/loss', 'val/loss'),
+    Panel('accuracy', Message('Accuracy'), 'train/accuracy', 'val/accuracy'),
+    Panel('rate', Message('Learning rate'), 'train/learning_rate', None, 1.8),
+    Panel('speed', Message('Images per second'), 'train/images_per_second', None, 1.8),
 )
 
 
-def curves(runs: Sequence[ReportedRun]) -> list[Plot]:
+def curves(runs: Sequence[ReportedRun], translate: Translation = ENGLISH) -> list[Plot]:
     """Returns a plot of each of PANELS, with all runs in it."""
-    return [Plot(panel.title, _draw_panel(panel, runs)) for panel in PANELS]
+    return [Plot(translate(panel.title), _draw_panel(panel, runs, translate)) for panel in PANELS]
 
 
-def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> str | None:
+def _draw_panel(panel: Panel, runs: Sequence[ReportedRun], translate: Translation) -> str | None:
     lines = [
         (svg_lib.run_colour(index), key == panel.training, points)
         for key in (panel.training, panel.validation)
@@ -73,11 +74,12 @@ def _draw_panel(panel: Panel, runs: Sequence[ReportedRun]) -> str | None:
             if len(points) <= (1 if training else _FEW):
                 style |= {'marker': 'o', 'markersize': 2.6}
             axis.plot(*points.T, color=colour, **style)
-        axis.set_xlabel('epoch')
+        axis.set_xlabel(translate('epoch'))
         axis.set_xlim(0, max(points[-1, 0] for _, _, points in lines) * 1.02)
         axis.xaxis.get_major_locator().set_params(integer=True)
         _scale(panel, axis, np.concatenate([points[:, 1] for _, _, points in lines]))
-        return svg_lib.render(figure, f'curve-{panel.name}', f'{panel.title} over the epochs.')
+        title = translate('{curve} over the epochs.', curve=panel.title)
+        return svg_lib.render(figure, f'curve-{panel.name}', title)
 
 
 def _points(run: ReportedRun, key: str | None) -> np.ndarray:
@@ -125,13 +127,19 @@ def _scale_accuracy(axis: Any, accuracies: np.ndarray) -> None:
     axis.minorticks_off()
 
 
-def reliability_diagram(run: ReportedRun, index: int, calibration: Mapping[str, Any] | None) -> str:
+def reliability_diagram(
+    run: ReportedRun,
+    index: int,
+    calibration: Mapping[str, Any] | None,
+    translate: Translation = ENGLISH,
+) -> str:
     """Returns a plot of accuracy over confidence, with the share of images at each confidence.
 
     Args:
       run: with predictions.
       index: of the run in the page.
       calibration: its temperature is drawn as well; None: there is none.
+      translate: what is written in the plot.
     """
     predictions, colour = run.predictions, svg_lib.run_colour(index)
     temperatures = [1.0] + ([calibration['temperature']] if calibration else [])
@@ -157,14 +165,14 @@ def reliability_diagram(run: ReportedRun, index: int, calibration: Mapping[str, 
             )
         share, width = bins.count / bins.count.sum(), bins.edges[1]
         below.bar(bins.edges[:-1], share, width, align='edge', color=colour, alpha=0.7)
-        axis.set(ylabel='accuracy', xlim=(0, 1), ylim=(0, 1.02))
-        below.set(ylabel='images', xlabel='probability of the prediction', ylim=(0, 1))
+        axis.set(ylabel=translate('accuracy'), xlim=(0, 1), ylim=(0, 1.02))
+        below.set(ylabel=translate('images'), ylim=(0, 1))
+        below.set_xlabel(translate('probability of the prediction'))
         for each, ticks in ((axis, quarters), (below, (0, 0.5, 1))):
             each.set_yticks(ticks, _percents(ticks))
         axis.set_xticks(quarters, _percents(quarters))
-        return svg_lib.render(
-            figure, f'reliability-{index}', 'Accuracy over the probability of the prediction.'
-        )
+        title = translate('Accuracy over the probability of the prediction.')
+        return svg_lib.render(figure, f'reliability-{index}', title)
 
 
 def _percents(shares: Sequence[float]) -> list[str]:

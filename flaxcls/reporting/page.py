@@ -1,6 +1,7 @@
 """The page itself: what the template is given, and how numbers are written in it."""
 
 import datetime
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -17,8 +18,7 @@ from flaxcls.reporting import figures, tables
 from flaxcls.reporting.runs import ReportedRun
 from flaxcls.system import svg
 from flaxcls.system.html import create_environment
-
-NOT_EVALUATED = 'Nothing has been evaluated yet.'
+from flaxcls.system.translation import DEFAULT, ENGLISH, Translation, load_translation
 
 
 class Part(NamedTuple):
@@ -56,31 +56,35 @@ class Chapter(NamedTuple):
     classes: Part
 
 
-def render(runs: Sequence[ReportedRun], *, reload_after: float | None = None) -> str:
+def render(
+    runs: Sequence[ReportedRun], *, reload_after: float | None = None, language: str = DEFAULT
+) -> str:
     """Returns the page as a document of HTML that needs no other file.
 
     Args:
       runs: at least one; the others are compared with the first.
       reload_after: seconds until a browser that shows it looks for a newer one; None: never.
+      language: one of `list_languages()`.
     """
+    translate = load_translation(language, 'report')
     names = _short_names([run.workdir for run in runs])
-    chapters = [_chapter(run, names[index], index) for index, run in enumerate(runs)]
-    return environment().get_template('report.html').render(
+    chapters = [_chapter(run, names[index], index, translate) for index, run in enumerate(runs)]
+    curves = figures.curves(runs, translate)
+    return environment(translate).get_template('report.html').render(
         chapters=chapters,
         several=len(runs) > 1,
-        curves=[plot._replace(svg=plot.svg and Markup(plot.svg)) for plot in figures.curves(runs)],
+        curves=[plot._replace(svg=plot.svg and Markup(plot.svg)) for plot in curves],
         differences=tables.differing_options(runs),
         comparisons=[tables.compare(runs[0], run) for run in runs[1:]],
-        not_evaluated=NOT_EVALUATED,
         reload_after=reload_after,
         made=datetime.datetime.now(datetime.UTC),
         version=flaxcls.__version__,
     )  # fmt: skip
 
 
-def _chapter(run: ReportedRun, name: str, index: int) -> Chapter:
+def _chapter(run: ReportedRun, name: str, index: int, translate: Translation) -> Chapter:
     predictions, names = run.predictions, run.class_names
-    why = sentence(run.why.get('predictions', ''))
+    why = reported(run.why.get('predictions', ''), translate)
     attempt = lambda get: Part(None, why) if predictions is None else Part(get())  # noqa: E731
     return Chapter(
         run=run,
@@ -90,21 +94,21 @@ def _chapter(run: ReportedRun, name: str, index: int) -> Chapter:
         command=tables.repeating_command(run),
         confusions=attempt(lambda: tables.confusions(predictions, names)),
         reliability=attempt(
-            lambda: Markup(figures.reliability_diagram(run, index, run.calibration))
+            lambda: Markup(figures.reliability_diagram(run, index, run.calibration, translate))
         ),
-        examples=_examples(run),
+        examples=_examples(run, translate),
         classes=attempt(lambda: tables.class_table(predictions, names)),
     )
 
 
-def _examples(run: ReportedRun) -> Part:
+def _examples(run: ReportedRun, translate: Translation) -> Part:
     missing = run.why.get('predictions') if run.predictions is None else run.why.get('data')
     if missing:
-        return Part(None, sentence(missing))
+        return Part(None, reported(missing, translate))
     try:
-        return Part(examples_lib.find_examples(run))
+        return Part(examples_lib.find_examples(run, translate))
     except UserError as error:
-        return Part(None, sentence(str(error)))
+        return Part(None, reported(error.args[0], translate))
 
 
 def _short_names(workdirs: Sequence[str]) -> list[str]:
@@ -116,17 +120,31 @@ def _short_names(workdirs: Sequence[str]) -> list[str]:
     return [str(path.relative_to(common)) for path in paths]
 
 
-def environment() -> jinja2.Environment:
+def environment(translate: Translation = ENGLISH) -> jinja2.Environment:
     """Returns the environment of the pages' templates, with the filters below."""
-    made = create_environment(pathlib.Path(__file__).parent / 'templates')
-    made.filters |= _FILTERS
+    made = create_environment(pathlib.Path(__file__).parent / 'templates', translate)
+    made.filters |= _FILTERS | {
+        'option_value': functools.partial(option_value, translate=translate),
+        'reported': functools.partial(reported, translate=translate),
+    }
     return made
+
+
+def reported(text: str, translate: Translation) -> str:
+    """Returns a message of another part of flaxcls as a sentence, translated where that is known.
+
+    What is not known is marked as English, for those who have the page read to them.
+    """
+    if translate.knows(text):
+        return sentence(translate(text))
+    return Markup('<span lang="en">{}</span>').format(sentence(text))
 
 
 def sentence(text: str) -> str:
     """Returns an error's message as a sentence: with a capital letter and a full stop."""
     text = text.strip()
-    return text if not text else text[0].upper() + text[1:] + ('' if text[-1] in '.!?' else '.')
+    ends = '.!?\N{IDEOGRAPHIC FULL STOP}'
+    return text if not text else text[0].upper() + text[1:] + ('' if text[-1] in ends else '.')
 
 
 def percent(share: float) -> str:
@@ -146,11 +164,11 @@ def p_value(value: float) -> str:
     return f'{value:.3f}' if value >= 0.001 else '< 0.001'
 
 
-def option_value(value: Any) -> str:
+def option_value(value: Any, translate: Translation) -> str:
     """Returns the value of an option as people read it."""
     if value is None:
         return 'None'
-    return as_flag(value) or '(empty)'
+    return as_flag(value) or translate('(empty)')
 
 
 def duration(seconds: float) -> str:
@@ -173,9 +191,7 @@ _FILTERS: dict[str, Callable[..., str]] = {
     'percent': percent,
     'probability': probability,
     'p_value': p_value,
-    'option_value': option_value,
     'duration': duration,
     'number': '{:,}'.format,
-    'sentence': sentence,
     'utc': utc,
 }

@@ -15,6 +15,7 @@ from flaxcls.reporting import page
 from flaxcls.reporting.runs import ReportedRun, load_reported_run
 from flaxcls.system.files import require_place, write_atomically
 from flaxcls.system.text import table
+from flaxcls.system.translation import DEFAULT
 
 
 def summary(runs: Sequence[ReportedRun]) -> str:
@@ -35,6 +36,7 @@ def write_report(
     *,
     earlier: Sequence[ReportedRun] = (),
     reload_after: float | None = None,
+    language: str = DEFAULT,
 ) -> tuple[pathlib.Path, list[ReportedRun]]:
     """Writes the page about runs, be they finished or not; returns the file, and what it shows.
 
@@ -44,6 +46,7 @@ def write_report(
       earlier: what an earlier call has returned for the same workdirs, to predict nothing twice.
       reload_after: seconds after which a browser that shows the page loads it again while a run is
         not finished; None: never.
+      language: of the page, one of `list_languages()`.
 
     Raises:
       UserError: there is no run in a workdir, or no folder for the page.
@@ -58,20 +61,25 @@ def write_report(
         load_reported_run(workdir, before) for workdir, before in zip(workdirs, known, strict=True)
     ]
     unfinished = not all(run.finished for run in runs)
-    text = page.render(runs, reload_after=reload_after if unfinished else None)
+    reload_after = reload_after if unfinished else None
+    text = page.render(runs, reload_after=reload_after, language=language)
     # Names of files need not be valid text.
     write_atomically(out, text.encode('utf-8', 'backslashreplace'))
     return out, runs
 
 
-def watch(workdirs: Sequence[str], out: str | None, seconds: float) -> None:
+def watch(
+    workdirs: Sequence[str], out: str | None, seconds: float, language: str = DEFAULT
+) -> None:
     """Writes the page whenever one of the runs has gone on, until all are finished."""
     seen, runs = None, ()
     while True:
         # Taken before the run is read: what is written meanwhile is found the next time.
         stamp = [_stamp(workdir) for workdir in workdirs]
         if stamp != seen:
-            path, runs = write_report(workdirs, out, earlier=runs, reload_after=seconds)
+            path, runs = write_report(
+                workdirs, out, earlier=runs, reload_after=seconds, language=language
+            )
             print_summary(path, runs)
             seen = stamp
         if all(run.finished for run in runs):

@@ -15,6 +15,7 @@ from flaxcls.inference.classifier import Classifier
 from flaxcls.inference.predictions import Predictions, load_predictions, predict_validation
 from flaxcls.inference.scores import accuracy_interval
 from flaxcls.models.summary import Cost, Layer, count_cost, list_layers
+from flaxcls.system.translation import Message
 from flaxcls.training.from_config import create_network
 from flaxcls.training.logging import Record, read_metrics
 from flaxcls.training.restore import open_run, restore_run
@@ -151,7 +152,7 @@ def _attempt(get: Callable[[], Any], why: dict[str, str], what: str) -> Any:
     try:
         return get()
     except (UserError, RunError) as error:
-        why[what] = str(error)
+        why[what] = error.args[0]  # A Message stays one.
         return None
 
 
@@ -167,8 +168,13 @@ def _predict(workdir: str, setup: Setup | None, step: int) -> Predictions:
     kept = load_predictions(workdir)
     if kept.step != step:
         raise UserError(
-            f'the predictions in {workdir!r} are of step {kept.step}, and the newest checkpoint of '
-            f'step {step}.'
+            Message(
+                'the predictions in {workdir!r} are of step {kept}, and the newest checkpoint of '
+                'step {newest}.',
+                workdir=workdir,
+                kept=kept.step,
+                newest=step,
+            )
         )
     return kept
 

@@ -15,6 +15,7 @@ from flaxcls.evaluation.tables import require_same_examples
 from flaxcls.inference.predictions import Predictions
 from flaxcls.inference.scores import class_scores, confusion_matrix
 from flaxcls.reporting.runs import ReportedRun
+from flaxcls.system.translation import Message
 
 _IN_MATRIX, _PAIRS, _IN_CLASS_TABLE = 20, 12, 60
 
@@ -88,11 +89,12 @@ def compare(first: ReportedRun, other: ReportedRun) -> Comparison:
     ours, theirs = first.predictions, other.predictions
     for run in (first, other):
         if run.predictions is None:
-            return Comparison(None, f'There are no predictions of {run.workdir}.')
+            why = Message('There are no predictions of {workdir}.', workdir=run.workdir)
+            return Comparison(None, why)
     try:
         require_same_examples(first.workdir, ours, other.workdir, theirs)
     except UserError as error:
-        return Comparison(None, str(error))
+        return Comparison(None, error.args[0])
     return Comparison(mcnemar(ours.correct, theirs.correct), '')
 
 

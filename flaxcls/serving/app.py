@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import pathlib
 import time
 from collections.abc import AsyncIterator
 from concurrent import futures
@@ -13,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from flaxcls.data.images import TooManyPixels, require_pixels
@@ -22,24 +21,19 @@ from flaxcls.inference.classifier import Classifier, UnreadableImage, pad_to_pow
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
 from flaxcls.serving.metrics import Metrics
+from flaxcls.serving.page import TOP_K, Page
 from flaxcls.serving.request_body import Body, ErrorResponse
-from flaxcls.system.html import create_environment
 from flaxcls.system.threads import count_cores
 
-TOP_K = 5
-# The page asks nobody but this server, whatever a class is called.
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'"
-)
 _ELSEWHERE = {
     404: 'there is nothing here; POST an image to /predict, or GET /, /health or /metrics.',
     405: 'POST an image to /predict; GET /, /health and /metrics.',
 }
 
 
-def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
+def make_app(
+    classifier: Classifier, limits: Limits | None = None, language: str | None = None
+) -> Starlette:
     """Returns an ASGI application that serves the classifier.
 
     POST /predict takes an image as the body, or as the one file of a form, and returns
@@ -52,16 +46,18 @@ def make_app(classifier: Classifier, limits: Limits | None = None) -> Starlette:
     Args:
       classifier: what is served.
       limits: None: the default ones.
+      language: of the page, see `Page`; error messages are in English.
 
     Raises:
       UserError: the limits make no sense.
       RunError: the network's outputs are not finite.
     """
-    server = Server(classifier, (limits or Limits()).require_sensible())
+    limits = (limits or Limits()).require_sensible()
+    server, page = Server(classifier, limits), Page(classifier, limits, language)
     server.compile_batches()
     app = Starlette(
         routes=[
-            Route('/', server.page, methods=['GET']),
+            Route('/', page.respond, methods=['GET']),
             Route('/predict', server.predict, methods=['POST']),
             Route('/health', server.health, methods=['GET']),
             Route('/metrics', server.metrics, methods=['GET']),
@@ -94,7 +90,6 @@ class Server:
         self._metrics = Metrics(
             limits.max_batch, lambda: self._under_way, lambda: self._batcher.waiting
         )
-        self._page = _render_page(classifier, limits)
 
     def compile_batches(self) -> None:
         """Compiles what `compute` needs for every size of batch."""
@@ -195,11 +190,6 @@ class Server:
         del request
         return Response(self._metrics.render(), headers={'Content-Type': CONTENT_TYPE_LATEST})
 
-    async def page(self, request: Request) -> Response:
-        """Returns the page to try it on."""
-        del request
-        return HTMLResponse(self._page, headers={'Content-Security-Policy': _PAGE_POLICY})
-
 
 def _identity(classifier: Classifier) -> dict[str, Any]:
     return {'model': classifier.model_name, 'step': classifier.step}
@@ -226,13 +216,3 @@ async def _fail(request: Request, error: Exception) -> Response:
     """Responds after an internal error; the server logs the traceback to stderr."""
     del request, error
     return JSONResponse({'error': 'the server has failed on this request, and continues.'}, 500)
-
-
-def _render_page(classifier: Classifier, limits: Limits) -> str:
-    environment = create_environment(pathlib.Path(__file__).parent / 'templates')
-    return environment.get_template('serve.html').render(
-        **_identity(classifier),
-        classes=len(classifier.class_names),
-        max_bytes=limits.max_bytes,
-        top_k=TOP_K,
-    )

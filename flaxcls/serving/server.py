@@ -49,20 +49,23 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> None:
+def serve(
+    classifier: Classifier, listener: socket.socket, limits: Limits, language: str | None = None
+) -> None:
     """Serves until a signal ends it.
 
     Args:
       classifier: what is asked.
       listener: a socket that listens.
       limits: of what is taken.
+      language: of the page; None: what the browser prefers.
 
     Raises:
       UserError: what it needs is not installed, or the limits make no sense.
       RunError: the network's outputs are not finite.
       Stopped: by a second signal, without responses to those who wait.
     """
-    server = make_server(classifier, limits)
+    server = make_server(classifier, limits, language)
     print(_describe(classifier, listener, limits), flush=True)
     # What is cut off by a second Ctrl-C is not a fault to trace.
     logging.getLogger('uvicorn.error').addFilter(lambda record: not server.force_exit)
@@ -72,13 +75,13 @@ def serve(classifier: Classifier, listener: socket.socket, limits: Limits) -> No
         raise Stopped('Stopped at once; those who waited have no response.', signal.SIGINT)
 
 
-def make_server(classifier: Classifier, limits: Limits):
+def make_server(classifier: Classifier, limits: Limits, language: str | None = None):
     """Returns the uvicorn.Server, with every batch compiled; errors as `serve`."""
     uvicorn, app = require_installed()
     sizes = app.batch_sizes(limits.max_batch)
     print(f'Compiling batches of {", ".join(map(str, sizes))} images ...', file=sys.stderr)
     config = uvicorn.Config(
-        app.make_app(classifier, limits),
+        app.make_app(classifier, limits, language),
         http='h11',
         loop='asyncio',
         ws='none',

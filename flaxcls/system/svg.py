@@ -4,6 +4,7 @@ import contextlib
 import io
 import pathlib
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -69,7 +70,9 @@ def render(drawn: Any, name: str, title: str) -> str:
     import matplotlib  # noqa: PLC0415 - slow to import
 
     file = io.StringIO()
-    with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
+    with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}), warnings.catch_warnings():
+        # The browser has fonts for the text, whatever matplotlib's lack.
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')
         drawn.savefig(file, format='svg', metadata=_NO_METADATA)
     # matplotlib has no option for any of the following.
     svg = ElementTree.fromstring(file.getvalue())

@@ -23,6 +23,7 @@ from flaxcls.errors import PEER_LOST, RunError, UserError, is_peer_lost
 from flaxcls.system.digests import digest_of, digest_of_json, digest_of_tree, names_of
 from flaxcls.system.library_errors import errors_alone, place_and_reason
 from flaxcls.system.signals import interrupts_left_alone
+from flaxcls.system.translation import Message
 
 BEST_BY = 'val/accuracy'
 _ITEM = 'default'  # Orbax's name of the folder of the arrays.
@@ -282,7 +283,10 @@ def find_folder(workdir: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(workdir).expanduser().absolute() / CHECKPOINTS_FOLDER
     if not folder.is_dir():
         raise UserError(
-            f'the run in {str(workdir)!r} has not saved anything yet, or its folder '
-            'checkpoints is gone; train on, or put it back.'
+            Message(
+                'the run in {workdir!r} has not saved anything yet, or its folder checkpoints is '
+                'gone; train on, or put it back.',
+                workdir=str(workdir),
+            )
         )
     return folder

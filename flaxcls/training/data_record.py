@@ -24,6 +24,7 @@ from flaxcls.data.datasets import Dataset, FileSplit, Listing, list_examples
 from flaxcls.data.sources import SOURCES
 from flaxcls.errors import UserError
 from flaxcls.system.files import write_atomically
+from flaxcls.system.translation import Message
 
 ACCEPT = 'FLAXCLS_ACCEPT_DATA_CHANGES'  # 1: go on with other data; set by --accept_data_changes.
 _SHOWN = 3
@@ -168,7 +169,10 @@ def _without_trained(dataset: Dataset, trained: Listing) -> Dataset:
         return dataset
     if not any(rows):
         raise UserError('the run has trained on every image that is for validation now.')
-    note = f'{rows.count(False)} images that the run has trained on are left out of validation.'
+    note = Message(
+        '{count} images that the run has trained on are left out of validation.',
+        count=rows.count(False),
+    )
     return dataset.replace(val=val.take(np.array(rows)), notes=(*dataset.notes, note))
 
 

@@ -27,7 +27,7 @@ async function start() {
     introduce(await described);
     await loaded;
     showProgress(null);
-    if (!turn) say('Ready for a picture.');
+    if (!turn) say(translate('Ready for a picture.'));
     await tellWhetherKept(await described);
   } catch (error) {
     failToLoad(error);
@@ -42,11 +42,13 @@ async function fetchAbout() {
 
 function introduce(about) {
   const names = about.class_names;
-  const more = names.length > 12 ? ', …' : '';
+  const shown = [...names.slice(0, 12), ...(names.length > 12 ? ['…'] : [])];
   document.title = element('title').textContent = about.title;
-  element('lead').textContent =
-    `Distinguishes ${names.length} classes: ${names.slice(0, 12).join(', ')}${more}.`;
-  element('facts').textContent = about.facts;
+  element('lead').textContent = translate('Distinguishes {count} classes: {names}.', {
+    count: names.length,
+    names: shown.join(translate(', ')),
+  });
+  element('facts').textContent = translate(about.facts);
 }
 
 async function tellWhetherKept(about) {
@@ -63,7 +65,8 @@ async function tellWhetherKept(about) {
     return; // It works all the same, with a network.
   }
   if (await isKept(about)) {
-    element('offline').textContent = 'The page is kept here, and works without a network as well.';
+    const kept = translate('The page is kept here, and works without a network as well.');
+    element('offline').textContent = kept;
   }
 }
 
@@ -90,8 +93,15 @@ function take(event, transfer) {
   event.preventDefault();
   element('stage').classList.remove('over');
   const [file] = transfer.files;
-  if (file) show(file);
-  else fail('There is no picture in this, only text or a link. Save the picture, and choose the file.');
+  if (file) {
+    show(file);
+    return;
+  }
+  fail(
+    translate(
+      'There is no picture in this, only text or a link. Save the picture, and choose the file.',
+    ),
+  );
 }
 
 // What happens to a picture.
@@ -104,7 +114,11 @@ async function show(file) {
   if (!current()) return;
   if (!picture) {
     say('');
-    fail(`${file.name || 'This'} is not an image that this browser can read. JPEG, PNG and WebP are.`);
+    fail(
+      translate('{file} is not an image that this browser can read. JPEG, PNG and WebP are.', {
+        file: file.name || translate('This'),
+      }),
+    );
     return;
   }
   let about, classify;
@@ -112,21 +126,21 @@ async function show(file) {
     about = await described;
     if (!current()) return;
     drawPicture(picture, about);
-    say('Waiting for the model …');
+    say(translate('Waiting for the model …'));
     classify = await loaded;
   } catch (error) {
     if (current()) failToLoad(error);
     return;
   }
   if (!current()) return;
-  say('Looking at the picture …');
+  say(translate('Looking at the picture …'));
   try {
     await predict(picture, about, classify, current);
   } catch (error) {
     if (!current()) return;
     showProgress(null);
     say('');
-    fail(`The picture could not be classified (${error.message}).`);
+    fail(translate('The picture could not be classified ({reason}).', { reason: error.message }));
   }
 }
 
@@ -196,8 +210,10 @@ function showPredictions(probabilities, names) {
   }
   choose(chosen);
   const name = names[chosen];
-  say(`Most likely ${name}, ${written(probabilities[chosen])}.`);
-  element('picture').setAttribute('aria-label', `The picture, most likely ${name}`);
+  const share = written(probabilities[chosen]);
+  say(translate('Most likely {name}, {share}.', { name, share }));
+  const about = translate('The picture, most likely {name}', { name });
+  element('picture').setAttribute('aria-label', about);
   return (maps, method) => {
     explanation = [maps, method];
     showHeat(...explanation, chosen, names[chosen]);
@@ -220,20 +236,30 @@ function makePrediction(name, probability) {
 }
 
 function written(probability) {
-  return probability > 0 && probability < 0.0005 ? 'below 0.1%' : percent.format(probability);
+  const tiny = probability > 0 && probability < 0.0005;
+  return tiny ? translate('below 0.1%') : percent.format(probability);
 }
 
 function showHeat(maps, method, label, name) {
   const hot = drawHeat(element('heat'), maps, label);
   const ways = {
-    cam: `What in the picture speaks for ${name}: a class-activation map.`,
-    occlusion: `Where a grey square makes the network less sure of ${name}: an occlusion map.`,
+    cam: translate(
+      'What in the picture speaks for {name}: a class-activation map. The hottest place is red.',
+      { name },
+    ),
+    occlusion: translate(
+      'Where a grey square makes the network less sure of {name}: an occlusion map. The hottest place is red.',
+      { name },
+    ),
   };
   const none = {
-    cam: `Nothing in the picture speaks for ${name} (class-activation map).`,
-    occlusion: `No grey square makes the network less sure of ${name} (occlusion map).`,
+    cam: translate('Nothing in the picture speaks for {name} (class-activation map).', { name }),
+    occlusion: translate(
+      'No grey square makes the network less sure of {name} (occlusion map).',
+      { name },
+    ),
   };
-  element('heat-legend').textContent = hot ? `${ways[method]} The hottest place is red.` : none[method];
+  element('heat-legend').textContent = (hot ? ways : none)[method];
   element('heat-controls').hidden = false;
 }
 
@@ -242,7 +268,7 @@ function showHeat(maps, method, label, name) {
 function clear() {
   fail('');
   showProgress(null);
-  say('Reading the picture …');
+  say(translate('Reading the picture …'));
   element('predictions').replaceChildren();
   element('heat-controls').hidden = true;
   element('heat').width = 0;
@@ -261,7 +287,11 @@ function fail(sentence) {
 function failToLoad(error) {
   showProgress(null);
   say('');
-  fail(`The model cannot be loaded (${error.message}). Reload the page to try again.`);
+  fail(
+    translate('The model cannot be loaded ({reason}). Reload the page to try again.', {
+      reason: error.message,
+    }),
+  );
 }
 
 function showProgress(share) {

@@ -38,7 +38,12 @@ async function run(session, { side, class_names: names }, images, count) {
   });
   const { dims, data: probabilities } = outputs.probabilities;
   if (dims[1] !== names.length) {
-    throw new Error(`the model knows ${dims[1]} classes, and about.json names ${names.length}`);
+    throw new Error(
+      translate('the model knows {count} classes, and about.json names {named}', {
+        count: dims[1],
+        named: names.length,
+      }),
+    );
   }
   return { probabilities, maps: outputs.maps ? firstMaps(outputs.maps) : null };
 }

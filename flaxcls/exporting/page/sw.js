@@ -6,6 +6,7 @@ const KEPT = 'flaxcls';
 const FILES = [
   './',
   'style.css',
+  'translate.js',
   'app.js',
   'model.js',
   'preprocess.js',
