@@ -131,20 +131,21 @@ def environment(translate: Translation = ENGLISH) -> jinja2.Environment:
 
 
 def reported(text: str, translate: Translation) -> str:
-    """Returns a message of another part of flaxcls as a sentence, translated where that is known.
+    """Returns a message of another part of flaxcls as a sentence in the language of the page.
 
-    What is not known is marked as English, for those who have the page read to them.
+    What has no translation is marked as English, for those who have the page read to them.
     """
+    if translate.language == DEFAULT:
+        return sentence(text)
     if translate.knows(text):
-        return sentence(translate(text))
+        return translate(text)
     return Markup('<span lang="en">{}</span>').format(sentence(text))
 
 
 def sentence(text: str) -> str:
     """Returns an error's message as a sentence: with a capital letter and a full stop."""
     text = text.strip()
-    ends = '.!?\N{IDEOGRAPHIC FULL STOP}'
-    return text if not text else text[0].upper() + text[1:] + ('' if text[-1] in ends else '.')
+    return text if not text else text[0].upper() + text[1:] + ('' if text[-1] in '.!?' else '.')
 
 
 def percent(share: float) -> str:

@@ -42,7 +42,9 @@ class Page:
         language = self._language
         if language is None:
             headers['Vary'] = 'Accept-Language'
-            language = choose_language(preferences(request.headers.get('Accept-Language', '')))
+            language = choose_language(
+                preferences(', '.join(request.headers.getlist('Accept-Language')))
+            )
         return HTMLResponse(self._texts[language], headers=headers | {'Content-Language': language})
 
 

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-_FOLDER = pathlib.Path(__file__).parent / 'languages'
+FOLDER = pathlib.Path(__file__).parent / 'languages'
 DEFAULT = 'en'
 
 
@@ -65,8 +65,8 @@ class Translation(NamedTuple):
         return self.texts.get(text, text)
 
     def knows(self, text: str) -> bool:
-        """Returns whether a text that was written in English is readable in this language."""
-        return self.language == DEFAULT or getattr(text, 'template', text) in self.texts
+        """Returns whether a text, or a Message, has a translation."""
+        return getattr(text, 'template', text) in self.texts
 
 
 ENGLISH = Translation(DEFAULT, {})
@@ -75,7 +75,7 @@ ENGLISH = Translation(DEFAULT, {})
 @functools.cache
 def list_languages() -> tuple[str, ...]:
     """Returns the languages that a page can be in, English first."""
-    return (DEFAULT, *sorted(path.stem for path in _FOLDER.glob('*.toml')))
+    return (DEFAULT, *sorted(path.stem for path in FOLDER.glob('*.toml')))
 
 
 def load_translation(language: str, page: str) -> Translation:
@@ -91,7 +91,7 @@ def load_translation(language: str, page: str) -> Translation:
 @functools.cache
 def load_catalogue(language: str) -> Mapping[str, Mapping[str, str]]:
     """Returns {kind of page: {English: translation}} of a language other than English."""
-    return tomllib.loads((_FOLDER / f'{language}.toml').read_text(encoding='utf-8'))
+    return tomllib.loads((FOLDER / f'{language}.toml').read_text(encoding='utf-8'))
 
 
 def choose_language(wanted: Sequence[str]) -> str:
