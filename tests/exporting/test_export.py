@@ -288,6 +288,7 @@ def test_a_missing_package_is_named_with_its_command(form, monkeypatch):
         (['--format=stablehlo', '--max_difference=nan'], '--max_difference=nan must be 0 or more'),
         (['--format=stablehlo', '--config.data.mean=0,0,0'], 'data.mean would change the network'),
         (['--format=stablehlo', '--imges=3'], '--images'),
+        (['--format=stablehlo', '--language=zh'], '--format=stablehlo has none; leave it out'),
         (['--format=stablehlo', '--workdir=nowhere'], 'nowhere'),
     ],
     ids=str,

@@ -15,13 +15,16 @@ import urllib.request
 
 import numpy as np
 import pytest
+from justhtml import JustHTML
 from PIL import Image
 
 from flaxcls.data.crops import resize_and_center_crop
 from flaxcls.errors import RunError, UserError
 from flaxcls.exporting import web
 from flaxcls.exporting.export import export
+from flaxcls.system.translation import Message, list_languages, load_catalogue
 from flaxcls.training.restore import open_run
+from tests.helpers.chinese import CHINESE, english_words
 from tests.helpers.converters import need_converter
 from tests.helpers.environment import INSECURE_HOST
 
@@ -382,6 +385,78 @@ def test_without_https_it_works_and_keeps_nothing(open_page, port):
     assert view.locator('#offline').inner_text() == ''
 
 
+# What a reader sees that is not in the page's language.
+NAMES = {
+    'Colours',
+    'more',
+    'flaxcls',
+    'Runtime',
+    'Web',
+    'red',
+    'green',
+    'blue',
+    'png',
+    'notes',
+    'txt',
+}
+
+
+def _require_chinese(view):
+    shown = view.title() + view.locator('body').inner_text()
+    assert view.evaluate('document.documentElement.lang') == 'zh'
+    assert len(re.findall(CHINESE, shown)) > 40
+    assert set(english_words(shown)) <= NAMES
+    named = view.locator('[aria-label]').evaluate_all('all => all.map((one) => one.ariaLabel)')
+    assert named and not english_words(re.sub('|'.join(NAMES), '', ' '.join(named)))
+
+
+@pytest.mark.parametrize('name', ['maps', 'no maps'])
+def test_a_chinese_browser_shows_it_in_chinese(open_page, port, name):
+    view = open_page(f'http://127.0.0.1:{port}/{name}/', locale='zh-CN', has_touch=True)
+    _require_chinese(view)
+    view.set_input_files('#file', _file(_encoded(PICTURE)))
+    _require_prediction(view)
+    _require_chinese(view)
+    view.set_input_files('#file', _file(b'only words', 'notes.txt', 'text/plain'))
+    view.locator('#error').get_by_text('notes.txt').wait_for()
+    _require_chinese(view)
+    _transfer(view, 'http://example.com/cat.jpg', 'drop')
+    _require_chinese(view)
+
+
+@pytest.mark.parametrize(('locale', 'language'), [('en-GB', 'en'), ('fr-FR', 'en'), ('zh', 'zh')])
+def test_it_is_in_the_language_of_the_browser_or_english(open_page, port, locale, language):
+    view = open_page(f'http://127.0.0.1:{port}/maps/', locale=locale)
+    text = 'Ready for a picture.'
+    view.get_by_text(load_catalogue('zh')['web'][text] if language == 'zh' else text).wait_for()
+    assert view.evaluate('document.documentElement.lang') == language
+
+
+@pytest.mark.parametrize(('language', 'locale'), [('zh', 'en-US'), ('en', 'zh-CN')])
+def test_a_language_that_was_asked_for_is_that_of_everyone(
+    open_page, runtime, pages, tmp_path, language, locale
+):
+    web.write_page(tmp_path / 'page', pages / 'maps' / 'model.onnx', ABOUT, language=language)
+    with _served(tmp_path / 'page') as (port, _):
+        view = open_page(f'http://127.0.0.1:{port}/', locale=locale)
+        view.set_input_files('#file', _file(_encoded(PICTURE)))
+        _require_prediction(view)
+        assert view.evaluate('document.documentElement.lang') == language
+        shown = view.locator('main').inner_text()
+        assert bool(re.search(CHINESE, shown)) == (language == 'zh')
+        if language == 'zh':
+            _require_chinese(view)
+
+
+def test_opened_as_a_file_it_says_so_in_the_readers_language(browser, pages):
+    context = browser.new_context(locale='zh-CN')
+    view = context.new_page()
+    view.goto((pages / 'maps' / 'index.html').as_uri())
+    view.get_by_text('python -m http.server').wait_for(timeout=20_000)
+    assert re.search(CHINESE, view.locator('#not-started').inner_text())
+    context.close()
+
+
 def test_opened_as_a_file_it_says_what_it_needs(browser, pages):
     view = browser.new_page()
     view.goto((pages / 'maps' / 'index.html').as_uri())
@@ -560,6 +635,24 @@ def test_the_folder_has_all_that_its_files_name(package, model_file, tmp_path):
     assert files == left | (kept - {'./'})
     icon = json.loads((folder / 'manifest.json').read_text())['icons'][0]
     assert 'x'.join(map(str, Image.open(folder / icon['src']).size)) == icon['sizes']
+
+
+@pytest.mark.parametrize('language', [None, *list_languages()])
+def test_it_has_the_texts_of_the_languages_it_may_be_in(package, model_file, tmp_path, language):
+    facts = Message('The checkpoint of step {step}.', step='</script>')
+    about = ABOUT | {'facts': facts}
+    options = {'onnxruntime_web': package, 'language': language}
+    index = web.write_page(tmp_path / 'page', model_file, about, **options)
+    document = JustHTML(index.read_text(encoding='utf-8'), strict=True, sanitize=False)
+    (block,) = document.query('#languages')
+    texts = json.loads(block.to_text())
+    shown = [language] if language else list_languages()
+    assert texts['fixed'] == language
+    assert set(texts['texts']) == set(shown) - {'en'}
+    for each in texts['texts'].values():
+        assert '</script>' in each[facts] != facts
+    (html,) = document.query('html')
+    assert html.attrs['lang'] == (language or 'en')
 
 
 def test_a_page_can_be_written_again(package, model_file, tmp_path):

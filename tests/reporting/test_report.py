@@ -30,6 +30,7 @@ from flaxcls.system import svg
 from flaxcls.system.cli import parse_overrides
 from flaxcls.training.logging import read_metrics
 from flaxcls.training.restore import evaluate_workdir
+from tests.helpers.chinese import CHINESE, english_words, has_english_sentence
 from tests.helpers.configs import TINY
 
 SECTIONS = ('run', 'curves', 'results', 'confusions', 'calibration', 'mistakes', 'typical',
@@ -124,14 +125,18 @@ CASES = ('finished', 'calibrated', 'compared', 'hostile', 'begun', 'not evaluate
 
 @pytest.fixture(scope='module')
 def pages(cases, tmp_path_factory):
-    """name of a case -> the file with its page, written once."""
-    folder, written = tmp_path_factory.mktemp('pages'), {}
+    """name of a case, language -> the file with its page, written once."""
+    folder, written, known = tmp_path_factory.mktemp('pages'), {}, {}
 
-    def write(name):
-        if name not in written:
-            out = folder / f'{name}.html'
-            written[name], _ = report.write_report(cases[name], out)
-        return written[name]
+    def write(name, language='en'):
+        if (name, language) not in written:
+            written[name, language], known[name] = report.write_report(
+                cases[name],
+                folder / f'{name}.{language}.html',
+                earlier=known.get(name, ()),
+                language=language,
+            )
+        return written[name, language]
 
     return write
 
@@ -169,6 +174,70 @@ def test_every_page_is_valid_complete_and_needs_no_other_file(pages, name):
         assert len(_text(body).strip()) > 10, section.attrs['id']
     for image in document.query('img'):
         assert image.attrs['alt']
+
+
+# What is named, or quoted, in any language: parts of a page by their elements, and single words.
+QUOTED = 'code, pre, .path, .name, .matrix, [lang=en]'
+NAMES = {
+    *('flaxcls', 'python', 'jax', 'jaxlib', 'flax', 'optax', 'digits', 'resnet', 'synthetic'),
+    *('Conv', 'Dense', 'Linear', 'Grad', 'metrics', 'jsonl', 'record', 'json', 'logits'),
+    *('config', 'data', 'source', 'folder', 'checkpoints', 'top'),
+}
+
+
+def _read(node, left_out):
+    """Returns the texts that a reader, or a screen reader, comes across; in tables, a cell each."""
+    if getattr(node, 'name', '') == '#text':
+        return [node.to_text()]
+    if id(node) in left_out:
+        return []
+    attributes = getattr(node, 'attrs', None) or {}
+    spoken = [attributes[key] for key in ('aria-label', 'alt') if key in attributes]
+    return spoken + [text for child in node.children or () for text in _read(child, left_out)]
+
+
+def _data(workdirs):
+    """Returns what a page shows of runs as it is, the longest first."""
+    names = {name.replace('/', '\N{DIVISION SLASH}') for name in HOSTILE}
+    for workdir in workdirs:
+        names |= {str(workdir), workdir.name, *_short(workdirs)}
+        source = json.loads((workdir / CONFIG_FILE).read_text())['data']['source']
+        names |= {source, source.removeprefix('folder:')}
+        record = workdir / 'record.json'
+        parts = json.loads(record.read_text())['parts'] if record.exists() else []
+        names |= {part['device'] for part in parts}
+    return sorted(names, key=len, reverse=True)
+
+
+def _short(workdirs):
+    common = os.path.commonpath([workdir.parent for workdir in workdirs])
+    return [str(workdir.relative_to(common)) for workdir in workdirs]
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['compared', 'begun', 'no data, predictions kept', 'two that cannot be compared'],
+)
+def test_a_chinese_page_has_no_english_but_names(cases, pages, name):
+    english, chinese = (
+        JustHTML(pages(name, language).read_text(encoding='utf-8'), strict=True, sanitize=False)
+        for language in ('en', 'zh')
+    )
+    for document, language in ((english, 'en'), (chinese, 'zh')):
+        assert [node.attrs['lang'] for node in document.query('html')] == [language]
+    quoted = {id(node) for node in chinese.query(QUOTED)}
+    texts = _read(chinese.query('body')[0], quoted)
+    assert sum(bool(re.search(CHINESE, text)) for text in texts) > 30
+    for text in texts:
+        for value in _data(cases[name]):
+            text = text.replace(value, '')
+        assert not has_english_sentence(text)
+        assert set(english_words(text)) <= NAMES, text
+    # What is shown is the same.
+    for query in ('tr', 'td', 'img', 'section', 'dt'):
+        assert len(chinese.query(query)) == len(english.query(query)), query
+    for query in ('td.n b', '.matrix td', 'pre'):
+        assert _text(chinese.query(query)) == _text(english.query(query)), query
 
 
 @pytest.mark.parametrize('name', ['finished', 'calibrated', 'no checkpoint', 'no metrics'])
@@ -369,6 +438,7 @@ def test_mistakes_are_one_sentence(workdir, tmp_path):
         ([f'--workdir={workdir}', f'--out={tmp_path}/no/page.html'], 'there is no folder'),
         ([f'--workdir={workdir}', f'--out={tmp_path}'], 'is a folder; name a file'),
         ([f'--workdir={workdir}', f'--workdir={workdir}/.'], 'are one run; give different'),
+        ([f'--workdir={workdir}', '--language=tlh'], "--language: invalid choice: 'tlh'"),
     ):
         with pytest.raises(UserError, match=says):
             report_command.main(arguments)

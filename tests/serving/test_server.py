@@ -1,9 +1,11 @@
 """The server as its clients meet it: over HTTP, alone and all at once, meaning well and not."""
 
+import asyncio
 import contextlib
 import http.client
 import io
 import json
+import re
 import signal
 import socket
 import struct
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 from justhtml import JustHTML
 from PIL import Image
+from starlette.requests import Request
 
 from flaxcls.commands import serve
 from flaxcls.errors import RunError, UserError
@@ -27,6 +30,9 @@ from flaxcls.serving import server as server_lib
 from flaxcls.serving.app import Server, batch_sizes
 from flaxcls.serving.batching import Batcher
 from flaxcls.serving.limits import Limits
+from flaxcls.serving.page import Page
+from flaxcls.system.translation import load_catalogue
+from tests.helpers.chinese import CHINESE, english_words
 from tests.helpers.environment import with_devices
 
 SMALL = Limits(max_batch=4, max_wait_ms=20, max_bytes=100_000, max_pixels=10_000)
@@ -397,6 +403,7 @@ def test_a_signal_ends_it_when_all_that_was_accepted_has_a_response(classifier, 
         (['--max_pixels=1000000000'], 'give 1 to 178956970'),
         (['--max_waiting=0'], '--max_waiting=0 is out of range'),
         (['--max_batches=2'], 'did you mean --max_batch?'),
+        (['--language=tlh'], "invalid choice: 'tlh'"),
     ],
     ids=str,
 )
@@ -438,6 +445,59 @@ def test_the_page_is_valid_html(port):
     assert headers['Content-Type'].startswith('text/html')
     JustHTML(text.decode(), strict=True, sanitize=False)
     assert b'http' not in text
+
+
+def _page(classifier, header, language=None):
+    """Returns the headers of the page's response, and the page, for an Accept-Language."""
+    headers = [(b'accept-language', header.encode('latin-1'))]
+    request = Request({'type': 'http', 'headers': headers})
+    response = asyncio.run(Page(classifier, SMALL, language).respond(request))
+    return response.headers, response.body.decode()
+
+
+@pytest.mark.parametrize(
+    ('header', 'language'),
+    [
+        ('', 'en'),
+        ('zh-CN,zh;q=0.9,en;q=0.8', 'zh'),
+        ('en-US,en;q=0.9,zh;q=0.8', 'en'),
+        ('en;q=0.3, ZH-Hant-TW ; q=0.8', 'zh'),
+        ('fr, de;q=0.9, zh;q=0.1', 'zh'),
+        ('zh;q=0, *', 'en'),
+        (';q=, zh;q=x,,*;q=nan,\xff', 'en'),
+    ],
+)
+def test_the_page_is_in_the_language_that_the_browser_prefers(classifier, header, language):
+    headers, text = _page(classifier, header)
+    assert headers['Vary'] == 'Accept-Language'
+    assert headers['Content-Language'] == language
+    (html,) = JustHTML(text, strict=True, sanitize=False).query('html')
+    assert html.attrs['lang'] == language
+
+
+@pytest.mark.parametrize(('language', 'header'), [('zh', 'en'), ('en', 'zh')])
+def test_a_language_that_was_asked_for_is_that_of_everyone(classifier, language, header):
+    headers, text = _page(classifier, header, language)
+    assert headers['Content-Language'] == language and 'Vary' not in headers
+    assert text == _page(classifier, language)[1]
+
+
+def test_the_chinese_page_has_no_english_and_its_errors_have(classifier, port):
+    status, headers, text = _request(port, 'GET', '/', headers={'Accept-Language': 'zh-CN'})
+    assert (status, headers['Content-Language']) == (200, 'zh')
+    document = JustHTML(text.decode(), sanitize=False)
+    for node in document.query('style, script'):
+        node.parent.remove_child(node)
+    spoken = [
+        node.attrs.get('alt') or node.attrs['aria-label'] for node in document.query('img, input')
+    ]
+    shown = ' '.join([document.to_text(), *spoken])
+    assert len(re.findall(CHINESE, shown)) > 50
+    assert set(english_words(shown)) <= {'predict'}
+    said = [sentence for sentence in load_catalogue('zh')['server'] if sentence.endswith('.')]
+    assert said and not any(sentence in text.decode() for sentence in said)
+    status, response = _predict(port, b'no image', **{'Accept-Language': 'zh-CN'})
+    assert (status, 'no readable image' in response['error']) == (415, True)
 
 
 @pytest.mark.parametrize('width', [1200, 360])

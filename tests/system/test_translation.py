@@ -56,7 +56,8 @@ def _texts(page):
     """Returns what a kind of page may say; what modules say is the report's, or of an export."""
     found = {text for path in TEMPLATES[page] for text in _texts_of_template(path)}
     for path in ROOT.rglob('*.py'):
-        if {True: 'web', False: 'report'}['exporting' in path.parts] == page:
+        shown_in = 'web' if 'exporting' in path.parts else 'report'
+        if shown_in == page:
             found |= set(_texts_of_module(path))
     if page == 'web':
         found |= {text for path in EXPORTED.glob('*.js') for text in _texts_of_script(path)}
