@@ -9,7 +9,8 @@ Formats, and what runs them:
   tflite      LiteRT, on phones and small computers
   tflite-int8 the same with weights in int8, a quarter as large where they are most of it
   web         a browser: the folder is a page for any static server, such as
-              python -m http.server -d exported; nothing leaves the browser, and it works offline
+              python -m http.server -d exported; nothing leaves the browser, and it works offline;
+              in the language of the browser if there is a translation, or in that of --language
 
 Everything but decoding, resizing and cropping is inside: normalisation, BatchNorm folded into the
 convolutions, the temperature of `flaxcls evaluate --calibrate`, softmax. The input is `images`,

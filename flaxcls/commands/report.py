@@ -10,7 +10,7 @@ with Grad-CAM, and the scores of each class. Several runs are compared with the 
 image.
 It is written from what is there: before the first checkpoint, or without the data, parts are left
 out, and the page says why. With --watch it is rewritten whenever a run has progressed, until all
-are finished, and the browser that shows it reloads it.
+are finished, and the browser that shows it reloads it. --language=zh writes it in Chinese.
 """
 
 import os

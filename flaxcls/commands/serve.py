@@ -6,7 +6,8 @@
 
 The response is {"predictions": [{"name": ..., "probability": ...}, ...], "model": ...,
 "step": ...}, the most probable class first, or {"error": ...} with a sentence. The page at / tries
-it on an image; /health says whether the server is ready, and /metrics has counts for Prometheus.
+it on an image, in the language of the browser if there is a translation, or in that of --language;
+/health says whether the server is ready, and /metrics has counts for Prometheus.
 
 Images that arrive together are batched. Ctrl-C and SIGTERM end the server when every accepted
 request has its response, with exit code 0; a second Ctrl-C ends it at once. There is no

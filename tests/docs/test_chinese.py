@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pytest
 
 from notebooks.update_translations import original_of
+from tests.helpers.chinese import CHINESE, english_words, has_english_sentence, misprints
 from tests.helpers.documents import CHINESE_ONLY, ROOT, TRANSLATED_NOTEBOOKS, TRANSLATIONS
 from tests.helpers.texts import inlines, prose, read_parts, tokens
 
@@ -23,17 +24,6 @@ _IN_ENGLISH = '\uff08英文\uff09'
 # Names that look like words, which stay.
 _NAMES = {'flaxcls', 'torchvision', 'timm', 'architectures', 'alexnet'}
 _NAMES |= {'cutout', 'mixup', 'cutmix', 'randaugment'}
-_CHINESE = r'[\u4e00-\u9fff]'
-_FULL_WIDTH = r'[\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]'
-# What typesetting rules out -> what is expected.
-_MISPRINTS = {
-    rf'{_CHINESE}[A-Za-z0-9`]|[A-Za-z0-9%+`]{_CHINESE}': 'a space between Chinese and Latin',
-    rf'{_CHINESE} ?[,;:!?()]|[,;:!?()] ?{_CHINESE}': 'full-width punctuation',
-    rf'{_CHINESE} ?\.( |$)': 'a full-width stop',
-    rf'{_FULL_WIDTH} | {_FULL_WIDTH}': 'no space beside full-width punctuation',
-    rf'{_CHINESE} +{_CHINESE}': 'no space between Chinese characters',
-    rf'["\']{_CHINESE}|{_CHINESE}["\']': 'Chinese quotation marks',
-}
 
 
 def _inlines(page):
@@ -51,9 +41,7 @@ def test_is_set_as_chinese_is(page):
         text = prose(inline)
         # A browser shows the end of a line as a space, which Chinese has none of.
         assert '\n' not in text.strip(), f'a paragraph is one line: {text}'
-        for pattern, expected in _MISPRINTS.items():
-            found = re.search(pattern, text)
-            assert not found, f'{expected}: {text[max(0, found.start() - 10) : found.end() + 10]}'
+        assert not misprints(text)
         assert '**' not in text, f'emphasis that is not closed: {text}'
         assert '您' not in text, f'the reader is addressed as 你: {text}'
 
@@ -67,13 +55,12 @@ def test_is_set_as_chinese_is(page):
 )
 def test_misprints_are_found(misprint):
     (inline,) = inlines(tokens(misprint))
-    assert any(re.search(pattern, prose(inline)) for pattern in _MISPRINTS)
+    assert misprints(prose(inline))
 
 
 def _words(text):
     """Returns the English words that are not names."""
-    words = re.findall(r'(?<!\w)[A-Z]?[a-z]{3,}(?!\w)', text)
-    return [word for word in words if word not in _NAMES]
+    return [word for word in english_words(text) if word not in _NAMES]
 
 
 @each_translation
@@ -82,8 +69,8 @@ def test_prose_is_in_chinese(page):
         _inlines(original_of(ROOT / page)), _inlines(ROOT / page), strict=True
     ):
         if _words(prose(original)):
-            assert re.search(_CHINESE, prose(translation)), translation.content
-        assert not re.search(r'[a-z]+(,? [a-z]+){3}', prose(translation)), translation.content
+            assert re.search(CHINESE, prose(translation)), translation.content
+        assert not has_english_sentence(prose(translation)), translation.content
 
 
 def _links(inline):

@@ -124,6 +124,8 @@ SLOW = (
     'properties/test_layouts.py::test_every_layout_trains_alike[resnet20-8-2-pmap',
     'properties/test_options.py::test_any_two_values_of_an_option_differ_in_what_a_run_does',
     'serving/test_server.py::test_a_signal_ends_it_when_all_that_was_accepted_has_a_response[2',
+    'reporting/test_report.py::test_a_chinese_page_has_no_english_but_names[compared',
+    'reporting/test_report.py::test_a_chinese_page_has_no_english_but_names[two',
     'reporting/test_report.py::test_pasted_into_a_shell_elsewhere_it_makes_the_run_again',
     'sweeping/test_run.py::test_a_run_ends_with_the_process_that_has_started_it[SIGHUP',
     'sweeping/test_run.py::test_a_run_ends_with_the_process_that_has_started_it[SIGKILL',
