@@ -163,6 +163,7 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x, axis=(1, 2), dtype=at_least_float32(x.dtype))
 
 
+@jax.named_scope('adaptive_avg_pool')  # By which trace.py finds it.
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
     """Means over a `size` x `size` grid of cells that cover x: [B, H, W, C] -> [B, size, size, C].
 

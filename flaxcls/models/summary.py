@@ -1,6 +1,5 @@
-"""What a network costs: parameters, multiply-adds, activations; counted, with none computed."""
+"""What a network consists of and what it costs; counted, with nothing computed."""
 
-import collections
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,9 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 
-from flaxcls.models.init import abstract_variables
+from flaxcls.models.graph import Layer
+from flaxcls.models.trace import trace_layers
 from flaxcls.ops.forms import reference
 from flaxcls.system.garbage_collection import garbage_collection_paused
 
@@ -29,53 +28,12 @@ class Cost(NamedTuple):
     activations: int
 
 
-class Layer(NamedTuple):
-    """A layer that has parameters.
-
-    Attributes:
-      path: where its parameters are, such as stage1_block1/conv1.
-      kind: the name of its class.
-      output: shape for one image.
-      parameters: trainable ones.
-      macs: multiply-adds for one image.
-    """
-
-    path: str
-    kind: str
-    output: tuple[int, ...]
-    parameters: int
-    macs: int
-
-
 def list_layers(model: nn.Module, image_size: int) -> list[Layer]:
-    """Returns the layers with parameters in the order in which an image meets them."""
-    calls = []
+    """Returns the layers in the order in which an image meets them.
 
-    def record(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        if context.method_name == '__call__':
-            calls.append((context.module.path, type(context.module).__name__, output))
-        return output
-
-    with nn.intercept_methods(record):
-        params = abstract_variables(model, image_size)['params']
-    weights = collections.defaultdict(dict)
-    for path, leaf in flatten_dict(params).items():
-        weights[path[:-1]][path[-1]] = leaf
-    return [
-        Layer(
-            '/'.join(path),
-            kind,
-            output.shape,
-            sum(leaf.size for leaf in weights[path].values()),
-            # Every pixel of the output takes every weight of the kernel once.
-            math.prod(output.shape[1:-1]) * weights[path]['kernel'].size
-            if 'kernel' in weights[path]
-            else 0,
-        )
-        for path, kind, output in calls
-        if path in weights
-    ]
+    They are those with parameters, pooling, LRN and dropout, without what joins them.
+    """
+    return [layer for layer in trace_layers(model, image_size) if not layer.is_arithmetic]
 
 
 @garbage_collection_paused()

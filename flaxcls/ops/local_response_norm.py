@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flaxcls.ops.dtypes import at_least_float32
 
 
+@jax.named_scope('local_response_norm')  # By which models/trace.py finds it.
 def local_response_norm(
     x: jax.Array,
     *,

@@ -3,7 +3,7 @@
 from flaxcls.config.option import require_choice
 from flaxcls.models.image_size import require_image_size
 from flaxcls.models.registry import MODELS, create_model
-from flaxcls.models.summary import count_cost, list_layers
+from flaxcls.models.summary import Layer, count_cost, list_layers
 from flaxcls.system.text import table
 
 
@@ -19,7 +19,7 @@ def model_table() -> str:
 
 
 def layer_table(name: str, image_size: int | None = None) -> str:
-    """Returns a line for each layer of a network: its output, parameters and multiply-adds.
+    """Returns a line for each layer of a network: output, window, receptive field and costs.
 
     Raises:
       UserError: there is no such network, or it does not take images of this size.
@@ -28,14 +28,28 @@ def layer_table(name: str, image_size: int | None = None) -> str:
     size = image_size or MODELS[name].image_size
     model = create_model(name)
     require_image_size(model, name, size)
-    rows = [('layer', '', 'output', 'parameters', 'MMACs')]
-    for layer in list_layers(model, size):
-        output = 'x'.join(map(str, layer.output[1:]))
-        mmacs = f'{layer.macs / 1e6:.2f}' if layer.macs else ''
-        rows.append((layer.path, layer.kind, output, f'{layer.parameters:,}', mmacs))
+    window = ('kernel', 'stride', 'padding', 'groups', 'receptive field')
+    rows = [('layer', '', 'output', *window, 'parameters', 'MMACs')]
+    rows += [_layer_row(layer) for layer in list_layers(model, size)]
     cost = count_cost(model, size)
     about = (
         f'{name} at {size}x{size}: {cost.parameters:,} parameters, {cost.macs / 1e9:.4f} GMACs, '
         f'{cost.activations / 1e6:.2f} M activations; {MODELS[name].paper}'
     )
-    return '\n'.join([*table(rows, '<<>>>'), about])
+    return '\n'.join([*table(rows, '<<>>>>>>>>'), about])
+
+
+def _layer_row(layer: Layer) -> tuple[str, ...]:
+    known = lambda number: '' if number is None else str(number)  # noqa: E731
+    return (
+        layer.path,
+        layer.kind if layer.rate is None else f'{layer.kind} {layer.rate:g}',
+        'x'.join(map(str, layer.output[1:])),
+        'x'.join(map(str, layer.kernel or ())),
+        known(layer.stride),
+        '+'.join(map(str, dict.fromkeys(layer.padding or ()))),  # 0+1: above and below.
+        known(layer.groups),
+        'all' if layer.receptive_field is None else str(layer.receptive_field),
+        f'{layer.parameters:,}' if layer.parameters else '',
+        f'{layer.macs / 1e6:.2f}' if layer.macs else '',
+    )

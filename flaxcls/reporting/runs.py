@@ -34,7 +34,7 @@ class ReportedRun:
       record: of record.json; {}: there is none yet.
       class_names: in the order of the logits.
       cost: of an image of evaluation's size.
-      layers: those with parameters.
+      layers: as `list_layers` has them.
       setup: what it was made of, with its data.
       predictions: of the newest checkpoint.
       classifier: of the same, for the central crop.
