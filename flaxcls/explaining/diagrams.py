@@ -51,24 +51,24 @@ class Diagram:
 
 
 def network_diagram(
-    network: str | nn.Module, *, image_size: int | None = None, name: str = ''
+    name: str, *, image_size: int | None = None, model: nn.Module | None = None
 ) -> Diagram:
     """Returns the picture of a network, a row for each size of its maps.
 
     Args:
-      network: a name of MODELS, or any network of Linen that is called with images and `train`.
+      name: a key of MODELS; with `model`, whatever it is to be called.
       image_size: pixels; None: the paper's, or 224.
-      name: what to call it; '': its name, or that of its class.
+      model: any network of Linen that is called with images and `train`; None: that of the name.
 
     Raises:
       UserError: there is no such network, or it does not take images of this size.
     """
-    paper, model = '', network
-    if isinstance(network, str):
-        require_choice('model.name', network, list(MODELS))
-        paper, name = MODELS[network].paper, name or network
-        model, image_size = create_model(network), image_size or MODELS[network].image_size
-    name, size = name or type(model).__name__, image_size or 224
+    if model is None:
+        require_choice('model.name', name, list(MODELS))
+        model = create_model(name)
+    row = MODELS.get(name)
+    paper = row.paper if row else ''
+    size = image_size or (row.image_size if row else 224)
     require_image_size(model, name, size, 'image_size')
     layers = trace_layers(model, size)
     parameters, macs = sum(x.parameters for x in layers), sum(x.macs for x in layers)

@@ -1,5 +1,6 @@
 """Shapes and texts of a picture in SVG that stands by itself, in light and in dark mode."""
 
+import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
@@ -12,7 +13,7 @@ MONO = (
     "'Microsoft YaHei', 'Noto Sans Mono CJK SC', monospace"
 )
 # Class -> (what it colours, in light mode, in dark mode). Strokes and fills of one kind of layer
-# have the same hue, and texts on them a contrast of at least 7 in both modes.
+# have the same hue, and texts on them a contrast of at least 4.5 in both modes.
 _COLOURS = {
     'page': (('fill', '#ffffff', '#12161b'),),
     'panel': (('fill', '#f4f6f9', '#1a2027'),),
@@ -127,11 +128,12 @@ class Canvas:
 
         Args:
           width, height: px.
-          name: begins the ids; of letters, digits, hyphens and underscores.
+          name: begins the ids, with a hyphen in place of what is no letter, digit or underscore.
           title: what the picture shows, in a few words.
           description: what one sees there, in sentences.
         """
         width, height = _px(width), _px(height)
+        name = re.sub(r'\W', '-', name)
         return '\n'.join([
             f'<svg xmlns="http://www.w3.org/2000/svg" class="flaxcls-diagram" width="{width}" '
             f'height="{height}" viewBox="0 0 {width} {height}" role="img" '
