@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from flaxcls.explaining.diagram_shapes import BOX_HEIGHT, UnitShape
-from flaxcls.explaining.diagram_units import TIMES, Unit, by, describe, fold_names, is_strip
+from flaxcls.explaining.diagram_units import JOINS, TIMES, Unit, by, describe, fold_names, is_strip
 from flaxcls.explaining.svg_canvas import Canvas, text_width
 
 _LEFT = 160  # Where the units begin, px; left of it stands what is known of a row.
@@ -139,13 +139,19 @@ def _facts(row: Row) -> list[str]:
 
 def sentence(row: Row) -> str:
     """Returns the layers of a row in words."""
-    parts = []
-    for shape in row.shapes:
-        unit = shape.unit
-        words = ', '.join(describe(layer) for layer in unit.main if not is_strip(layer))
-        name = f'{fold_names(unit.names)} ' if unit.names else ''
-        parts.append(f'{name}({words}){shape.repeats}' if unit.names else words + shape.repeats)
-    return f'{_facts(row)[0] if row.units else "further"}: {"; ".join(parts)}.'
+    units = '; '.join(_words(shape) for shape in row.shapes)
+    return f'{_facts(row)[0] if row.units else "Further"}: {units}.'
+
+
+def _words(shape: UnitShape) -> str:
+    unit = shape.unit
+    boxes = [x for x in unit.main if not is_strip(x) and x.kind not in JOINS]
+    words = ' → '.join(describe(layer) for layer in boxes or unit.main)
+    for branch in unit.branches:
+        words += f', shortcut {" → ".join(map(describe, branch.layers)) or "identity"}'
+    words += ', concatenated with its input' if unit.is_dense else ''
+    words = f'{fold_names(unit.names)} ({words})' if unit.names else words
+    return f'{words} {shape.repeats}'.rstrip()
 
 
 def draw_legend(canvas: Canvas, rows: Sequence[Row], y: float, width: float) -> float:

@@ -15,8 +15,6 @@ NAMES = {
     'MaxPool': 'max pool',
     'AvgPool': 'avg pool',
     'AdaptiveAvgPool': 'avg pool',
-    'GlobalAvgPool': 'global',
-    'GlobalMaxPool': 'global',
     'StochasticDepth': 'Stoch. depth',
 }
 # As many fit beside one another.
@@ -172,8 +170,8 @@ def find_units(layers: Sequence[Layer]) -> list[Unit]:
     """Returns the units of a network in the order of its layers, equal neighbours folded."""
     found = [
         unit
-        for run in _split(list(enumerate(layers)), 1)
-        for unit in _units_of(layers, [index for index, _ in run])
+        for name, run in _split(list(enumerate(layers)), 1)
+        for unit in _units_of(layers, run, name)
     ]
     return [_fold(list(group)) for _, group in itertools.groupby(found, Unit.signature)]
 
@@ -185,23 +183,22 @@ def _fold(units: list[Unit]) -> Unit:
     return dataclasses.replace(first, names=names, members=members)
 
 
-def _split(run: list[tuple[int, Layer]], depth: int) -> Iterator[list[tuple[int, Layer]]]:
-    """Yields runs of layers of one module each, with as many boxes as fit beside one another."""
-    module = lambda item: item[1].path.split('/')[:depth] if '/' in item[1].path else []  # noqa: E731
-    for _, group in itertools.groupby(run, module):
+def _split(run: list[tuple[int, Layer]], depth: int) -> Iterator[tuple[str, list[int]]]:
+    """Yields the name of a module and its layers, with as many boxes as fit beside one another."""
+    module = lambda item: item[1].path.split('/')[:-1][:depth]  # noqa: E731
+    for name, group in itertools.groupby(run, module):
         inside = list(group)
         deeper = any(layer.path.count('/') > depth for _, layer in inside)
         boxes = sum(not is_strip(layer) for _, layer in inside)
         if deeper and boxes > _MOST_BOXES:
             yield from _split(inside, depth + 1)
         else:
-            yield inside
+            yield '/'.join(name), [index for index, _ in inside]
 
 
-def _units_of(layers: Sequence[Layer], run: list[int]) -> Iterator[Unit]:
+def _units_of(layers: Sequence[Layer], run: list[int], name: str) -> Iterator[Unit]:
     """Yields the block that a run of layers is, or else each of its layers with its strips."""
     inside = [layers[index] for index in run]
-    name = '/'.join(inside[0].path.split('/')[:-1])
     boxes = [layer for layer in inside if not is_strip(layer)]
     joins = any(layer.kind in JOINS for layer in inside)
     is_dense = bool(name and boxes) and _is_dense(layers, run)
@@ -221,6 +218,7 @@ def _is_dense(layers: Sequence[Layer], run: list[int]) -> bool:
 
 
 def _groups(inside: list[Layer]) -> Iterator[list[Layer]]:
+    """Yields each layer that is drawn as a box, with the strips behind it."""
     group: list[Layer] = []
     for layer in inside:
         if group and not is_strip(layer):
@@ -237,6 +235,7 @@ def _joined_shape(layers: Sequence[Layer], inputs: Sequence[int]) -> tuple[int, 
 
 
 def _block(layers: Sequence[Layer], run: list[int], name: str, is_dense: bool) -> Unit:
+    """Returns the block that the layers of a run are, with its longest path as the main one."""
     members = {index: layers[index] for index in run}
     before = _longest_paths(members)
     main = _back(run[-1], before)
@@ -263,7 +262,7 @@ def _block(layers: Sequence[Layer], run: list[int], name: str, is_dense: bool) -
 
 
 def _longest_paths(members: dict[int, Layer]) -> dict[int, int | None]:
-    """Returns the layer before each on the way to it with the most boxes; None: it is outside."""
+    """Returns for each layer which of its inputs the way with the most boxes comes from."""
     length, before = {}, {}
     for index, layer in members.items():
         options = [source for source in layer.inputs if source in members]

@@ -79,7 +79,7 @@ def network_diagram(
     canvas.text(MARGIN + 4, 26, name, 18, bold=True)
     canvas.text(MARGIN + 4, 50, ' · '.join(facts), 11.5, kind='quiet')
     texts = text_width(' · '.join(facts), 11.5) + 2 * MARGIN
-    width = max(texts, *(row.right + 8 + MARGIN for row in rows), 640)
+    width = max(texts, *(row.right + 8 + MARGIN for row in rows), 680)
     bottom = draw_rows(canvas, rows, size, 70, width)
     bottom = draw_legend(canvas, rows, bottom + 22, width)
     about = f'The network {name}: its layers from the image to the logits'
