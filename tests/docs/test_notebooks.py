@@ -15,7 +15,7 @@ from tests.helpers.environment import with_devices
 
 ADDRESS = 'https://github.com/flaxcls/flaxcls'
 COLAB = ADDRESS.replace('github.com', 'colab.research.google.com/github') + '/blob/main/notebooks/'
-MOST_BYTES = 400_000
+MOST_BYTES = 800_000
 NOTEBOOKS = sorted(pathlib.Path('notebooks').glob('*.ipynb'))
 # A translation has the code and the outputs of its original, which test_translations.py compares.
 ORIGINALS = [path for path in NOTEBOOKS if not path.name.endswith('.zh.ipynb')]
