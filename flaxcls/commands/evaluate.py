@@ -2,11 +2,18 @@
 
   flaxcls evaluate --workdir=runs/digits_resnet20
   flaxcls evaluate --workdir=runs/digits_resnet20 --calibrate --csv=predictions.csv
+  flaxcls evaluate --workdir=runs/digits_resnet20 --coverage --costs=costs.csv
   flaxcls evaluate --workdir=runs/digits_resnet20 --workdir=runs/digits_alexnet
 
 Of one run: accuracy with its interval, loss, calibration error, scores of each class, confusions.
 Of several: these beside one another, and McNemar's test of each against the first, on the same
 images. Every validation image is counted once, and the accuracy is training's own.
+
+--coverage shows how accurate the network is where its least sure predictions are withheld, and the
+--min_probability for `flaxcls predict` that does so. --costs is a CSV file of what it costs to take
+an image of one class for one of another: a first line class,CLASS,CLASS,...,reject and a line for
+each true class; reject, what a person's look costs, may be left out. Both believe the
+probabilities, so calibrate the run before.
 
 The logits are kept in WORKDIR/predictions.npz, unless an override such as --config.data.source
 makes them other predictions than the run's own, which then stay as they are; --csv writes any.
@@ -29,9 +36,14 @@ def main(argv: Sequence[str]) -> None:
         help='fit a temperature, kept in WORKDIR/calibration.json for predict, export and serve',
     )
     parser.add_argument('--csv', metavar='FILE', help='write a line for each image, of one run')
+    parser.add_argument(
+        '--coverage', action='store_true', help='accuracy where the least sure are withheld'
+    )
+    parser.add_argument('--costs', metavar='FILE', help='what each decision costs, as CSV')
     flags, overrides = parser.parse_with_overrides(argv)
     from flaxcls.evaluation.runs import (
         calibrate_run,
+        describe_decisions,
         describe_runs,
         evaluate_runs,
         keep_predictions,
@@ -60,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
             print(f'wrote {path}' if path else 'It is not kept: it would raise the loss.')
             if path and run.predictions.correct.all():
                 print('Note: every prediction is right, which says little about confidence.')
+        if flags.coverage or flags.costs:
+            print(describe_decisions(run, coverage=flags.coverage, costs=flags.costs))
     if flags.csv is not None:
         file = write_csv(runs[0].predictions, flags.csv, temperature=runs[0].temperature)
         print(f'wrote {file}')

@@ -10,7 +10,12 @@ prepared as in evaluation; of a GIF, the first frame counts.
 The table shows the most probable classes. --json and --csv write them to a file, or to stdout (-)
 instead of the table, an image at a time: what was written before an interruption is whole.
 JSON is a list of {"file": ..., "predictions": [{"class": ..., "probability": ...}, ...]}, the most
-probable class first. CSV has a row for each of them: file, rank, class, probability, error.
+probable class first. CSV has a row for each of them: file, rank, class, probability, error,
+withheld.
+
+With --min_probability, an image whose likeliest class is less probable is marked as withheld, in
+JSON by "withheld": true: a person should look at it. `flaxcls evaluate --coverage` tells how many
+these will be, and how often the others are right.
 
 Files that cannot be read are named on stderr, and have {"file": ..., "error": ...}; the others are
 predicted, and the exit code is 1.
@@ -34,11 +39,20 @@ def main(argv: Sequence[str]) -> None:
     add('--topk', type=int, default=5, help='classes to show, at most all (5)')
     add('--json', metavar='FILE', help='file for the predictions, or - for stdout')
     add('--csv', metavar='FILE', help='the same as a table')
+    add(
+        '--min_probability',
+        type=float,
+        default=0.0,
+        help='mark what is less probable as withheld, for a person to look at; see '
+        '`flaxcls evaluate --coverage`',
+    )
     add('--batch_size', type=int, default=64, help='images at once (64)')
     flags = parser.parse_intermixed_args(argv)
     for name in ('topk', 'batch_size'):
         if getattr(flags, name) < 1:
             raise UserError(f'--{name}={getattr(flags, name)} must be positive.')
+    if not 0 <= flags.min_probability <= 1:
+        raise UserError(f'--min_probability={flags.min_probability} must lie between 0 and 1.')
     from flaxcls.data.paths import find_files
     from flaxcls.inference.writers import require_outputs
 
@@ -56,7 +70,12 @@ def main(argv: Sequence[str]) -> None:
             file=sys.stderr,
         )
     unreadable = write_predictions(
-        classifier, files, outputs, topk=flags.topk, batch_size=flags.batch_size
+        classifier,
+        files,
+        outputs,
+        topk=flags.topk,
+        batch_size=flags.batch_size,
+        min_probability=flags.min_probability,
     )
     if unreadable:
         raise RunError(f'{unreadable:,} of {len(files):,} files could not be read, as said above.')

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from flaxcls.config.options import keys_of
 from flaxcls.config.workdir import require_different
-from flaxcls.evaluation import tables
+from flaxcls.evaluation import rejection, tables
 from flaxcls.inference.calibration import (
     Calibration,
     calibrate,
@@ -109,3 +109,23 @@ def calibrate_run(run: EvaluatedRun) -> tuple[Calibration, pathlib.Path | None]:
     if found.loss_after > found.loss_before:
         return found, None
     return found, save_calibration(found, run.workdir, source=run.source)
+
+
+def describe_decisions(
+    run: EvaluatedRun, *, coverage: bool = False, costs: str | os.PathLike | None = None
+) -> str:
+    """Returns tables of accuracy over coverage, and of what decisions cost, see `rejection`.
+
+    Raises:
+      UserError: the file of costs is not one for the classes of the run.
+    """
+    parts, temperature = [], run.temperature
+    if temperature == 1.0:
+        parts.append('Note: the probabilities are not calibrated; --calibrate fits a temperature.')
+    if coverage:
+        rows = rejection.risk_and_coverage(run.predictions, temperature)
+        parts.append(rejection.describe_coverage(rows))
+    if costs is not None:
+        read = rejection.read_costs(costs, run.predictions.class_names)
+        parts.append(rejection.describe_costs(run.predictions, read, temperature))
+    return '\n\n'.join(parts)

@@ -23,6 +23,7 @@ def predict_files(
     *,
     topk: int = 5,
     batch_size: int = BATCH_SIZE,
+    min_probability: float = 0.0,
 ) -> Iterator[Prediction]:
     """Yields a prediction for each file, in order; threads read a few hundred ahead, no more.
 
@@ -31,6 +32,7 @@ def predict_files(
       files: as `find_files` gives them; there may be any number.
       topk: how many classes a prediction has, at most as many as there are.
       batch_size: how many images go through the network at once.
+      min_probability: of the likeliest class, below which a prediction is marked as withheld.
 
     Raises:
       RunError: the network's predictions are not finite.
@@ -38,7 +40,7 @@ def predict_files(
     prepare = functools.partial(_prepare, classifier)
     with contextlib.closing(map_in_threads(prepare, files, classifier.num_threads)) as prepared:
         while batch := list(itertools.islice(prepared, batch_size)):
-            yield from _predict_batch(classifier, batch, topk)
+            yield from _predict_batch(classifier, batch, topk, min_probability)
 
 
 def _prepare(classifier: Classifier, file: Found) -> tuple[str, np.ndarray | str]:
@@ -52,7 +54,10 @@ def _prepare(classifier: Classifier, file: Found) -> tuple[str, np.ndarray | str
 
 
 def _predict_batch(
-    classifier: Classifier, batch: Sequence[tuple[str, np.ndarray | str]], topk: int
+    classifier: Classifier,
+    batch: Sequence[tuple[str, np.ndarray | str]],
+    topk: int,
+    min_probability: float,
 ) -> Iterator[Prediction]:
     images = [image for _, image in batch if not isinstance(image, str)]
     rows: Iterator[np.ndarray] = iter(())
@@ -71,7 +76,8 @@ def _predict_batch(
         row = next(rows)
         order = np.argsort(-row, kind='stable')[:topk]
         names = classifier.class_names
-        yield Prediction(path, tuple((names[label], float(row[label])) for label in order))
+        classes = tuple((names[label], float(row[label])) for label in order)
+        yield Prediction(path, classes, withheld=float(row.max()) < min_probability)
 
 
 def write_predictions(
@@ -81,11 +87,12 @@ def write_predictions(
     *,
     topk: int,
     batch_size: int,
+    min_probability: float = 0.0,
 ) -> int:
     """Writes a prediction for each file as it comes, and returns how many could not be read.
 
     Args:
-      classifier, files, topk, batch_size: as `predict_files` takes them.
+      classifier, files, topk, batch_size, min_probability: as `predict_files` takes them.
       outputs: {'json': file, - or None, 'csv': likewise}.
 
     Raises:
@@ -93,7 +100,9 @@ def write_predictions(
       RunError: as `predict_files`.
     """
     unreadable = done = 0
-    predictions = predict_files(classifier, files, topk=topk, batch_size=batch_size)
+    predictions = predict_files(
+        classifier, files, topk=topk, batch_size=batch_size, min_probability=min_probability
+    )
     raw_to_terminal = '-' in outputs.values() and sys.stdout.isatty()
     show_bar = sys.stderr.isatty() and not raw_to_terminal
     paths = [file.path for file in files]

@@ -17,7 +17,7 @@ from flaxcls.data.paths import Found
 from flaxcls.errors import UserError
 from flaxcls.system.files import naming, require_place
 
-CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error')
+CSV_COLUMNS = ('file', 'rank', 'class', 'probability', 'error', 'withheld')
 _FILE_COLUMNS, _CLASS_COLUMNS = 48, 24  # What is longer sticks out.
 
 
@@ -28,11 +28,13 @@ class Prediction(NamedTuple):
       file: path, as it was given.
       classes: (name, probability) of the likeliest, the likeliest first.
       error: why it could not be read, and there are no classes.
+      withheld: the likeliest is less probable than was asked for, so a person should look.
     """
 
     file: str
     classes: tuple[tuple[str, float], ...] = ()
     error: str | None = None
+    withheld: bool = False
 
 
 Write = Callable[[Prediction], None]
@@ -63,7 +65,8 @@ def _to_json(prediction: Prediction) -> dict[str, object]:
     if prediction.error:
         return {'file': prediction.file, 'error': prediction.error}
     classes = [{'class': name, 'probability': share} for name, share in prediction.classes]
-    return {'file': prediction.file, 'predictions': classes}
+    found = {'file': prediction.file, 'predictions': classes}
+    return found | {'withheld': True} if prediction.withheld else found
 
 
 @contextlib.contextmanager
@@ -74,10 +77,10 @@ def write_csv(stream: TextIO) -> Iterator[Write]:
 
     def write(prediction: Prediction) -> None:
         rows = [
-            (prediction.file, rank, name, share, '')
+            (prediction.file, rank, name, share, '', int(prediction.withheld) or '')
             for rank, (name, share) in enumerate(prediction.classes, 1)
         ]
-        writer.writerows(rows or [(prediction.file, '', '', '', prediction.error)])
+        writer.writerows(rows or [(prediction.file, '', '', '', prediction.error, '')])
         stream.flush()
 
     yield write
@@ -103,6 +106,7 @@ def write_table(
         if _width(file) > width:
             say(printable(file), stream)
             file = ''
+        cells += ['withheld'] if prediction.withheld else []
         say('  '.join([_pad(file, width), *cells]), stream)
 
     yield write

@@ -123,11 +123,28 @@ def test_table_json_and_csv_tell_the_same(photos, run, tmp_path, monkeypatch):
         cells = []
         for rank, answer in enumerate(entry['predictions'], 1):
             name, share = answer['class'], answer['probability']
-            assert list(next(rows).values()) == [entry['file'], str(rank), name, str(share), '']
+            expected = [entry['file'], str(rank), name, str(share), '', '']
+            assert list(next(rows).values()) == expected
             cells += [name, f'{share:.2%}']
         assert line.split() == [entry['file'], *cells]
     assert json.loads(run('--json=-', *flags).out) == entries
     assert run('--csv=-', *flags).out == as_csv.read_text()
+
+
+@pytest.mark.parametrize('place', [0, 4, 9])
+def test_what_is_less_probable_is_marked_as_withheld(place, photos, run):
+    files = sorted(photos.iterdir())[:10]
+    every = json.loads(run('--json=-', '--topk=1', *files).out)
+    shares = sorted(entry['predictions'][0]['probability'] for entry in every)
+    flags = [f'--min_probability={shares[place]!r}', '--topk=1', *files]
+    entries = json.loads(run('--json=-', *flags).out)
+    withheld = [entry.pop('withheld', False) for entry in entries]
+    assert entries == every  # What the network holds most likely is still said.
+    assert withheld == [e['predictions'][0]['probability'] < shares[place] for e in every]
+    rows = csv.DictReader(io.StringIO(run('--csv=-', *flags).out))
+    assert [row['withheld'] == '1' for row in rows] == withheld
+    _, *lines = run(*flags).out.splitlines()
+    assert [line.endswith('withheld') for line in lines] == withheld
 
 
 def _write(write_as, predictions, *arguments):
@@ -148,7 +165,7 @@ def test_odd_names_come_back_from_json_and_csv():
     header, *rows = csv.reader(io.StringIO(text, newline=''))
     assert tuple(header) == CSV_COLUMNS
     assert entries.pop() == {'file': 'bad\n.png', 'error': 'ends, "early"'}
-    assert rows.pop() == ['bad\n.png', '', '', '', 'ends, "early"']
+    assert rows.pop() == ['bad\n.png', '', '', '', 'ends, "early"', '']
     for file, entry, first, second in zip(ODD_NAMES, entries, rows[::2], rows[1::2], strict=True):
         predicted = [(f'class of {file}', 0.75), ('b', 0.25)]
         assert (entry['file'], first[0], second[0]) == (file, file, file)
