@@ -1,9 +1,9 @@
 """What each part of the AlexNet of 2012 contributes: taken away in turn, on Fashion-MNIST.
 
-Claims (Krizhevsky et al. 2012, on ImageNet): local response normalisation lowers the top-1 error by
-1.4 points (section 3.3), overlapping pooling by 0.4 (section 3.4); without crops and flips the
-network overfits (section 4.1), and so it does without dropout (section 4.2); weight decay lowers
-the training error too (section 5). All parts of the recipe stay but the one that is named.
+Claims (Krizhevsky et al., NIPS 2012, on ImageNet): local response normalisation lowers the top-1
+error by 1.4 points (section 3.3), overlapping pooling by 0.4 (section 3.4); without crops and flips
+the network overfits (section 4.1), and so it does without dropout (section 4.2); weight decay
+lowers the training error too (section 5). All parts of the recipe stay but the one that is named.
 
   flaxcls sweep --sweep=alexnet_2012_parts
 

@@ -45,8 +45,17 @@ def _without_varying(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def experiment_hash(experiment: Mapping[str, Any]) -> str:
-    """Returns 12 hex digits that stand for the options of an experiment."""
-    text = json.dumps(experiment, sort_keys=True)
+    """Returns 12 hex digits that stand for the options of an experiment.
+
+    What is at its default has no part in it, so that a new option changes no hash.
+    """
+    defaults = recorded_experiment({})
+    chosen = {
+        key: value
+        for key, value in _as_json(experiment).items()
+        if key not in defaults or value != defaults[key]
+    }
+    text = json.dumps(chosen, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -56,7 +65,7 @@ def recorded_experiment(options: Mapping[str, Any]) -> dict[str, Any]:
     An option that has been added since the run had then what is its default now.
     """
     defaults = experiment_options({key: row.default for key, row in options_with(()).items()})
-    return defaults | _as_json(_without_varying(options))
+    return _as_json(defaults | dict(_without_varying(options)))
 
 
 def _as_json(value: Any) -> Any:

@@ -50,6 +50,15 @@ def test_the_hash_differs_between_experiments_and_not_their_runs(key):
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS)
+def test_an_option_that_is_added_later_changes_no_hash(path):
+    experiment, default = (experiment_options(load_config(name)) for name in (path, None))
+    for key in experiment:
+        before = {name: value for name, value in experiment.items() if name != key}
+        same = experiment_hash(before) == experiment_hash(experiment)
+        assert same == (experiment[key] == default[key])
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS)
 def test_the_hash_survives_being_stored(path):
     config = load_config(path)
     assert experiment_options(from_json(to_json(config))) == experiment_options(config)
