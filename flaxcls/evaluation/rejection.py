@@ -7,6 +7,7 @@ expected cost, and to withhold it is one of them (Chow, IEEE Trans. Inf. Theory 
 """
 
 import csv
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -77,7 +78,9 @@ def risk_and_coverage(
     """
     confidence = predictions.probabilities(temperature).max(1)
     order = np.sort(confidence)[::-1]
-    thresholds = [order[max(0, round(share * len(order)) - 1)] for share in coverages]
+    lowest = [order[max(0, round(share * len(order)) - 1)] for share in coverages]
+    # Rounded down, as it is printed: rounded up to 1, it would withhold everything.
+    thresholds = [math.floor(value * 1e6) / 1e6 for value in lowest]
     rows = []
     for threshold in dict.fromkeys(thresholds):
         kept = confidence >= threshold
@@ -186,7 +189,7 @@ def describe_coverage(rows: Sequence[Kept]) -> str:
         low, high = row.interval
         cells.append((
             f'{row.coverage:.1%}', f'{row.accuracy:.2%}', f'{low:.2%} to {high:.2%}',
-            f'{row.min_probability:.4f}',
+            f'{row.min_probability:.6f}',
         ))  # fmt: skip
     return '\n'.join(table(cells, '>>>>'))
 

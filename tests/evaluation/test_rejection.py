@@ -11,6 +11,7 @@ from flaxcls.evaluation.rejection import (
     always_decide,
     decide,
     describe_costs,
+    describe_coverage,
     read_costs,
     risk_and_coverage,
 )
@@ -49,6 +50,16 @@ def test_what_is_kept_is_counted_as_one_would_by_hand(rng):
         assert row.accuracy == pytest.approx(np.mean([predictions.correct[i] for i in kept]))
         assert row.interval[0] <= row.accuracy <= row.interval[1]
     assert rows[-1].accuracy > rows[0].accuracy  # Since the probabilities mean something here.
+
+
+def test_what_is_printed_keeps_what_the_table_says(rng):
+    """However sure the network is: 0.9999999 must not become 1."""
+    predictions = _predictions(rng)
+    predictions = predictions._replace(logits=8 * predictions.logits)
+    rows = risk_and_coverage(predictions)
+    printed = [float(line.split()[-1]) for line in describe_coverage(rows).splitlines()[1:]]
+    confidence = predictions.probabilities().max(1)
+    assert [np.mean(confidence >= value) for value in printed] == [row.coverage for row in rows]
 
 
 def test_equally_sure_predictions_are_kept_together():
