@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument('--costs', metavar='FILE', help='what each decision costs, as CSV')
     flags, overrides = parser.parse_with_overrides(argv)
+    from flaxcls.config.workdir import load_class_names
+    from flaxcls.evaluation.rejection import read_costs
     from flaxcls.evaluation.runs import (
         calibrate_run,
         describe_decisions,
@@ -59,6 +61,10 @@ def main(argv: Sequence[str]) -> None:
                 f'--csv={flags.csv} takes the predictions of one run; give one --workdir, not '
                 f'{len(flags.workdir)}.'
             )
+    for workdir in flags.workdir if flags.costs is not None else ():
+        names = load_class_names(workdir)  # A mistake is told before anything is computed.
+        if names is not None:
+            read_costs(flags.costs, names)
     if flags.calibrate:
         for workdir in flags.workdir:
             require_own_network(workdir, overrides, '--calibrate')

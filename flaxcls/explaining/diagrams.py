@@ -16,7 +16,7 @@ from flaxcls.explaining.svg_canvas import Canvas, text_width
 from flaxcls.models.image_size import require_image_size
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.trace import trace_layers
-from flaxcls.system.files import naming
+from flaxcls.system.files import require_place, write_atomically
 
 # Kind of block -> a network that has it, options of that network, and the block's name.
 BLOCKS = {
@@ -44,10 +44,8 @@ class Diagram:
         return self._svg
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the picture into an .svg file."""
-        path = pathlib.Path(path)
-        with naming(path):
-            path.write_text(self._svg, encoding='utf-8')
+        """Writes the picture into an .svg file; raises UserError if it cannot be there."""
+        write_atomically(require_place(path), self._svg)
 
 
 def network_diagram(
