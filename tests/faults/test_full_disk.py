@@ -105,7 +105,7 @@ def places(full, finished, tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', COMMANDS)
-def test_a_command_names_the_file_that_a_full_disk_did_not_take(name, places):
+def test_a_command_names_the_file_that_did_not_fit(name, places):
     before = list_files(places['full'])
     with pytest.raises((OSError, RunError)) as caught:
         new = places['full'] / f'new, {name}'
