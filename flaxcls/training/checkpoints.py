@@ -122,8 +122,8 @@ class Checkpoints:
         free = shutil.disk_usage(self._folder).free
         if free < size:
             raise RunError(
-                f'{str(self._folder)!r} has {free / 1e6:.1f} MB left, and a checkpoint takes '
-                f'{size / 1e6:.1f} MB; {_MAKE_ROOM}.'
+                f'{str(self._folder)!r} has {free / 1e6:.2f} MB left, and a checkpoint takes '
+                f'{size / 1e6:.2f} MB; {_MAKE_ROOM}.'
             )
 
     @contextlib.contextmanager

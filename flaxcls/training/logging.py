@@ -139,7 +139,8 @@ class MetricsWriter:
                 tracker.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self._path):  # What could not be written is tried once more.
+            self._file.close()
         for tracker in self._trackers:
             tracker.close()
 

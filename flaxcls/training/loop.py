@@ -115,8 +115,9 @@ def _store(config: str, labels: str, dataset: Dataset, source: str, workdir: pat
     extensions.store(labels, workdir)
     record = make_record(dataset, source)
     write_record(merge_records(read_record(workdir), record), workdir)
-    write_atomically(workdir / CONFIG_FILE, config)
     write_atomically(workdir / CLASSES_FILE, json.dumps(dataset.class_names, indent=1) + '\n')
+    # The last, since it is what makes the folder a run, which has the others.
+    write_atomically(workdir / CONFIG_FILE, config)
 
 
 def _print_plan(setup: Setup, state: TrainState, workdir: pathlib.Path) -> None:

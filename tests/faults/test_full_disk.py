@@ -1,5 +1,8 @@
 """A full disk: every command that writes says which file, and what was there is as it was."""
 
+import errno
+import multiprocessing
+import os
 import pathlib
 import shutil
 import subprocess
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flaxcls.__main__ import main
+from flaxcls.__main__ import main, run
 from flaxcls.errors import RunError
 from flaxcls.training.torch_weights import export_weights
 from tests.helpers.configs import TRAINED
@@ -117,36 +120,77 @@ def test_a_command_names_the_file_that_did_not_fit(name, places):
     assert not [path for path, (size, _) in changed.items() if size]
 
 
-def _train(workdir):
-    command = [sys.executable, '-m', 'flaxcls', 'train', '--config=default', *SMALL]
-    return subprocess.run(
-        [*command, f'--workdir={workdir}'], capture_output=True, text=True, check=False
-    )
+def _run(arguments, out, err):
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
+    sys.argv = ['flaxcls', *arguments]
+    run()
 
 
-def _sha256(done):
-    return done.stdout.partition('state sha256 ')[2].split()
+def _train(workdir, folder):
+    """Trains in a process that is forked with everything imported: its exit code and streams."""
+    processes = multiprocessing.get_context('forkserver')
+    processes.set_forkserver_preload(['flaxcls.commands.train', 'orbax.checkpoint', __name__])
+    out, err = folder / 'out', folder / 'err'
+    arguments = ['train', '--config=default', *SMALL, f'--workdir={workdir}']
+    process = processes.Process(target=_run, args=(arguments, out, err))
+    process.start()
+    process.join()
+    return process.exitcode, out.read_text(), err.read_text()
+
+
+def _sha256(printed):
+    return printed.partition('state sha256 ')[2].split()
 
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
     """A run with room enough: the words after its sha256, and what it has written."""
-    workdir = tmp_path_factory.mktemp('straight') / 'run'
-    sha256 = _sha256(_train(workdir))
-    assert sha256
-    return sha256[0], sum(size for size, _ in list_files(workdir).values())
+    folder = tmp_path_factory.mktemp('straight')
+    code, printed, _ = _train(folder / 'run', folder)
+    assert code == 0
+    return _sha256(printed)[0], sum(size for size, _ in list_files(folder / 'run').values())
 
 
-def test_a_disk_that_fills_while_a_run_trains_loses_nothing(seed, disk, straight):
+@pytest.mark.parametrize('name', ['train', 'import', 'precise-bn'])
+def test_what_fails_at_any_of_its_files_is_begun_anew(name, places, tmp_path, monkeypatch):
+    """As when the disk is full, or the process killed, before the file has its name."""
+    left, replace = [], pathlib.Path.replace
+
+    def fail_at_the_last(path, target):
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        left.pop()
+        return replace(path, target)
+
+    count = 0
+    while True:
+        new = tmp_path / str(count)
+        command = [word.format(new=new, **places) for word in COMMANDS[name]]
+        left[:] = [None] * count
+        with monkeypatch.context() as context:
+            context.setattr(pathlib.Path, 'replace', fail_at_the_last)
+            try:
+                main(command)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            else:
+                break
+        main(command)
+        count += 1
+    assert count > 2
+
+
+def test_a_disk_that_fills_while_a_run_trains_loses_nothing(seed, disk, straight, tmp_path):
     """Somewhere between the first file and the last checkpoint."""
     sha256, size = straight
     rng = np.random.default_rng(seed)
     for _ in range(draws(1)):
         disk.empty()
         disk.resize(int(rng.integers(size)))
-        done = _train(disk.folder / 'run')
-        assert (done.returncode, done.stderr.count('\n')) == (1, 1), done.stderr
-        assert str(disk.folder) in done.stderr
-        assert 'No space left' in done.stderr or 'make room' in done.stderr
+        code, _, said = _train(disk.folder / 'run', tmp_path)
+        assert (code, said.count('\n')) == (1, 1), said
+        assert str(disk.folder) in said
+        assert 'No space left' in said or 'make room' in said
         disk.resize(LARGE)
-        assert _sha256(_train(disk.folder / 'run'))[0] == sha256
+        assert _sha256(_train(disk.folder / 'run', tmp_path)[1])[0] == sha256

@@ -130,6 +130,8 @@ SLOW = (
     'faults/test_full_disk.py::test_a_command_names_the_file_that_did_not_fit[data show',
     'faults/test_full_disk.py::test_a_command_names_the_file_that_did_not_fit[sweep',
     'faults/test_full_disk.py::test_a_disk_that_fills_while_a_run_trains_loses_nothing',
+    'faults/test_full_disk.py::test_what_fails_at_any_of_its_files_is_begun_anew[precise-bn',
+    'faults/test_full_disk.py::test_what_fails_at_any_of_its_files_is_begun_anew[train',
     'inference/test_export_function.py::test_folded_network_is_the_network[densenet121',
     'inference/test_export_function.py::test_folded_network_is_the_network[resnet50',
     'inference/test_export_function.py::test_folded_network_is_the_network[resnext50',
