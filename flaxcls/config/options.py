@@ -73,6 +73,8 @@ _ROWS = (
            help='DenseNet: 1x1 convolutions before the 3x3 ones.'),
     Option('model.compression', float, above=0, at_most=1, attribute=True,
            help='DenseNet: share of the channels that transitions keep.'),
+    Option('model.stem', str, choices=('7x7', 'deep', 'small'), attribute=True,
+           help='ResNet, DenseNet: 7x7, deep (three 3x3), small (images).'),
     Option('model.shortcut', str, choices=('A', 'B', 'C', 'D', 'none'), attribute=True,
            help='ResNet: A, B, C, D (maps of another shape), none.'),
     Option('model.zero_init_residual', bool, attribute=True,

@@ -22,6 +22,7 @@ from flaxcls.models.layers import (
     avg_pool,
     global_avg_pool,
     max_pool,
+    stem,
 )
 from flaxcls.ops.batch_norm import Moments, Parts
 from flaxcls.ops.remat import BLOCK
@@ -150,8 +151,8 @@ class DenseNet(nn.Module):
       stem_features: channels before the first block; None: 2k.
       bottleneck: 1x1 convolutions to 4k channels before the 3x3 ones (the B of BC).
       compression: share of the channels that a transition keeps (the C of BC).
-      small_images: CIFAR's stem, a 3x3 convolution alone, instead of a 7x7 one and a max pooling,
-        each with stride 2.
+      stem: '7x7' or 'deep', and max pooling; 'small', for CIFAR's images: a convolution alone; see
+        `layers.stem`.
       dropout_rate: after each convolution but the stem (section 4.2).
       norm: constructor of BatchNorm, with the run's settings.
       dtype: of the computation; parameters and logits are float32.
@@ -163,7 +164,7 @@ class DenseNet(nn.Module):
     stem_features: int | None = None
     bottleneck: bool = True
     compression: float = 0.5
-    small_images: bool = False
+    stem: str = '7x7'
     dropout_rate: float = 0.0
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -178,10 +179,8 @@ class DenseNet(nn.Module):
         options = {'dropout_rate': self.dropout_rate, 'conv': conv, 'norm': norm}
         dense_layer = BottleneckLayer if self.bottleneck else DenseLayer
         stem_features = self.stem_features or 2 * self.growth_rate
-        if self.small_images:
-            x = conv(stem_features, 3, padding=1, name='stem')(images)
-        else:
-            x = conv(stem_features, 7, strides=2, padding=3, name='stem')(images)
+        x = stem(images, self.stem, stem_features, conv, norm, train)
+        if self.stem != 'small':
             x = norm(name='bn_stem')(x, train=train)
             x = nn.relu(x)
             x = max_pool(x, 3, 2, padding=1)

@@ -5,6 +5,7 @@ Images are [B, H, W, C]. Padding is written as a number of pixels on every side,
 """
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -226,3 +227,36 @@ class Head(nn.Module):
             bias_init=init.zeros,
             name='dense',
         )
+
+
+def stem(
+    images: jax.Array,
+    kind: str,
+    width: int,
+    conv: Callable[..., nn.Module],
+    norm: Callable[..., nn.Module],
+    train: bool,
+) -> jax.Array:
+    """Returns the maps [B, H', W', width] of a network's first layers, before their BatchNorm.
+
+    Args:
+      images: [B, H, W, 3].
+      kind: '7x7', a convolution of stride 2; 'deep', three 3x3 ones in its place, the first of
+        stride 2 and half as wide (arXiv:1812.01187, figure 2b); 'small', a 3x3 one of stride 1,
+        for images as small as CIFAR's (arXiv:1512.03385, section 4.2).
+      width: channels.
+      conv: constructor of convolutions.
+      norm: constructor of BatchNorm.
+      train: whether BatchNorm takes the statistics of the batch.
+    """
+    if kind == '7x7':
+        return conv(width, 7, strides=2, padding=3, name='stem')(images)
+    if kind == 'small':
+        return conv(width, 3, padding=1, name='stem')(images)
+    x = conv(width // 2, 3, strides=2, padding=1, name='stem1')(images)
+    x = norm(name='bn_stem1')(x, train=train)
+    x = nn.relu(x)
+    x = conv(width // 2, 3, padding=1, name='stem2')(x)
+    x = norm(name='bn_stem2')(x, train=train)
+    x = nn.relu(x)
+    return conv(width, 3, padding=1, name='stem')(x)

@@ -196,14 +196,14 @@ def cifar_densenet(depth: int, growth_rate: int) -> partial:
         stem_features=16,
         bottleneck=False,
         compression=1.0,
-        small_images=True,
+        stem='small',
     )
 
 
 def cifar_densenet_bc(depth: int, growth_rate: int) -> partial:
     """Returns the constructor of CIFAR's DenseNet-BC with `depth` = 6n + 4 layers."""
     sizes = ((depth - 4) // 6,) * 3
-    return partial(DenseNet, block_sizes=sizes, growth_rate=growth_rate, small_images=True)
+    return partial(DenseNet, block_sizes=sizes, growth_rate=growth_rate, stem='small')
 
 
 _ALEX, _OWT, _IOFFE = 'NIPS 2012, sec. 3', 'arXiv:1404.5997', 'arXiv:1502.03167'

@@ -26,6 +26,7 @@ from flaxcls.models.layers import (
     avg_pool,
     global_avg_pool,
     max_pool,
+    stem,
 )
 from flaxcls.ops.remat import BLOCK
 
@@ -189,8 +190,8 @@ class ResNet(nn.Module):
       block: constructor of the blocks: BasicBlock or BottleneckBlock.
       width: channels of the stem and of the first stage's blocks; each later stage doubles them.
       width_multiplier: scales the width.
-      stem: '7x7', with stride 2, and max pooling; 'deep': three 3x3 convolutions instead of the 7x7
-        one (arXiv:1812.01187, figure 2b); 'small': CIFAR's single 3x3 convolution, no pooling.
+      stem: '7x7' or 'deep', and max pooling; 'small', for CIFAR's images: no pooling; see
+        `layers.stem`.
       shortcut: 'A', 'B', 'C', 'D' or 'none', see `Block.shortcut`.
       zero_init_residual: initialise residual branches to output zeros, see `Block.zero_init`.
       stochastic_depth_rate: drop rate of the last block; block l of L has l / L of it
@@ -219,7 +220,7 @@ class ResNet(nn.Module):
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
         width = max(1, round(self.width * self.width_multiplier))
-        x = _stem(images, self.stem, width, conv, norm, train)
+        x = stem(images, self.stem, width, conv, norm, train)
         x = norm(name='bn_stem')(x, train=train)
         x = nn.relu(x)
         if self.stem != 'small':
@@ -247,7 +248,7 @@ class PreActResNet(ResNet):
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
         width = max(1, round(self.width * self.width_multiplier))
-        x = _stem(images, self.stem, width, conv, norm, train)
+        x = stem(images, self.stem, width, conv, norm, train)
         if self.stem != 'small':
             x = max_pool(x, 3, 2, padding=1)
         x = _stages(x, self, width, conv, norm, train, example_keys)
@@ -257,21 +258,6 @@ class PreActResNet(ResNet):
         x = global_avg_pool(x)
         x = Intermediate(name='features')(x)
         return Head(self.num_classes, name='head')(x)
-
-
-def _stem(images, kind, width, conv, norm, train):
-    """Returns the stem's maps [B, H', W', width], before their BatchNorm; see `ResNet.stem`."""
-    if kind == '7x7':
-        return conv(width, 7, strides=2, padding=3, name='stem')(images)
-    if kind == 'small':
-        return conv(width, 3, padding=1, name='stem')(images)
-    x = conv(width // 2, 3, strides=2, padding=1, name='stem1')(images)
-    x = norm(name='bn_stem1')(x, train=train)
-    x = nn.relu(x)
-    x = conv(width // 2, 3, padding=1, name='stem2')(x)
-    x = norm(name='bn_stem2')(x, train=train)
-    x = nn.relu(x)
-    return conv(width, 3, padding=1, name='stem')(x)
 
 
 def _stages(x, network, width, conv, norm, train, example_keys):

@@ -110,8 +110,15 @@ def _make_rename(model: nn.Module) -> Callable[[str], str]:
             'bn_final': f'features.norm{len(model.block_sizes) + 1}',
             'head/dense': 'classifier',
         }
+        if model.stem == 'deep':  # As timm has them.
+            layers |= {'stem1': 'features.conv0', 'stem2': 'features.conv1'}
+            layers |= {'bn_stem1': 'features.norm0', 'bn_stem2': 'features.norm1'}
+            layers |= {'stem': 'features.conv2', 'bn_stem': 'features.norm2'}
     elif isinstance(model, PreActResNet):
         layers = {'stem': 'stem.conv', 'bn_final': 'norm', 'head/dense': 'head.fc'}
+        if model.stem == 'deep':
+            layers |= {'stem1': 'stem.conv1', 'stem2': 'stem.conv2', 'stem': 'stem.conv3'}
+            layers |= {'bn_stem1': 'stem.norm1', 'bn_stem2': 'stem.norm2'}
     else:
         layers = {'stem': 'conv1', 'bn_stem': 'bn1', 'head/dense': 'fc'}
         if model.stem == 'deep':

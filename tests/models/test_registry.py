@@ -234,7 +234,6 @@ VALUES = {
     'stem_features': (None, 5, 6),
     'bottleneck': (False, True),
     'compression': (0.5, 1.0),
-    'small_images': (False, True),
     'norm': (BatchNorm, functools.partial(BatchNorm, eps=1e-3)),
     'dtype': (jnp.float32, jnp.bfloat16),
 }

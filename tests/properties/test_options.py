@@ -64,6 +64,7 @@ CASES = {
     'model.growth_rate': Case((4, 8), DENSENET),
     'model.bottleneck': Case((False, True), DENSENET),
     'model.compression': Case((0.5, 1.0), DENSENET),
+    'model.stem': Case((), {'data.image_size': 33}),
     'model.shortcut': Case((), {'model.stage_sizes': '1,1'}),
     'model.zero_init_residual': Case((False, True)),
     'model.stochastic_depth_rate': Case((0.0, 0.1)),

@@ -28,9 +28,11 @@ SMALL = [
     ('resnet50', {'width_multiplier': 0.1, 'stage_sizes': (1, 2)}),
     ('resnet50_d', {'width_multiplier': 0.1, 'stage_sizes': (1, 2)}),
     ('resnet50_v2', {'width_multiplier': 0.1, 'stage_sizes': (1, 2)}),
+    ('resnet50_v2', {'width_multiplier': 0.1, 'stage_sizes': (1, 2), 'stem': 'deep'}),
     ('resnext50_32x4d', {'width_multiplier': 0.25, 'stage_sizes': (1, 2)}),
     ('resnet20', {'shortcut': 'B', 'stage_sizes': (1, 2)}),
     ('densenet121', {'growth_rate': 4, 'block_sizes': (2, 2)}),
+    ('densenet121', {'growth_rate': 4, 'block_sizes': (2, 2), 'stem': 'deep'}),
     ('densenet_40_12', {'growth_rate': 4, 'block_sizes': (2, 2)}),
 ]
 
