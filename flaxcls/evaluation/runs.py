@@ -20,7 +20,7 @@ from flaxcls.inference.predictions import (
     predict_validation,
     save_predictions,
 )
-from flaxcls.training.restore import changed_options, load_run
+from flaxcls.training.restore import Restored, changed_options, load_run
 
 
 class EvaluatedRun(NamedTuple):
@@ -32,6 +32,7 @@ class EvaluatedRun(NamedTuple):
       top_k: of the run's metric.
       changed: overridden options for which the logits are others than the run's own.
       predictions: logits and labels of every validation image.
+      restored: the run itself, which is open.
     """
 
     workdir: str
@@ -39,6 +40,7 @@ class EvaluatedRun(NamedTuple):
     top_k: int
     changed: set[str]
     predictions: Predictions
+    restored: Restored
 
     @property
     def temperature(self) -> float:
@@ -73,7 +75,7 @@ def evaluate_runs(
         run = load_run(workdir, checkpoint=checkpoint, overrides=overrides)
         predictions = predict_validation(run)
         source, top_k = run.setup.source, run.setup.top_k
-        runs.append(EvaluatedRun(workdir, source, top_k, options, predictions))
+        runs.append(EvaluatedRun(workdir, source, top_k, options, predictions, run))
     return runs
 
 
