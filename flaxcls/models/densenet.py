@@ -151,8 +151,8 @@ class DenseNet(nn.Module):
       stem_features: channels before the first block; None: 2k.
       bottleneck: 1x1 convolutions to 4k channels before the 3x3 ones (the B of BC).
       compression: share of the channels that a transition keeps (the C of BC).
-      stem: '7x7' or 'deep', and max pooling; 'small', for CIFAR's images: a convolution alone; see
-        `layers.stem`.
+      stem: '7x7', '3x3' or 'deep', and max pooling; 'small', for CIFAR's images: a convolution
+        alone; see `layers.stem`.
       dropout_rate: after each convolution but the stem (section 4.2).
       norm: constructor of BatchNorm, with the run's settings.
       dtype: of the computation; parameters and logits are float32.

@@ -241,9 +241,9 @@ def stem(
 
     Args:
       images: [B, H, W, 3].
-      kind: '7x7', a convolution of stride 2; 'deep', three 3x3 ones in its place, the first of
-        stride 2 and half as wide (arXiv:1812.01187, figure 2b); 'small', a 3x3 one of stride 1,
-        for images as small as CIFAR's (arXiv:1512.03385, section 4.2).
+      kind: '7x7' or '3x3', a convolution of stride 2; 'deep', three 3x3 ones, the first of stride 2
+        and half as wide (arXiv:1812.01187, figure 2b); 'small', a 3x3 one of stride 1, for images
+        as small as CIFAR's (arXiv:1512.03385, section 4.2).
       width: channels.
       conv: constructor of convolutions.
       norm: constructor of BatchNorm.
@@ -251,8 +251,9 @@ def stem(
     """
     if kind == '7x7':
         return conv(width, 7, strides=2, padding=3, name='stem')(images)
-    if kind == 'small':
-        return conv(width, 3, padding=1, name='stem')(images)
+    if kind != 'deep':
+        strides = 1 if kind == 'small' else 2
+        return conv(width, 3, strides=strides, padding=1, name='stem')(images)
     x = conv(width // 2, 3, strides=2, padding=1, name='stem1')(images)
     x = norm(name='bn_stem1')(x, train=train)
     x = nn.relu(x)

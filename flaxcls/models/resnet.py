@@ -190,7 +190,7 @@ class ResNet(nn.Module):
       block: constructor of the blocks: BasicBlock or BottleneckBlock.
       width: channels of the stem and of the first stage's blocks; each later stage doubles them.
       width_multiplier: scales the width.
-      stem: '7x7' or 'deep', and max pooling; 'small', for CIFAR's images: no pooling; see
+      stem: '7x7', '3x3' or 'deep', and max pooling; 'small', for CIFAR's images: no pooling; see
         `layers.stem`.
       shortcut: 'A', 'B', 'C', 'D' or 'none', see `Block.shortcut`.
       zero_init_residual: initialise residual branches to output zeros, see `Block.zero_init`.

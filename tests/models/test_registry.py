@@ -225,7 +225,7 @@ VALUES = {
     'initializer': ('paper', 'he', 'filters'),
     'dropout_rate': (0.0, 0.1, 0.2),
     'stage_sizes': ((2, 1), (1, 2)),
-    'stem': ('7x7', 'deep', 'small'),
+    'stem': ('7x7', '3x3', 'deep', 'small'),
     'shortcut': ('A', 'B', 'C', 'D', 'none'),
     'zero_init_residual': (False, True),
     'stochastic_depth_rate': (0.0, 0.1, 0.2),
