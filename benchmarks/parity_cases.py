@@ -45,9 +45,9 @@ CASES = {
     **{
         name: Case(name, 'torchvision', name)
         for name in (
-            'alexnet', 'vgg16', 'vgg16_bn', 'resnet18', 'resnet34', 'resnet50', 'resnet101',
-            'resnet152', 'resnext50_32x4d', 'wide_resnet50_2', 'densenet121', 'densenet161',
-            'densenet169', 'densenet201',
+            'alexnet', 'vgg16', 'vgg16_bn', 'mobilenet_v2', 'resnet18', 'resnet34', 'resnet50',
+            'resnet101', 'resnet152', 'resnext50_32x4d', 'wide_resnet50_2', 'densenet121',
+            'densenet161', 'densenet169', 'densenet201',
         )
     },
     'resnet18_d': Case('resnet18_d', 'timm', 'resnet18d'),

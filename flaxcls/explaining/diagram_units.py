@@ -117,6 +117,8 @@ def box_lines(layer: Layer) -> list[str]:
     kernel = by(layer.kernel or ())
     stride = [f'stride {layer.stride}'] if layer.stride and layer.stride > 1 else []
     channels = str(layer.output[-1])
+    if layer.is_depthwise:
+        return [f'depthwise {kernel}', channels, *stride]
     if layer.kernel and layer.macs:
         groups = [f'{layer.groups} groups'] if layer.groups and layer.groups > 1 else []
         return [f'conv {kernel}', channels, *stride, *groups]

@@ -25,6 +25,7 @@ BLOCKS = {
     'projection': ('resnet34', {}, 'stage2_block1'),
     'bottleneck': ('resnet50', {}, 'stage1_block2'),
     'resnext': ('resnext50_32x4d', {}, 'stage1_block2'),
+    'inverted': ('mobilenet_v2', {}, 'stage3_block2'),
     'preactivation': ('resnet50_v2', {}, 'stage1_block2'),
     'dense': ('densenet121', {}, 'block1_layer1'),
     'transition': ('densenet121', {}, 'transition1'),

@@ -54,5 +54,10 @@ class Layer:
     receptive_field: int | None = None
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution that sees each channel by itself."""
+        return self.groups is not None and 1 < self.groups == self.output[-1]
+
+    @property
     def is_arithmetic(self) -> bool:
         return self.kind in ARITHMETIC

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from flaxcls.errors import UserError
@@ -20,6 +21,7 @@ from flaxcls.ops import pooling
 from flaxcls.ops.convolution import convolve
 from flaxcls.ops.dense import multiply
 from flaxcls.ops.dtypes import at_least_float32
+from flaxcls.ops.forms import use_reference
 from flaxcls.ops.remat import BLOCK, LINEAR
 
 
@@ -127,6 +129,15 @@ def _draw_kept(layer: nn.Module, batch: int, shape, rate: float, example_keys) -
     path = zlib.crc32('/'.join(layer.path).encode())
     keys = jax.vmap(jax.random.fold_in, (0, None))(example_keys, path)
     return jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+
+
+@jax.named_scope('relu6')  # By which trace.py finds it.
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6); the gradient is 0 at 0 and at 6 too, as torch's is, and not nn.relu6's."""
+    six = jnp.full((), 6, x.dtype)
+    if use_reference():  # jax2onnx 0.17 has no clamp where the batch size is free.
+        return jnp.minimum(nn.relu(x), six)
+    return lax.clamp(jnp.zeros((), x.dtype), x, six)
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:

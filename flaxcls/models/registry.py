@@ -14,6 +14,7 @@ from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.image_size import require_image_size
+from flaxcls.models.mobilenet import MobileNetV2
 from flaxcls.models.resnet import (
     BasicBlock,
     BottleneckBlock,
@@ -208,6 +209,7 @@ def cifar_densenet_bc(depth: int, growth_rate: int) -> partial:
 
 _ALEX, _OWT, _IOFFE = 'NIPS 2012, sec. 3', 'arXiv:1404.5997', 'arXiv:1502.03167'
 _VGG = 'arXiv:1409.1556, table 1'
+_MOBILE = 'arXiv:1801.04381, table 2'
 _RES, _RES_C = 'arXiv:1512.03385, table 1', 'arXiv:1512.03385, sec. 4.2'
 _V2, _D = 'arXiv:1603.05027, sec. 3', 'arXiv:1812.01187, sec. 4'
 _NEXT, _WIDE = 'arXiv:1611.05431, table 1', 'arXiv:1605.07146'
@@ -229,6 +231,7 @@ MODELS = Networks('model.name', {
     'alexnet_bn': _imagenet(alexnet_bn, 61_101_992, 0.7142, 0.494, _IOFFE),
     'vgg16': _imagenet(VGG, 138_357_544, 15.4703, 13.557, _VGG),
     'vgg16_bn': _imagenet(vgg16_bn, 138_365_992, 15.4703, 13.557, _VGG),
+    'mobilenet_v2': _imagenet(MobileNetV2, 3_504_872, 0.3008, 6.679, _MOBILE),
     'resnet18': _imagenet(resnet(18), 11_689_512, 1.8141, 2.485, _RES),
     'resnet34': _imagenet(resnet(34), 21_797_672, 3.6638, 3.739, _RES),
     'resnet50': _imagenet(resnet(50), 25_557_032, 4.0892, 11.115, _RES),

@@ -24,6 +24,7 @@ _RANDOM = ('Dropout', 'StochasticDepth')
 _FUNCTIONS = {
     'local_response_norm': ('lrn', 'LRN'),
     'adaptive_avg_pool': ('adaptive_avg_pool', 'AdaptiveAvgPool'),
+    'relu6': ('relu6', 'ReLU6'),
 }
 _WINDOWS = {'reduce_window_max': 'MaxPool', 'reduce_window_sum': 'AvgPool'}
 _REDUCTIONS = {

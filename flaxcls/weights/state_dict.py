@@ -1,6 +1,7 @@
 """Where a network's arrays are in a PyTorch state dict: names and axes, both ways.
 
-Names are torchvision's for AlexNet, VGG, ResNet and DenseNet, and timm's for ResNet-D and v2.
+Names are torchvision's for AlexNet, VGG, MobileNetV2, ResNet and DenseNet, and timm's for ResNet-D
+and v2.
 Networks that neither has (alexnet_2012, alexnet_bn, CIFAR's) are named in the same manner.
 """
 
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.init import abstract_variables
+from flaxcls.models.mobilenet import MobileNetV2
 from flaxcls.models.resnet import PreActResNet
 from flaxcls.models.vgg import VGG
 
@@ -103,6 +105,8 @@ def _make_rename(model: nn.Module) -> Callable[[str], str]:
         layers = _alexnet_names(model)
     elif isinstance(model, VGG):
         layers = _vgg_names(model)
+    elif isinstance(model, MobileNetV2):
+        layers = _mobilenet_names(model)
     elif isinstance(model, DenseNet):
         layers = {
             'stem': 'features.conv0',
@@ -146,6 +150,26 @@ def _vgg_names(model: VGG) -> dict[str, str]:
             at += 3 if model.use_batch_norm else 2
         at += 1  # The pooling.
     return names | {'fc1': 'classifier.0', 'fc2': 'classifier.3', 'head': 'classifier.6'}
+
+
+def _mobilenet_names(model: MobileNetV2) -> dict[str, str]:
+    names = {'stem': 'features.0.0', 'bn_stem': 'features.0.1', 'head/dense': 'classifier.1'}
+    at = 1
+    for stage, size in enumerate(model.stage_sizes, start=1):
+        # A convolution is one entry with its BatchNorm and ReLU6, but the last of a block, which
+        # has no ReLU6.
+        layers = ('depthwise', 'project') if stage == 1 else ('expand', 'depthwise', 'project')
+        for index in range(1, size + 1):
+            block, there = f'stage{stage}_block{index}', f'features.{at}.conv'
+            for place, layer in enumerate(layers):
+                pair = (f'{place}.0', f'{place}.1')
+                if layer == 'project':
+                    pair = (f'{place}', f'{place + 1}')
+                names[f'{block}/{layer}'], names[f'{block}/bn_{layer}'] = (
+                    f'{there}.{own}' for own in pair
+                )
+            at += 1
+    return names | {'last': f'features.{at}.0', 'bn_last': f'features.{at}.1'}
 
 
 def _rename_block(layer: str, model: nn.Module) -> str:

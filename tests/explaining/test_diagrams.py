@@ -30,6 +30,7 @@ _FORMS = [
     ('alexnet', {'width_multiplier': 0.1, 'lrn': 'caffe'}),
 ]
 _POST = _PRE = ('BatchNorm', 'ReLU')
+_RELU6 = ('BatchNorm', 'ReLU6')
 # Kind of block -> what stands in it from left to right, and what else.
 _BASIC = ['conv 3x3', *_POST, 'conv 3x3', *_POST]
 _BOTTLENECK = ['conv 1x1', *_POST, 'conv 3x3', *_POST, 'conv 1x1', *_POST]
@@ -39,6 +40,10 @@ _BLOCK_WORDS = {
     'projection': (_BASIC, {'conv 1x1, 128, stride 2 · BatchNorm'}),
     'bottleneck': (_BOTTLENECK, {'identity'}),
     'resnext': (_BOTTLENECK, {'identity', '32 groups'}),
+    'inverted': (
+        ['conv 1x1', *_RELU6, 'depthwise 3x3', *_RELU6, 'conv 1x1', 'BatchNorm'],
+        {'identity', '192'},
+    ),
     'preactivation': (
         [*_PRE, 'conv 1x1', *_PRE, 'conv 3x3', *_PRE, 'conv 1x1'],
         {'identity'},

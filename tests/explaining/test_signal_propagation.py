@@ -17,6 +17,7 @@ from flaxcls.models.registry import create_model
 NETWORKS = {
     'alexnet': {'width_multiplier': 0.1},
     'vgg16_bn': {'width_multiplier': 0.05, 'stage_sizes': (1, 1), 'hidden': 64},
+    'mobilenet_v2': {'width_multiplier': 0.25, 'stage_sizes': (1, 2)},
     'resnet20': {'width_multiplier': 0.25, 'stage_sizes': (1, 1)},
     'densenet_40_12': {'growth_rate': 4, 'block_sizes': (2, 2)},
     'densenet_bc_100_12': {'growth_rate': 4, 'block_sizes': (2, 1)},

@@ -13,6 +13,11 @@ NETWORKS = {
     'alexnet': {'model.name': 'alexnet', 'model.width_multiplier': 0.0625},
     'alexnet_bn': {'model.name': 'alexnet_bn', 'model.width_multiplier': 0.0625},
     'vgg16_bn': {'model.name': 'vgg16_bn', 'model.width_multiplier': 0.0625},
+    'mobilenet_v2': {
+        'model.name': 'mobilenet_v2',
+        'model.stage_sizes': '1,1,2',
+        'model.width_multiplier': 0.5,
+    },
     'resnet20': {'model.name': 'resnet20', 'model.stage_sizes': '1,1,1'},
     'resnet50': {'model.name': 'resnet50', 'model.stage_sizes': '1,2,1,1'},
     'resnet50_d': {'model.name': 'resnet50_d', 'model.stage_sizes': '1,1,1,1'},

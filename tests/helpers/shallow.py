@@ -2,6 +2,7 @@
 
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
+from flaxcls.models.mobilenet import MobileNetV2
 from flaxcls.models.registry import MODELS, create_model
 from flaxcls.models.resnet import ResNet
 from flaxcls.models.vgg import VGG
@@ -10,6 +11,7 @@ from flaxcls.models.vgg import VGG
 SHALLOW = {
     AlexNet: {'width_multiplier': 0.125},
     VGG: {'width_multiplier': 0.125},
+    MobileNetV2: {'stage_sizes': (1, 1, 2), 'width_multiplier': 0.25},
     DenseNet: {'block_sizes': (1, 1), 'dropout_rate': 0.1},
     ResNet: {'stage_sizes': (1, 1), 'width_multiplier': 0.125, 'stochastic_depth_rate': 0.1},
 }

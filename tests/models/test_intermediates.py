@@ -14,6 +14,7 @@ TAPS = ['feature_map', 'features']
 SMALL = {
     'alexnet': {'width_multiplier': 0.1},
     'vgg16_bn': {'width_multiplier': 0.1},
+    'mobilenet_v2': {'width_multiplier': 0.25, 'stage_sizes': (1, 1, 2)},
     'resnet18': {'width_multiplier': 0.1, 'stage_sizes': (1, 1)},
     'resnet18_v2': {'width_multiplier': 0.1, 'stage_sizes': (1, 1)},
     'densenet121': {'growth_rate': 4, 'block_sizes': (2, 2)},

@@ -14,6 +14,7 @@ from flaxcls.models.layers import (
     adaptive_avg_pool,
     avg_pool,
     max_pool,
+    relu6,
 )
 from flaxcls.models.patterns import matches
 from flaxcls.ops.batch_norm import in_one_reading, mean_and_var, normalize
@@ -302,3 +303,10 @@ def test_large_weights_are_drawn_as_streams_that_differ():
     (whole,), (parts,) = init.draw_all(fills), init.draw_all(fills, stream_size=1000)
     np.testing.assert_array_equal(parts[0], whole[0])
     assert len({float(part[0]) for part in parts}) == 3 and abs(parts.std() - 1) < 0.1
+
+
+def test_relu6_is_flat_at_both_ends():
+    x = jnp.array([-1.0, 0.0, 0.5, 6.0, 7.0])
+    np.testing.assert_array_equal(relu6(x), [0, 0, 0.5, 6, 6])
+    np.testing.assert_array_equal(jax.grad(lambda x: relu6(x).sum())(x), [0, 0, 1, 0, 0])
+    assert relu6(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -19,8 +19,8 @@ from flaxcls.weights.state_dict import from_state_dict, to_state_dict, torch_lay
 
 # The others are the same code, wider or deeper, and up to minutes each: make test-weekly.
 FAST = {
-    'alexnet', 'resnet18', 'resnet18_v2', 'resnet18_d', 'resnet50', 'resnet20_b', 'densenet121',
-    'densenet_bc_40_12', 'densenet_c_40_12',
+    'alexnet', 'mobilenet_v2', 'resnet18', 'resnet18_v2', 'resnet18_d', 'resnet50', 'resnet20_b',
+    'densenet121', 'densenet_bc_40_12', 'densenet_c_40_12',
 }  # fmt: skip
 FAST_IN_TRAINING = {'alexnet'}
 _COMPILER = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}

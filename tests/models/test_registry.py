@@ -38,6 +38,7 @@ COSTS = [
     ('alexnet_bn', {}, 61_100_840 + 1_152, 0.7142),
     ('vgg16', {}, 138_357_544, 15.4703),
     ('vgg16_bn', {}, 138_365_992, 15.4703),
+    ('mobilenet_v2', {}, 3_504_872, 0.3008),
     ('resnet18', {}, 11_689_512, 1.8141),
     ('resnet34', {}, 21_797_672, 3.6638),
     ('resnet50', {}, 25_557_032, 4.0892),
@@ -97,7 +98,7 @@ def _smallest(name):
     if name in SMALLEST:
         return SMALLEST[name]
     small_images = MODELS[name].image_size == 32
-    if 'res' in name:
+    if 'res' in name or 'mobile' in name:
         return 3 if small_images else 17
     return 4 if small_images else 29
 
@@ -177,7 +178,8 @@ def test_forward_and_gradient_are_finite_and_statistics_move_in_training_only(na
 
 # One of each stem and family: their search takes the same code for all depths.
 @pytest.mark.parametrize(
-    'name', ['alexnet_2012', 'alexnet_bn', 'vgg16', 'resnet18', 'resnet18_d', 'resnet20']
+    'name',
+    ['alexnet_2012', 'alexnet_bn', 'vgg16', 'mobilenet_v2', 'resnet18', 'resnet18_d', 'resnet20'],
 )
 def test_too_small_images_are_refused_naming_the_smallest(name):
     smallest = _smallest(name)
@@ -216,7 +218,7 @@ VALUES = {
     'features': ((64, 192, 384, 256, 256), (64, 192, 384, 256, 128)),
     'hidden': (64, 128),
     'width': (32, 64),
-    'width_multiplier': (0.125, 0.25),
+    'width_multiplier': (0.125, 0.5),
     'two_groups': (False, True),
     'stem_padding': (1, 2),
     'pool_window': (2, 3),
@@ -326,7 +328,9 @@ def test_bfloat16_computes_with_float32_parameters_and_logits(name):
     assert 'bf16' in str(program)
 
 
-@pytest.mark.parametrize('name', ['alexnet_2012', 'vgg16_bn', 'resnext50_32x4d', 'densenet_40_12'])
+@pytest.mark.parametrize(
+    'name', ['alexnet_2012', 'vgg16_bn', 'mobilenet_v2', 'resnext50_32x4d', 'densenet_40_12']
+)
 def test_layers_add_up_to_the_network(name):
     layers = list_layers(create_model(name), MODELS[name].image_size)
     assert sum(layer.parameters for layer in layers) == MODELS[name].parameters

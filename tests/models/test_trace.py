@@ -47,6 +47,7 @@ def _add_pool(x, window, strides, padding=0):
     [
         ('alexnet_2012', {'width_multiplier': 0.02}, 259),
         ('vgg16', {'width_multiplier': 0.02, 'stage_sizes': (2, 2, 1)}, 56),
+        ('mobilenet_v2', {'width_multiplier': 0.25, 'stage_sizes': (1, 2)}, 96),
         ('resnet18', {'width_multiplier': 0.05, 'stage_sizes': (1, 2)}, 128),
         ('resnet18_d', {'width_multiplier': 0.05, 'stage_sizes': (1, 1)}, 128),
         ('resnet50_v1', {'width_multiplier': 0.05, 'stage_sizes': (1, 1)}, 128),
@@ -97,7 +98,9 @@ def test_fields_that_are_joined_hold_both():
     assert hull([Field(), None]) is None
 
 
-@pytest.mark.parametrize('name', ['alexnet_2012', 'vgg16_bn', 'resnet20', 'resnet18_d', 'resnet50'])
+@pytest.mark.parametrize(
+    'name', ['alexnet_2012', 'vgg16_bn', 'mobilenet_v2', 'resnet20', 'resnet18_d', 'resnet50']
+)
 @pytest.mark.parametrize('pixels', [0, 13])
 def test_costs_are_those_of_the_whole_program(name, pixels):
     """Which `count_cost` sums up without knowing any layer."""

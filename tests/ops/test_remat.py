@@ -16,6 +16,7 @@ from tests.helpers.unpack import create_layout, make_train_step
 NETWORKS = {
     'alexnet_bn': {'data.image_size': 224, 'model.width_multiplier': 0.02},
     'vgg16': {'data.image_size': 28, 'model.width_multiplier': 0.05, 'model.stage_sizes': (1, 1)},
+    'mobilenet_v2': {'model.width_multiplier': 0.25, 'model.stage_sizes': (1, 2)},
     'resnet20': {
         'model.width_multiplier': 0.25,
         'model.stage_sizes': (2,),
