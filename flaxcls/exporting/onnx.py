@@ -11,7 +11,7 @@ import jax.export
 import jax.numpy as jnp
 
 from flaxcls.exporting.converters import require_converter
-from flaxcls.exporting.onnx_files import full_disk_reported, load_model, save_model
+from flaxcls.exporting.onnx_files import full_disk_reported, join_relu6, load_model, save_model
 from flaxcls.inference.export_function import Inference
 
 OPSET = 21
@@ -59,6 +59,7 @@ def write_onnx(
         save_model(model, raw, about={})
         _simplify(raw, simplified)
         model = load_model(simplified)
+    join_relu6(model.graph)
     save_model(model, path, about)
 
 

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 _LITTLE_ROOM = 2**20  # Bytes that a disk may have left when a file has just not fitted.
 
 
@@ -35,6 +37,32 @@ def save_model(model: Any, path: pathlib.Path, about: Mapping[str, Any]) -> None
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in about.items()})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def join_relu6(graph: Any) -> None:
+    """Makes one Clip of each ReLU with a minimum behind it, as models.layers.relu6 comes out.
+
+    Runtimes compute it with the convolution before; in int8, whose range ends there, it is nothing.
+    """
+    import onnx  # noqa: PLC0415
+
+    makers = {node.output[0]: node for node in graph.node}
+    uses = collections.Counter(name for node in graph.node for name in node.input)
+    scalars = {constant.name for constant in graph.initializer if not constant.dims}
+    zero, joined = 'zero_of_relu6', []
+    for node in graph.node:
+        if node.op_type != 'Min' or len(node.input) != 2:
+            continue
+        for value, bound in (node.input, reversed(node.input)):
+            relu = makers.get(value)
+            if relu and relu.op_type == 'Relu' and uses[value] == 1 and bound in scalars:
+                node.op_type, node.input[:] = 'Clip', [relu.input[0], zero, bound]
+                joined.append(relu)
+                break
+    for relu in joined:
+        graph.node.remove(relu)
+    if joined:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0), zero))
 
 
 def _share_equal_constants(graph: Any) -> None:

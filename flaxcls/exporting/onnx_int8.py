@@ -11,7 +11,7 @@ from flaxcls.exporting.onnx_files import full_disk_reported, load_model, save_mo
 
 _IMAGES_AT_ONCE = 16
 # Not the factors of a BatchNorm that is not folded: they are few, and int8 is coarse for them.
-_OPERATORS = ['Conv', 'Relu', 'Gemm', 'MatMul', 'Add', 'Concat', 'MaxPool', 'AveragePool']
+_OPERATORS = ['Conv', 'Relu', 'Clip', 'Gemm', 'MatMul', 'Add', 'Concat', 'MaxPool', 'AveragePool']
 
 
 def quantize(

@@ -20,6 +20,7 @@ from flaxcls.exporting import export, formats, run
 from flaxcls.exporting.certificate import Bounds, certify
 from flaxcls.exporting.formats import FORMATS, Request
 from flaxcls.exporting.jax_promise import readable_until
+from flaxcls.exporting.onnx_files import join_relu6
 from flaxcls.exporting.samples import take_samples
 from flaxcls.inference.classifier import Classifier
 from flaxcls.training.restore import load_run, open_run
@@ -97,6 +98,31 @@ def test_exported_network_predicts_as_the_network(name, form, tmp_path):
         found = predict(images[:count])
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected[:count], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('bound_first', [False, True])
+def test_a_relu_and_a_minimum_become_one_clip_unless_another_sees_between_them(bound_first):
+    helper = pytest.importorskip('onnx').helper
+    given, between, other, out = (
+        helper.make_tensor_value_info(name, 1, [5]) for name in ('x', 'r', 'y', 'out')
+    )
+    six = helper.make_tensor('six', 1, [], [6.0])
+    relu = helper.make_node('Relu', ['x'], ['r'])
+    minimum = helper.make_node('Min', ['six', 'r'] if bound_first else ['r', 'six'], ['out'])
+    graph = helper.make_graph([relu, minimum], 'g', [given], [out], [six])
+    join_relu6(graph)
+    assert [node.op_type for node in graph.node] == ['Clip']
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 21)], ir_version=10)
+    evaluator = pytest.importorskip('onnx.reference').ReferenceEvaluator(model)
+    x = np.array([-1, 0, 3, 6, 9], np.float32)
+    np.testing.assert_array_equal(evaluator.run(None, {'x': x})[0], [0, 0, 3, 6, 6])
+
+    seen = helper.make_node('Neg', ['r'], ['y'])
+    graph = helper.make_graph(
+        [relu, seen, minimum], 'g', [given], [other, out], [six], value_info=[between]
+    )
+    join_relu6(graph)
+    assert [node.op_type for node in graph.node] == ['Relu', 'Neg', 'Min']
 
 
 @pytest.mark.parametrize('form', _if_installed(sorted(FORMATS.keys() - {'web'})))
