@@ -16,7 +16,15 @@ from jax.ad_checkpoint import checkpoint_name
 from flaxcls.errors import UserError
 from flaxcls.models.batch_norm import BatchNorm
 from flaxcls.models.init import he_normal_fan_out, normal
-from flaxcls.models.layers import Conv, Dropout, Head, Intermediate, global_avg_pool, relu6
+from flaxcls.models.layers import (
+    Conv,
+    Dropout,
+    Head,
+    Intermediate,
+    global_avg_pool,
+    relu6,
+    stem,
+)
 from flaxcls.ops.remat import BLOCK
 
 # Table 2: the expansion t, channels c and first block's stride s of each stage.
@@ -75,8 +83,9 @@ class MobileNetV2(nn.Module):
       stage_sizes: blocks per stage (n of table 2); fewer than seven leave out the last stages.
       width_multiplier: scales the channels, which are then rounded to multiples of 8; those of the
         last convolution, 1280, only if it is above 1 (section 4).
-      small_images: for images of about 32 pixels: the first convolution and the second stage have
-        stride 1, so that the last map has an eighth of the image's side instead of a 32nd.
+      stem: '3x3' is the paper's; 'small', for images of about 32 pixels: it and the second stage
+        have stride 1, so that the last map has an eighth of the image's side instead of a 32nd;
+        see `layers.stem`.
       dropout_rate: before the classifier; torchvision's.
       norm: constructor of BatchNorm, with the run's settings.
       dtype: of the computation; parameters and logits are float32.
@@ -85,7 +94,7 @@ class MobileNetV2(nn.Module):
     num_classes: int = 1000
     stage_sizes: tuple[int, ...] = (1, 2, 3, 4, 3, 3, 1)
     width_multiplier: float = 1.0
-    small_images: bool = False
+    stem: str = '3x3'
     dropout_rate: float = 0.2
     norm: Callable[..., nn.Module] = BatchNorm
     dtype: Any = jnp.float32
@@ -103,11 +112,11 @@ class MobileNetV2(nn.Module):
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
         norm = functools.partial(self.norm, dtype=self.dtype)
         scaled = functools.partial(_scale, multiplier=self.width_multiplier)
-        x = conv(scaled(32), 3, 1 if self.small_images else 2, padding=1, name='stem')(images)
+        x = stem(images, self.stem, scaled(32), conv, norm, train)
         x = relu6(norm(name='bn_stem')(x, train=train))
         for stage, size in enumerate(self.stage_sizes, start=1):
             expansion, features, strides = _STAGES[stage - 1]
-            if self.small_images and stage == 2:
+            if self.stem == 'small' and stage == 2:
                 strides = 1
             for index in range(1, size + 1):
                 block = InvertedResidual(

@@ -154,6 +154,9 @@ def _vgg_names(model: VGG) -> dict[str, str]:
 
 def _mobilenet_names(model: MobileNetV2) -> dict[str, str]:
     names = {'stem': 'features.0.0', 'bn_stem': 'features.0.1', 'head/dense': 'classifier.1'}
+    if model.stem == 'deep':  # Named as ResNet-D's is.
+        names |= {'stem1': 'features.0.0.0', 'stem2': 'features.0.0.3', 'stem': 'features.0.0.6'}
+        names |= {'bn_stem1': 'features.0.0.1', 'bn_stem2': 'features.0.0.4'}
     at = 1
     for stage, size in enumerate(model.stage_sizes, start=1):
         # A convolution is one entry with its BatchNorm and ReLU6, but the last of a block, which

@@ -60,7 +60,6 @@ CASES = {
     'model.dropout_rate': Case((0.2, 0.4), ALEXNET),
     'model.width_multiplier': Case((0.125, 0.25)),
     'model.stage_sizes': Case(('1', '2', '1,1')),
-    'model.small_images': Case((False, True), DENSENET),
     'model.block_sizes': Case(('1,1', '2,1'), DENSENET),
     'model.growth_rate': Case((4, 8), DENSENET),
     'model.bottleneck': Case((False, True), DENSENET),

@@ -25,6 +25,7 @@ SMALL = [
     ('vgg16', {'width_multiplier': 0.05}),
     ('vgg16_bn', {'width_multiplier': 0.05}),
     ('mobilenet_v2', {'width_multiplier': 0.25, 'stage_sizes': (1, 1, 2)}),
+    ('mobilenet_v2', {'width_multiplier': 0.25, 'stage_sizes': (1, 1), 'stem': 'deep'}),
     ('resnet18', {'width_multiplier': 0.1}),
     ('resnet50', {'width_multiplier': 0.1, 'stage_sizes': (1, 2)}),
     ('resnet50_d', {'width_multiplier': 0.1, 'stage_sizes': (1, 2)}),
