@@ -21,6 +21,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 import flaxcls  # noqa: E402
+from flaxcls.config import extensions  # noqa: E402
 from flaxcls.training import parallel  # noqa: E402
 from tests.helpers.configs import TINY, TRAINED  # noqa: E402
 from tests.helpers.costs import compiles, is_slow  # noqa: E402
@@ -53,6 +54,15 @@ def all_devices():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, 'devices', lambda: devices[:2])
         yield devices
+
+
+@pytest.fixture(scope='module')
+def extensions_unloaded():
+    """Keeps what sweeps and experiments register within a file, and from being trusted later."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(extensions.TRUST, '1')
+        yield
+    extensions.unload_all()
 
 
 @pytest.fixture

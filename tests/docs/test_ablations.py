@@ -15,6 +15,7 @@ _COSTS = (
     'GFLOPs/image',
 )  # Take a trace of each network; test_registry has them.
 
+pytestmark = pytest.mark.usefixtures('extensions_unloaded')
 each_sweep = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
 
 

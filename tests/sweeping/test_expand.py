@@ -24,6 +24,7 @@ from tests.helpers.small_sweep import DEPTH, ROOT, SMALL, WIDTH
 FILES = sorted(pathlib.Path('experiments/sweeps').glob('*.py'))
 
 
+@pytest.mark.usefixtures('extensions_unloaded')
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_every_sweep_has_valid_runs_with_names_of_their_own(path):
     found = expand.load_sweep(str(path))
