@@ -21,6 +21,8 @@ from flaxcls.evaluation.drift import (
     pixel_statistics,
     population_stability_index,
 )
+from flaxcls.evaluation.new_images import find_drift
+from flaxcls.evaluation.runs import evaluate_runs
 
 NAMES = ('boot', 'coat', 'shirt', 'bag')
 DRAWS = 300
@@ -295,3 +297,14 @@ def test_unreadable_files_are_left_out_if_that_is_asked_for(workdir, tmp_path, c
     out = capsys.readouterr().out
     assert '1 of 360 new images cannot be read and are left out' in out
     assert '359 validation images, 359 new' in out
+
+
+def test_predictions_that_are_not_finite_are_no_absence_of_drift(finished):
+    (run,) = evaluate_runs([finished.workdir])
+    logits = run.predictions.logits.copy()
+    logits[3, 1] = np.nan
+    broken = run._replace(predictions=run.predictions._replace(logits=logits))
+    val = open_dataset('digits').val
+    assert not find_drift(run, val).found
+    with pytest.raises(RunError, match=r'not finite.*another --checkpoint'):
+        find_drift(broken, val)
