@@ -25,12 +25,11 @@ from flaxcls.evaluation.new_images import find_drift
 from flaxcls.evaluation.runs import evaluate_runs
 
 NAMES = ('boot', 'coat', 'shirt', 'bag')
-DRAWS = 300
 
 
-def _most(rate):
-    """Returns how many of DRAWS come about once in 1,000 times at a rate, and no more."""
-    return stats.binom.isf(1e-3, DRAWS, rate)
+def _most(rate, draws):
+    """Returns how many of the draws come about once in 1,000 times at a rate, and no more."""
+    return stats.binom.isf(1e-3, draws, rate)
 
 
 @pytest.fixture(scope='module')
@@ -53,12 +52,13 @@ def _found(before, now):
     return {change.name for change in compare(before, now, NAMES).found}
 
 
-@pytest.mark.parametrize('new', [1, 5, 40, 300])
-def test_samples_of_one_source_raise_no_more_alarms_than_stated(new, digits):
+# Without Holm's correction about 30 of the 800 raise an alarm, where 18 may.
+@pytest.mark.parametrize(('new', 'draws'), [(1, 100), (5, 200), (40, 300), (300, 800)])
+def test_samples_of_one_source_raise_no_more_alarms_than_stated(new, draws, digits):
     rng = np.random.default_rng(new)
     everything = _sample(rng, digits)
     alarms = 0
-    for _ in range(DRAWS):
+    for _ in range(draws):
         order = rng.permutation(len(digits))[: 359 + new]
         parts = [
             Sample(
@@ -68,14 +68,14 @@ def test_samples_of_one_source_raise_no_more_alarms_than_stated(new, digits):
             for rows in (order[:359], order[359:])
         ]
         alarms += bool(_found(*parts))
-    assert alarms <= _most(ALARM_RATE)
+    assert alarms <= _most(ALARM_RATE, draws)
 
 
 def test_each_test_alone_keeps_its_level_whatever_is_tied():
     """So that the rate above is not kept by one test for another that breaks it."""
     rng = np.random.default_rng(0)
-    rejected = dict.fromkeys((CONFIDENCE, CLASSES), 0)
-    for _ in range(DRAWS):
+    draws, rejected = 300, dict.fromkeys((CONFIDENCE, CLASSES), 0)
+    for _ in range(draws):
         shares = rng.dirichlet([0.05] * 4, 200).round(2)  # Many are 1, and equal.
         pixels = pixel_statistics(np.zeros((200, 8, 8, 3), np.uint8))
         halves = [Sample({k: v[:100] for k, v in pixels.items()}, part) for part in
@@ -87,7 +87,7 @@ def test_each_test_alone_keeps_its_level_whatever_is_tied():
             else:
                 assert change.p_value == 1
     # Five tests, of which three have a p-value of 1: Holm multiplies by 5 or 4.
-    assert max(rejected.values()) <= _most(0.05)
+    assert max(rejected.values()) <= _most(0.05, draws)
 
 
 def _darker(images):
