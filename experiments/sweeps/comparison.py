@@ -87,7 +87,7 @@ def get_sweep():
                 },
                 'MobileNetV2': {
                     'model.name': 'mobilenet_v2',
-                    'model.small_images': True,
+                    'model.stem': 'small',
                     'model.width_multiplier': 0.25,
                 },
             },
