@@ -70,6 +70,10 @@ def test_intervals_are_those_of_a_t_test():
     assert comparison.half_interval([0.8] * 3) == 0
 
 
+def test_the_readme_has_the_table_of_the_papers_networks():
+    assert comparison.published_table() in pathlib.Path('README.md').read_text(encoding='utf-8')
+
+
 def test_gradients_of_the_papers_networks_are_four_bytes_a_parameter():
     lines = comparison.published_table().splitlines()
     megabytes = {line.split('`')[1]: line.split('|')[-2].strip() for line in lines[2:]}
