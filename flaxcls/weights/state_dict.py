@@ -5,6 +5,7 @@ and v2.
 Networks that neither has (alexnet_2012, alexnet_bn, CIFAR's) are named in the same manner.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from flaxcls.errors import UserError
 from flaxcls.models.alexnet import AlexNet
 from flaxcls.models.densenet import DenseNet
 from flaxcls.models.init import abstract_variables
@@ -47,7 +49,11 @@ class TensorSpec(NamedTuple):
 
 
 def torch_layout(model: nn.Module, image_size: int) -> list[TensorSpec]:
-    """Returns an entry for each array of `model`, sorted by its path."""
+    """Returns an entry for each array of `model`, sorted by its path.
+
+    Raises:
+      UserError: PyTorch's names would give two arrays one name.
+    """
     variables = flatten_dict(abstract_variables(model, image_size))
     rename = _make_rename(model)
     entries = []
@@ -57,6 +63,13 @@ def torch_layout(model: nn.Module, image_size: int) -> list[TensorSpec]:
         shape = to_torch(np.broadcast_to(np.float32(0), leaf.shape)).shape
         key = f'{rename(layer)}.{_LEAVES[path[-1]]}'
         entries.append(TensorSpec(path, key, shape, to_torch, from_torch))
+    keys = sorted(entry.key for entry in entries)
+    for key, following in itertools.pairwise(keys):
+        if key == following:
+            raise UserError(
+                f"PyTorch's names of this network have {key} twice; choose other config.model "
+                'options, such as more blocks.'
+            )
     return entries
 
 

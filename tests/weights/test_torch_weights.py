@@ -61,6 +61,13 @@ def _assert_same(left, right):
         assert left[key].tobytes() == right[key].tobytes(), key
 
 
+def test_two_arrays_of_one_name_are_refused():
+    """timm's third BatchNorm of a deep stem is named as the last of a single block."""
+    model = create_model('densenet121', growth_rate=4, block_sizes=(2,), stem='deep')
+    with pytest.raises(UserError, match=r'norm2.* twice'):
+        torch_layout(model, 32)
+
+
 @pytest.mark.parametrize('counters', [True, False])
 @pytest.mark.parametrize(('name', 'options'), SMALL, ids=str)
 def test_import_then_export_is_the_same_file(tmp_path, name, options, counters):
